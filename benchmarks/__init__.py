@@ -1,0 +1,1 @@
+"""Measurements whose numbers the documentation quotes; each is a command that anyone can rerun."""

@@ -1,0 +1,31 @@
+"""profanity-check: a linear classifier on words, quick and blind to everything but vocabulary."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from .base import Evaluator
+
+
+class ProfanityCheck(Evaluator):
+    """The package alt-profanity-check: a linear SVM on word counts, trained on 200,000 labelled comments and posts.
+
+    Source: https://pypi.org/project/alt-profanity-check/
+    """
+
+    name = "profanity-check"
+
+    def __init__(self) -> None:
+        self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments", "threshold": "the package's own",
+                     "blind_to": "anything said without profane words; masked spellings"}
+
+    def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+        """Probability of profanity for each text."""
+        from profanity_check import predict_prob
+
+        asked = [i for i, text in enumerate(texts) if text.strip()]
+        scores = np.zeros(len(texts))
+        if asked:
+            scores[asked] = predict_prob([texts[i] for i in asked])
+        return {"toxicity": scores}

@@ -1,0 +1,94 @@
+"""What an intervention costs: perplexity on everyday text, and how far the next-token distribution moved."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .batching import batches
+from .errors import ToxlocError
+from .model import LoadedModel
+from .statistics import summed_nll
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """Language quality on one set of texts.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood per predicted token.
+        perplexity_ratio: that over the unedited model's; 1 if nothing is applied.
+        kl: mean over tokens of KL(unedited || edited) of the next-token distribution, in nats.
+        n_tokens: predicted tokens.
+        text: name of the texts.
+    """
+
+    perplexity: float
+    perplexity_ratio: float
+    kl: float
+    n_tokens: int
+    text: str
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, describe: str = "perplexity") -> float:
+    """Mean negative log-likelihood per predicted token, in nats, of the model as it is now.
+
+    Each text is read alone from its first token, with padding masked.
+
+    Raises:
+        ToxlocError: no text has two tokens.
+    """
+    total, count = 0.0, 0
+    for batch in batches(lm, texts, max_length=max_length, describe=describe):
+        loss, n = summed_nll(lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
+        total, count = total + loss.item(), count + n
+    return total / _some(count)
+
+
+@torch.inference_mode()
+def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 256,
+                    name: str = "custom") -> Fluency:
+    """Compare the model as it is now with the same model without its interventions, batch by batch.
+
+    Raises:
+        ToxlocError: no text has two tokens.
+
+    Example:
+        >>> from toxloc import load_model
+        >>> measure_fluency(load_model(), ["The cat sat on the mat."]).perplexity_ratio
+        1.0
+    """
+    edited = unedited = divergence = 0.0
+    count = 0
+    for batch in batches(lm, texts, max_length=max_length, describe="perplexity and KL"):
+        logits = lm.forward(batch.ids, batch.mask)
+        loss, n = summed_nll(logits, batch.ids, batch.mask)
+        edited, count = edited + loss.item(), count + n
+        if not lm.applied:
+            unedited += loss.item()
+            continue
+        with lm.unedited():
+            before = lm.forward(batch.ids, batch.mask)
+        unedited += summed_nll(before, batch.ids, batch.mask)[0].item()
+        predicting = batch.mask[:, 1:].bool()
+        p, q = (x[:, :-1][predicting].float().log_softmax(-1) for x in (before, logits))
+        divergence += (p.exp() * (p - q)).sum().item()
+    count = _some(count)
+    return Fluency(_exp(edited / count), _exp((edited - unedited) / count), divergence / count, count, name)
+
+
+def _exp(value: float) -> float:
+    """exp that says inf where a float is too small to hold it (a destroyed model)."""
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _some(count: int) -> int:
+    if count == 0:
+        raise ToxlocError("No text has two tokens, so there is no perplexity; give longer texts.")
+    return count

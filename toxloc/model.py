@@ -1,0 +1,244 @@
+"""`load_model` and the `LoadedModel` it returns: two module trees over one set of weights."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from .architectures import architecture, down_projections
+from .errors import ToxlocError
+from .sources import not_on_hub, resolve
+
+if TYPE_CHECKING:
+    from .interventions.base import Intervention
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A language model seen twice: through TransformerLens hooks, and as the plain Hugging Face model.
+
+    Attributes:
+        hooked: a TransformerBridge; hooks placed here see and change its activations.
+        hf: the Hugging Face model. It shares every weight with `hooked` (an edit of one is an edit of the
+            other) but not its modules: a hook on `hooked` does not fire here. Used to generate and to save.
+        tokenizer: the Hugging Face tokenizer.
+        name: what it is called in results.
+        prepend_bos: whether texts begin with the BOS token (see `load_model`).
+        applied: the interventions in force, oldest first. Interventions keep this list themselves.
+    """
+
+    hooked: Any
+    hf: Any
+    tokenizer: Any
+    name: str
+    prepend_bos: bool
+    applied: "list[Intervention]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._down = down_projections(self.hf, self.hf.config.model_type)
+        self.fingerprint = _fingerprint(self)
+
+    @classmethod
+    def from_hf(cls, hf: Any, tokenizer: Any, name: str = "model", prepend_bos: bool | None = None) -> "LoadedModel":
+        """Wrap a Hugging Face causal language model that is already in memory; its weights are frozen.
+
+        Raises:
+            ToxlocError: the family is not supported.
+        """
+        from transformer_lens.model_bridge import TransformerBridge
+
+        architecture(hf.config.model_type)
+        if not hf.config.architectures:
+            hf.config.architectures = [type(hf).__name__]
+        hf.eval().requires_grad_(False)
+        shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
+        twin = copy.deepcopy(hf, shared)
+        with _quiet():
+            hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, device=hf.device)
+        if prepend_bos is None:
+            prepend_bos = _starts_with_bos(tokenizer)
+        return cls(hooked, hf, tokenizer, name, prepend_bos)
+
+    def __repr__(self) -> str:
+        return (f"LoadedModel({self.name!r}, {self.hf.config.model_type}, {self.n_layers} layers, "
+                f"d_model={self.d_model}, d_mlp={self.d_mlp}, {self.dtype}, {self.device})")
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._down)
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons in one MLP (rows of W_out)."""
+        return int(self.W_out(0).shape[0])
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream (columns of W_out)."""
+        return int(self.W_out(0).shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self._down[0].weight.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self._down[0].weight.dtype  # type: ignore[return-value]
+
+    @property
+    def context(self) -> int:
+        """Longest text in tokens that the model takes."""
+        return int(getattr(self.hf.config, "max_position_embeddings", None) or 2048)
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """Live view of the matrix that writes layer `layer`'s MLP output; in-place changes change the model."""
+        weight: Tensor = self.hooked.blocks[layer].mlp.W_out
+        return weight
+
+    def b_out(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """Live bias of the MLP output, or None where the family has none."""
+        bias: Tensor | None = getattr(self.hooked.blocks[layer].mlp, "b_out", None)
+        return bias
+
+    def down_projection(self, layer: int) -> nn.Module:
+        """Return the module of `hf` that maps a layer's neurons to its output: where hooks on `hf` go."""
+        return self._down[layer]
+
+    def neuron_hook(self, layer: int) -> str:
+        """Name of the hook point of the neurons' activations a [batch, pos, d_mlp]."""
+        return f"blocks.{layer}.mlp.hook_post"
+
+    def output_hook(self, layer: int) -> str:
+        """Name of the hook point of a @ W_out + b_out [batch, pos, d_model], before any norm that may follow."""
+        return f"blocks.{layer}.mlp.out.hook_out"
+
+    def forward(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+                ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run the hooked model to its logits; `mask` is 1 at real tokens."""
+        logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+    def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> None:
+        """Run the hooked model for its hooks alone: everything but the unembedding, the costly last step."""
+        self.hooked.original_model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Take every intervention in force off for the duration of the block, then put them back."""
+        in_force = list(self.applied)
+        for intervention in reversed(in_force):
+            intervention.revert(self)
+        try:
+            yield
+        finally:
+            for intervention in in_force:
+                intervention.apply(self)
+
+
+def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",
+               prepend_bos: bool | None = None) -> LoadedModel:
+    """Load a language model for localization and intervention.
+
+    Args:
+        name: "toxloc-tiny" (comes with the package), a Hugging Face folder, a `.gguf` file (converted once into
+            the user's cache) or a hub id.
+        device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU.
+        dtype: "float32", "bfloat16" or "float16". Statistics and edits are computed in float32 whatever this is,
+            but an edit written into 16-bit weights is rounded.
+        prepend_bos: whether texts begin with the BOS token. By default yes if the tokenizer adds it by itself
+            or if BOS is the token that also ends documents (GPT-2's custom: training texts began that way).
+
+    Raises:
+        ToxlocError: no such model, files missing, no network, unsupported family, no such device or dtype.
+
+    Example:
+        >>> lm = load_model("toxloc-tiny")
+        >>> lm.n_layers, lm.d_mlp, lm.d_model
+        (8, 1024, 256)
+    """
+    where = pick_device(device)
+    if dtype not in DTYPES:
+        raise ToxlocError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    source = resolve(name)
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(source.location)
+            architecture(config.model_type)
+            tokenizer = AutoTokenizer.from_pretrained(source.location)
+            hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], config=config)
+        except ToxlocError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            if source.kind == "hub":
+                raise not_on_hub(name, error) from error
+            raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
+    return LoadedModel.from_hf(hf.to(where), tokenizer, source.name, prepend_bos)
+
+
+def pick_device(device: str | None) -> torch.device:
+    """Turn a device's name into a device that is really there.
+
+    Raises:
+        ToxlocError: the name is not a device's, or the machine has no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ToxlocError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from None
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise ToxlocError(f"Device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
+                          "use --device cpu or install a CUDA build of torch.")
+    if where.type == "mps" and not torch.backends.mps.is_available():
+        raise ToxlocError("Device 'mps' was asked for, but this machine has none; use --device cpu.")
+    return where
+
+
+def _starts_with_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return False
+    return tokenizer("a")["input_ids"][:1] == [bos] or bos == tokenizer.eos_token_id
+
+
+def _fingerprint(lm: LoadedModel) -> str:
+    """Hash of the shape and of sixteen rows of every W_out: tells models apart without reading them whole."""
+    shape = [lm.hf.config.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
+    digest = hashlib.sha256(json.dumps(shape).encode())
+    for layer in range(lm.n_layers):
+        rows = lm.W_out(layer)[:: max(1, lm.d_mlp // 16)].detach().float().cpu().contiguous()
+        digest.update(rows.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' own bars and notices off the user's screen; errors still come through."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    disabled = logging.root.manager.disable
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,137 @@
+"""What a model name means: a built-in model, a local folder, a GGUF file, or a hub id."""
+
+import difflib
+import hashlib
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from .errors import ToxlocError
+from .files import new_folder
+
+ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model name resolved: `location` is what `from_pretrained` takes, `kind` says how it was found."""
+
+    name: str
+    kind: str
+    location: str
+
+
+def resolve(name: str) -> Source:
+    """Find out what `name` means, looking at built-in names, then files, then the form of a hub id.
+
+    Raises:
+        ToxlocError: nothing can be meant by it, or the folder or file is missing or incomplete.
+
+    Example:
+        >>> resolve("toxloc-tiny").kind
+        'built-in'
+    """
+    if name in BUILT_IN:
+        return Source(name, "built-in", str(BUILT_IN[name]))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ToxlocError(f"There is no GGUF file at {name}; check the path.")
+        return Source(path.stem, "gguf", str(converted(path)))
+    if path.is_dir():
+        _check_folder(path)
+        return Source(path.resolve().name, "folder", str(path))
+    if path.exists():
+        raise ToxlocError(f"{name} is a file but not a .gguf file; give a model folder, a .gguf file or a hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_ID.fullmatch(name):
+        raise ToxlocError(
+            f"There is no model folder at {name!r}; give a folder with config.json and weights, a .gguf file, "
+            f"a hub id such as 'org/model', or a built-in name ({', '.join(BUILT_IN)})."
+        )
+    return Source(name, "hub", name)
+
+
+def not_on_hub(name: str, reason: Exception) -> ToxlocError:
+    """Say in one sentence why a hub id could not be loaded and what to do instead."""
+    close = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    text = str(reason)
+    if "gated" in text or "403" in text or "401" in text:
+        why = "the hub wants a login or an accepted licence for it (run `hf auth login`), or it does not exist"
+    elif "404" in text or "is not a valid model identifier" in text or "not a local folder" in text:
+        why = "the hub has no such model"
+    else:
+        why = "the model hub could not be reached"
+    return ToxlocError(
+        f"{name!r} is neither built in ({', '.join(BUILT_IN)}) nor a local folder, and {why}; "
+        f"download the model on a connected machine and give its folder or .gguf file instead.{hint}"
+    )
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        hint = " It holds .gguf files: name one of them." if any(path.glob("*.gguf")) else ""
+        raise ToxlocError(f"{path} has no config.json, so it is not a Hugging Face model folder.{hint}")
+    if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
+        raise ToxlocError(f"{path} has a config.json but no weights (*.safetensors or *.bin); finish the download.")
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ToxlocError(f"{path} has no tokenizer files; save the tokenizer there with tokenizer.save_pretrained.")
+
+
+def converted(gguf: Path) -> Path:
+    """Return a normal model folder made from a GGUF file, converting it on first use.
+
+    The folder lies in the user's cache under the SHA-256 of the file, so a changed file is converted anew and
+    the same file never twice. Weights are dequantised to float32, as transformers reads them.
+
+    Raises:
+        ToxlocError: transformers cannot read the file.
+    """
+    digest = hashlib.sha256()
+    with gguf.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    folder = Path(platformdirs.user_cache_dir("toxloc")) / "gguf" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
+    if free < 10 * gguf.stat().st_size:
+        raise ToxlocError(
+            f"Converting {gguf.name} needs up to {10 * gguf.stat().st_size >> 20} MiB in {folder.parent}, "
+            f"where {free >> 20} MiB are free; make room or set XDG_CACHE_HOME to another disk."
+        )
+    with new_folder(folder, overwrite=True) as partial:
+        _convert(gguf, partial)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        raise ToxlocError(
+            f"transformers cannot read {gguf.name} ({error}); convert it to a Hugging Face folder by other means."
+        ) from error
+    # What is saved is a plain model: as long as these say "quantized", it could neither be saved nor edited.
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
