@@ -3,18 +3,29 @@
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .errors import ToxlocError
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths in a Hugging Face model: `blocks` to the list of blocks, `down` in a block to the module of W_out."""
+    """Paths in a Hugging Face model.
+
+    Attributes:
+        blocks: to the list of blocks.
+        down: in a block, to the module that holds W_out.
+        post_norm: in a block, to the norm between the MLP and the residual stream, where the family has one.
+        norm_offset: that norm multiplies by (offset + its weight).
+    """
 
     blocks: str
     down: str
+    post_norm: str | None = None
+    norm_offset: float = 0.0
 
 
+_GEMMA = Architecture("model.layers", "mlp.down_proj", "post_feedforward_layernorm", norm_offset=1.0)
 _LLAMA = Architecture("model.layers", "mlp.down_proj")
 ARCHITECTURES = {
     "gpt2": Architecture("transformer.h", "mlp.c_proj"),
@@ -29,10 +40,10 @@ ARCHITECTURES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "phi3": _LLAMA,
-    "olmo2": _LLAMA,
+    "olmo2": Architecture("model.layers", "mlp.down_proj", "post_feedforward_layernorm"),
 }
 
 
@@ -50,20 +61,22 @@ def architecture(model_type: str) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-def down_projections(model: nn.Module, model_type: str) -> list[nn.Module]:
-    """Return the module that holds W_out (d_mlp to d_model) of every block, first block first.
+def mlp_modules(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return, for every block, the module that holds W_out and the one whose output joins the residual stream.
+
+    They are the same but for families with a norm after the MLP.
 
     Raises:
-        ToxlocError: the model has the type's name but not its layout (a mixture of experts, for example).
+        ToxlocError: the family is not supported, or the model has the type's name but not its layout (a mixture of
+            experts, for example).
     """
-    family = architecture(model_type)
+    family = architecture(model.config.model_type)
     try:
-        blocks = model.get_submodule(family.blocks)
-        return [block.get_submodule(family.down) for block in blocks.children()]
+        blocks = list(model.get_submodule(family.blocks).children())
+        down = [block.get_submodule(family.down) for block in blocks]
+        return down, [block.get_submodule(family.post_norm) for block in blocks] if family.post_norm else down
     except AttributeError:
         raise ToxlocError(
-            f"This {model_type} model has no dense MLP at {family.blocks}.*.{family.down}; "
+            f"This {model.config.model_type} model has no dense MLP at {family.blocks}.*.{family.down}; "
             "mixtures of experts and changed layouts are not supported."
         ) from None
-
-

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
-from .architectures import architecture, down_projections
+from .architectures import architecture, mlp_modules
 from .errors import ToxlocError
+from .progress import quiet
 from .sources import not_on_hub, resolve
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class LoadedModel:
     applied: "list[Intervention]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._down = down_projections(self.hf, self.hf.config.model_type)
+        self._down, self._contributions = mlp_modules(self.hf)
         self.fingerprint = _fingerprint(self)
 
     @classmethod
@@ -65,8 +64,10 @@ class LoadedModel:
         hf.eval().requires_grad_(False)
         shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
         twin = copy.deepcopy(hf, shared)
-        with _quiet():
+        with quiet():
             hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, device=hf.device)
+        # The bridge splits some families' joint q, k, v matrix into parameters of its own.
+        hooked.requires_grad_(False)
         if prepend_bos is None:
             prepend_bos = _starts_with_bos(tokenizer)
         return cls(hooked, hf, tokenizer, name, prepend_bos)
@@ -119,13 +120,21 @@ class LoadedModel:
         """Return the module of `hf` that maps a layer's neurons to its output: where hooks on `hf` go."""
         return self._down[layer]
 
+    def contribution(self, layer: int) -> nn.Module:
+        """Return the module of `hf` whose output a layer's MLP adds to the residual stream."""
+        return self._contributions[layer]
+
     def neuron_hook(self, layer: int) -> str:
         """Name of the hook point of the neurons' activations a [batch, pos, d_mlp]."""
         return f"blocks.{layer}.mlp.hook_post"
 
     def output_hook(self, layer: int) -> str:
-        """Name of the hook point of a @ W_out + b_out [batch, pos, d_model], before any norm that may follow."""
+        """Name of the hook point of m = a @ W_out + b_out [batch, pos, d_model], before any norm that may follow."""
         return f"blocks.{layer}.mlp.out.hook_out"
+
+    def contribution_hook(self, layer: int) -> str:
+        """Name of the hook point of what the MLP adds to the residual stream: m, normed where the family does so."""
+        return f"blocks.{layer}.hook_mlp_out"
 
     def forward(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
                 ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -175,7 +184,7 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
     if dtype not in DTYPES:
         raise ToxlocError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
     source = resolve(name)
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(source.location)
             architecture(config.model_type)
@@ -225,20 +234,3 @@ def _fingerprint(lm: LoadedModel) -> str:
         rows = lm.W_out(layer)[:: max(1, lm.d_mlp // 16)].detach().float().cpu().contiguous()
         digest.update(rows.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the loaders' own bars and notices off the user's screen; errors still come through."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    disabled = logging.root.manager.disable
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -1,16 +1,17 @@
-"""Progress bars that appear only while someone asked to see them.
+"""Progress that appears only while someone asked to see it.
 
-Library code wraps its loops in :func:`track`; the command line (or a notebook) opens :func:`shown` around a
-call. Without `shown`, `track` passes the items through and prints nothing.
+The pipeline announces its steps with :func:`step`, loops pass their items through :func:`track`; the command line
+(or a notebook) opens :func:`shown` around a call. Without `shown`, both print nothing.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
 _display: ContextVar[Progress | None] = ContextVar("toxloc_progress", default=None)
@@ -18,13 +19,13 @@ _display: ContextVar[Progress | None] = ContextVar("toxloc_progress", default=No
 
 @contextmanager
 def shown(console: Console | None = None) -> Iterator[None]:
-    """Show the bars of every `track` inside this context.
+    """Show the steps and bars of everything inside this context.
 
     >>> with shown():
     ...     for _ in track([1, 2, 3], "counting"): pass
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+               TimeElapsedColumn())
     with Progress(*columns, console=console) as display:
         token = _display.set(display)
         try:
@@ -33,16 +34,49 @@ def shown(console: Console | None = None) -> Iterator[None]:
             _display.reset(token)
 
 
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Show a line with its time for the duration of the block; it stays when the block is done."""
+    display = _display.get()
+    if display is None:
+        yield
+        return
+    task = display.add_task(f"[bold]{name}", total=1)
+    yield
+    display.update(task, completed=1)
+
+
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items unchanged, advancing a bar if one is shown."""
+    """Yield the items unchanged, advancing a bar, if one is shown, that goes when they are at an end."""
     display = _display.get()
     if display is None:
         yield from items
         return
     if total is None and isinstance(items, Sized):
         total = len(items)
-    task = display.add_task(description, total=total)
-    for item in items:
-        yield item
-        display.advance(task)
-    display.update(task, total=display.tasks[task].completed)
+    task = display.add_task(f"  {description}", total=total)
+    try:
+        for item in items:
+            yield item
+            display.advance(task)
+    finally:
+        display.remove_task(task)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the notices and bars of the libraries that load models off the user's screen; errors come through."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    disabled = logging.root.manager.disable
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

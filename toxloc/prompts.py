@@ -248,12 +248,12 @@ def load_prompts(source: str = "builtin", *, text_column: str | None = None, spl
     return PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name)
 
 
-def load_neutral(source: str = "builtin", *, text_column: str | None = None, limit: int | None = 340,
+def load_neutral(source: str = "builtin", *, text_column: str | None = None, limit: int | None = 500,
                  min_words: int = 8, seed: int = 0) -> NeutralText:
     """Load everyday text and divide it into the parts to fit, to tune and to check.
 
     Args:
-        source: "builtin" (340 passages written for toxloc), a text file (one passage a line; WikiText's headings
+        source: "builtin" (860 passages and comments written for toxloc), a text file (one passage a line; WikiText's headings
             are left out), or a table with a text column.
         text_column: recognised if it has a usual name.
         limit: passages drawn, at random; None for all.

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import re
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import platformdirs
 
 from .errors import ToxlocError
 from .files import new_folder
+from .progress import quiet
 
 ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
@@ -119,8 +119,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
@@ -133,5 +132,6 @@ def _convert(gguf: Path, folder: Path) -> None:
             delattr(model, attribute)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

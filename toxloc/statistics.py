@@ -186,11 +186,12 @@ class _Collector:
                 self.outputs[layer].update(m.detach().view(*self.real.shape, -1)[self.kept])
             if not self.backward:
                 return None
-            # Weights are frozen, so the graph begins at the first MLP's output and holds nothing before it.
+            # Weights are frozen, so the graph begins at the first MLP's output and holds nothing before it. `m` is
+            # returned because a hook may be shown a reshaped view, which is not what the model goes on with.
             if not m.requires_grad:
-                m.requires_grad_(True)
+                m = m.detach().requires_grad_(True)
             m.register_hook(lambda delta: self._reduce(layer, delta))
-            return None
+            return m
         return hook
 
     def _reduce(self, layer: int, delta: Tensor) -> None:
@@ -228,7 +229,7 @@ def summed_nll(logits: Float[Tensor, "batch pos d_vocab"], ids: Int[Tensor, "bat
 @contextmanager
 def _frozen(lm: LoadedModel) -> Iterator[None]:
     """Switch weight gradients off, and back to what they were."""
-    trained = [p for p in lm.hf.parameters() if p.requires_grad]
+    trained = [p for tree in (lm.hf, lm.hooked) for p in tree.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from ..progress import track
+from ..progress import quiet, track
 from ..sources import ASSETS
 from .base import Evaluator
 
@@ -48,7 +48,8 @@ class Guard(Evaluator):
     def _model(self) -> Any:
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()
+        with quiet():
+            return AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
     @cached_property
     def _tokenizer(self) -> Any:

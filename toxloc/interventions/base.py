@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -62,7 +62,7 @@ class Intervention(ABC):
 
     @classmethod
     @abstractmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Intervention":
         """Make the intervention that `config` and `_tensors` described."""
 
     def apply(self, lm: LoadedModel) -> None:
@@ -93,7 +93,7 @@ class Intervention(ABC):
         self._undo.pop(lm).close()
 
     @contextmanager
-    def applied(self, lm: LoadedModel) -> Iterator[Self]:
+    def applied(self, lm: LoadedModel) -> Iterator["Intervention"]:
         """Keep the intervention in force for a block, and take it off also after an exception.
 
         Example:
@@ -124,10 +124,10 @@ class Intervention(ABC):
                 "fitted_on": self.fitted_on, "record": self.record,
             })
 
-    def _fitted(self, lm: LoadedModel, record: dict[str, Any]) -> Self:
+    def _note_fit(self, lm: LoadedModel, record: dict[str, Any]) -> None:
+        """Remember the model it was fitted on and what the fit found."""
         self.fitted_on = {"name": lm.name, "fingerprint": lm.fingerprint}
         self.record = record
-        return self
 
 
 def load_intervention(folder: str | PathLike[str]) -> Intervention:

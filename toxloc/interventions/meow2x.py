@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..architectures import architecture
 from ..errors import ToxlocError
 from ..localization import SCORES
 from ..model import LoadedModel
@@ -23,9 +24,10 @@ MODES = ("hooks", "weights")
 class Meow2X(Intervention):
     """Multiply chosen layers' MLP outputs, or chosen neurons, by `scale`.
 
-    Neuron form: a_j becomes scale * a_j at `mlp.hook_post`. Layer form: the MLP output a @ W_out + b_out becomes
-    scale times itself, before any norm that may follow. Scaling a neuron is scaling a row of W_out, and scaling a
-    layer is scaling W_out and b_out, so `mode="weights"` does the same at no cost at inference.
+    Neuron form: a_j becomes scale * a_j at `mlp.hook_post`. Layer form: what the MLP adds to the residual stream
+    becomes scale times itself at `hook_mlp_out`. Scaling a neuron is scaling a row of W_out, and scaling a layer is
+    scaling W_out and b_out, so `mode="weights"` does the same at no cost at inference. Where a norm follows the MLP
+    (gemma2, gemma3, olmo2) it would undo a scaled W_out; there the norm's own weight is scaled.
 
     Args:
         layers: layers to scale.
@@ -66,7 +68,7 @@ class Meow2X(Intervention):
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float = 0.02, scale: float = 0.5,
             score: str = "attribution", per_cost: bool = True, mode: str = "hooks",
-            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> Self:
+            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "Meow2X":
         """Scale as many neurons, best first, as the budget allows.
 
         Neurons with a positive score are ranked by it or, with `per_cost`, by score / sqrt(C_jj w_jᵀ S w_j): the
@@ -100,7 +102,7 @@ class Meow2X(Intervention):
         if not order:
             raise ToxlocError(f"No neuron has a positive {score}; there is nothing to turn down.")
 
-        def first(count: float) -> Self:
+        def first(count: float) -> "Meow2X":
             return cls(neurons=order[: math.floor(count)], scale=scale, mode=mode)
 
         rise = perplexity_rise(lm, neutral.tune)
@@ -108,7 +110,9 @@ class Meow2X(Intervention):
                                first=max(1.0, len(order) / 20), limit=len(order))
         record = {"budget": budget, "tuned_perplexity_ratio": 1 + tuned.cost, "evaluations": tuned.evaluations,
                   "score": score, "per_cost": per_cost, "n_neurons": math.floor(tuned.strength)}
-        return first(tuned.strength)._fitted(lm, record)
+        meow = first(tuned.strength)
+        meow._note_fit(lm, record)
+        return meow
 
     def config(self) -> dict[str, Any]:
         """Return the settings; which neurons they are is in the tensors."""
@@ -131,9 +135,7 @@ class Meow2X(Intervention):
                 W = lm.W_out(layer)
                 overwrite(W, W.float() * factor[:, None], stack)
             for layer in self.layers:
-                for weight in (lm.W_out(layer), lm.b_out(layer)):
-                    if weight is not None:
-                        overwrite(weight, weight.float() * self.scale, stack)
+                self._bake_layer(lm, layer, stack)
             return
         hooks: list[tuple[str, Callable[..., Any]]] = []
         for layer, factor in factors.items():
@@ -142,10 +144,20 @@ class Meow2X(Intervention):
             handle = lm.down_projection(layer).register_forward_pre_hook(lambda _, args, f=factor: (args[0] * f,))
             stack.callback(handle.remove)
         for layer in self.layers:
-            hooks.append((lm.output_hook(layer), lambda m, hook: m * self.scale))
-            handle = lm.down_projection(layer).register_forward_hook(lambda _, args, m: m * self.scale)
+            hooks.append((lm.contribution_hook(layer), lambda m, hook: m * self.scale))
+            handle = lm.contribution(layer).register_forward_hook(lambda _, args, m: m * self.scale)
             stack.callback(handle.remove)
         stack.enter_context(lm.hooked.hooks(fwd_hooks=hooks))
+
+    def _bake_layer(self, lm: LoadedModel, layer: int, stack: ExitStack) -> None:
+        family = architecture(lm.hf.config.model_type)
+        if family.post_norm:
+            weight = lm.contribution(layer).weight
+            overwrite(weight, self.scale * (family.norm_offset + weight.float()) - family.norm_offset, stack)
+            return
+        for weight in (lm.W_out(layer), lm.b_out(layer)):
+            if weight is not None:
+                overwrite(weight, weight.float() * self.scale, stack)
 
     def _neuron_factors(self, lm: LoadedModel) -> dict[int, Tensor]:
         factors: dict[int, Tensor] = {}
@@ -157,7 +169,7 @@ class Meow2X(Intervention):
         return {"neurons": torch.tensor(self.neurons, dtype=torch.int64).reshape(-1, 2)}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Meow2X":
         neurons = [(int(layer), int(j)) for layer, j in tensors["neurons"].tolist()]
         return cls(layers=config["layers"], neurons=neurons, scale=config["scale"], mode=config["mode"])
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -86,7 +86,7 @@ class TRNE(Intervention):
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | None = None,
             norm: float | None = None, layers: int | Sequence[int] | None = None, ridge: float = 1.0,
-            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> Self:
+            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "TRNE":
         """Find the edit and its strength.
 
         Args:
@@ -144,7 +144,9 @@ class TRNE(Intervention):
             record |= {"budget": budget, "tuned_perplexity_ratio": 1 + tuned.cost, "evaluations": tuned.evaluations}
         record |= {"strength": strength, "norm": strength * relative,
                    "editability": {str(layer): value for layer, value in editability.items()}}
-        return cls([edit.scaled(strength) for edit in unit], settings)._fitted(lm, record)
+        edit = cls([edit.scaled(strength) for edit in unit], settings)
+        edit._note_fit(lm, record)
+        return edit
 
     def config(self) -> dict[str, Any]:
         """Return the metric and the ridge; the vectors are in the tensors."""
@@ -168,7 +170,7 @@ class TRNE(Intervention):
         return {f"{edit.layer}.{part}": getattr(edit, part) for edit in self.edits for part in "uv"}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "TRNE":
         layers = sorted({int(name.partition(".")[0]) for name in tensors})
         return cls([RankOne(i, tensors[f"{i}.u"], tensors[f"{i}.v"]) for i in layers], config)
 

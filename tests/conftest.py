@@ -1,0 +1,106 @@
+"""Shape annotations are checked in every test; models are tiny and random, or the one that comes with toxloc."""
+
+import os
+import tempfile
+
+# Before anything imports `datasets`: its cache must not depend on, or end up in, the user's.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.typechecker  # noqa: E402, F401
+
+with install_import_hook("toxloc", "tests.typechecker.checked"):
+    import toxloc.pipeline
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+import toxloc  # noqa: E402
+from toxloc.model import LoadedModel  # noqa: E402
+from toxloc.sources import BUILT_IN  # noqa: E402
+
+SIZES = {
+    "gpt2": dict(n_embd=16, n_layer=2, n_head=2, n_positions=64),
+    "gpt_neox": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
+    "opt": dict(hidden_size=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16),
+    "llama": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=1),
+    "olmo2": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2),
+    "gemma2": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                   num_key_value_heads=1, head_dim=8),
+}
+TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone say that to a friend of mine?",
+         "Good morning!", "He left the door open again, and the rain came in all night."]
+
+
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BUILT_IN["toxloc-tiny"])
+
+
+def random_hf(family="gpt2", seed=0, scale=8.0, dtype=torch.float32, **sizes):
+    """A random model whose weights are large enough that its predictions are far from uniform."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, vocab_size=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+                                  **{**SIZES[family], **sizes})
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, p in hf.named_parameters():
+            if p.ndim == 2:
+                p.mul_(scale)
+            elif "bias" in name:
+                p.normal_(0, 0.1)
+    return hf.to(dtype)
+
+
+def random_model(family="gpt2", **kwargs):
+    return LoadedModel.from_hf(random_hf(family, **kwargs), tokenizer(), f"random-{family}")
+
+
+def bits(lm):
+    return [p.detach().clone() for p in lm.hf.parameters()]
+
+
+def same_bits(before, lm):
+    return all(torch.equal(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny():
+    return random_model()
+
+
+@pytest.fixture(params=sorted(SIZES))
+def any_family(request):
+    return random_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def lm():
+    """toxloc-tiny; tests leave it as it was."""
+    return toxloc.load_model("toxloc-tiny")
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """A contrast set small enough to be quick."""
+    return toxloc.load_contrast("builtin").limited(60, seed=1)
+
+
+@pytest.fixture(scope="session")
+def neutral():
+    return toxloc.load_neutral("builtin", limit=40)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """One whole run with small settings, shared by the tests of the pipeline, the report and the command line."""
+    out = tmp_path_factory.mktemp("run") / "result"
+    return toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60)

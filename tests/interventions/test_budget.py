@@ -1,0 +1,51 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toxloc import ToxlocError
+from toxloc.interventions.budget import check_budget, largest_within
+
+
+@given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3),
+       budget=st.floats(1e-4, 0.2))
+def test_any_power_law_is_spent_to_nine_tenths_within_twelve_evaluations(scale, power, first, budget):
+    calls = []
+
+    def cost(s):
+        calls.append(s)
+        return scale * s**power
+
+    # What a fit does: the first guess is right to a few orders of magnitude.
+    start = (budget / scale) ** (1 / power) * min(max(first, 1e-2), 1e2)
+    tuned = largest_within(cost, budget, start)
+    assert 0.9 * budget <= tuned.cost <= budget
+    assert tuned.cost == pytest.approx(cost(tuned.strength))
+    assert len(calls) - 1 <= 12
+
+
+def test_a_model_that_explodes_is_approached_from_below():
+    tuned = largest_within(lambda s: math.inf if s > 0.003 else s, 0.01, first=1.0)
+    assert 0.002 < tuned.strength <= 0.003
+
+
+def test_a_cost_that_first_falls_is_followed_until_it_rises():
+    tuned = largest_within(lambda s: s * s - 0.1 * s, 0.01, first=0.01)
+    assert tuned.cost <= 0.01
+    assert tuned.strength > 0.15
+
+
+def test_the_limit_is_kept():
+    assert largest_within(lambda s: 1e-6 * s, 0.01, first=3, limit=10).strength == 10
+
+
+def test_nothing_fits():
+    with pytest.raises(ToxlocError, match="No strength down to"):
+        largest_within(lambda s: 1.0, 0.01, first=1.0)
+
+
+@pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
+def test_budgets_out_of_range(budget):
+    with pytest.raises(ToxlocError, match="such as 0.01"):
+        check_budget(budget)

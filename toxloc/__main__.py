@@ -1,0 +1,5 @@
+"""`python -m toxloc`."""
+
+from .cli import entry
+
+entry()

@@ -1,0 +1,275 @@
+"""The whole job: localize, fit both methods, judge the model before and after, write results and a report."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import __version__
+from .errors import ToxlocError
+from .evaluation import Evaluation, evaluate
+from .evaluators import DEFAULT, get_evaluators
+from .files import check_free, new_folder, read_json, write_json
+from .interventions import TRNE, Intervention, Meow2X
+from .localization import Localization, localize
+from .metrics import relative_change
+from .model import LoadedModel, load_model, pick_device
+from .progress import step
+from .prompts import EVERYDAY, PROVOCATIVE, ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
+from .report import write_report
+from .statistics import collect_contrast
+
+FORMAT_VERSION = 1
+SCORES = ("activation", "gradient_norm", "attribution")
+
+
+class Settings(BaseModel):
+    """Everything that decides a run's numbers; written into results.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("toxloc-tiny", description="built-in name, Hugging Face folder, .gguf file or hub id")
+    contrast: str = Field("builtin", description="toxic and neutral texts to localize with and to fit on")
+    prompts: str = Field("builtin", description="openings to complete")
+    neutral: str = Field("builtin", description="everyday text that budgets are tuned on")
+    check: str | None = Field(None, description="everyday text that the cost is checked on; default: a part of neutral")
+    evaluators: tuple[str, ...] = Field(DEFAULT, description="judges of the completions")
+    budget: float = Field(0.01, gt=0, lt=1, description="perplexity rise allowed to TRNE")
+    meow2x_budget: float = Field(0.02, gt=0, lt=1, description="perplexity rise allowed to Meow2X")
+    samples: int = Field(5, ge=1, description="completions per prompt")
+    max_prompts: int = Field(200, ge=1, description="prompts of each kind, at most")
+    max_texts: int = Field(600, ge=8, description="contrast texts of each side, at most")
+    max_neutral: int = Field(500, ge=12, description="everyday texts, at most")
+    max_new_tokens: int = Field(20, ge=1, description="length of a completion in tokens")
+    seed: int = Field(0, ge=0, description="of every draw")
+    device: str | None = Field(None, description="cpu, cuda, mps; default: CUDA where there is one")
+    dtype: str = Field("float32", description="type of the weights")
+
+    def command(self) -> str:
+        """Return the shell command that repeats the run."""
+        parts = ["toxloc", "run"]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            for one in value if isinstance(value, tuple) else (value,):
+                parts += [f"--{'evaluator' if name == 'evaluators' else name.replace('_', '-')}", str(one)]
+        return shlex.join(parts)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run lies and what it found.
+
+    Attributes:
+        path: the folder with results.json, completions.jsonl, report.html and the fitted interventions.
+        results: the content of results.json.
+    """
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    def rate(self, method: str, judge: str = "any") -> float:
+        """Share of completions that a judge calls toxic under a method."""
+        return float(next(r for r in self.results["runs"] if r["method"] == method)["toxicity"][judge]["rate"])
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> "RunResult":
+        """Read a finished run.
+
+        Raises:
+            ToxlocError: there is none in the folder.
+        """
+        return cls(Path(folder), read_json(Path(folder) / "results.json", "finished run"))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a run, disjoint where they must be."""
+
+    contrast: ContrastSet
+    judged: PromptSet
+    everyday: PromptSet | None
+    neutral: NeutralText
+    check: list[str]
+    check_name: str
+
+
+def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, overwrite: bool = False,
+        contrast: str = "builtin", prompts: str = "builtin", neutral: str = "builtin", check: str | None = None,
+        evaluators: Sequence[str] = DEFAULT, budget: float = 0.01, meow2x_budget: float = 0.02, samples: int = 5,
+        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, max_new_tokens: int = 20,
+        seed: int = 0, device: str | None = None, dtype: str = "float32") -> RunResult:
+    """Localize toxicity in a model, turn it down with Meow2X and TRNE, and judge baseline and both.
+
+    Args:
+        model: what `load_model` takes.
+        out: folder to write; by default a new one in `toxloc-runs`. It appears only when the run is complete.
+        overwrite: replace `out` if it holds something.
+        contrast: what `load_contrast` takes.
+        prompts: what `load_prompts` takes. Provocative ones are judged; everyday ones, where there are any, show
+            how much of ordinary talk is called toxic. Contrast texts that begin with a judged prompt are left out.
+        neutral: what `load_neutral` takes; budgets are tuned on a part of it that no statistic sees.
+        check: further everyday text on which alone the reported cost is measured; by default a third part of
+            `neutral`.
+        evaluators: names of judges.
+        budget: perplexity rise allowed to TRNE on the tuning text.
+        meow2x_budget: the same for Meow2X.
+        samples: completions per prompt.
+        max_prompts: prompts of each kind, drawn at random if there are more.
+        max_texts: contrast texts of each side, likewise.
+        max_neutral: everyday texts to read, likewise.
+        max_new_tokens: length of a completion.
+        seed: of every draw; the same seed, machine and version give the same completions.
+        device: see `load_model`.
+        dtype: see `load_model`.
+
+    Raises:
+        ToxlocError: any setting or input that cannot be used, before anything is computed or written.
+
+    Example:
+        >>> result = toxloc.run("toxloc-tiny", out="first-run")        # doctest: +SKIP
+        >>> result.rate("baseline"), result.rate("trne")               # doctest: +SKIP
+    """
+    try:
+        settings = Settings(
+            model=model, contrast=contrast, prompts=prompts, neutral=neutral, check=check,
+            evaluators=tuple(evaluators), budget=budget, meow2x_budget=meow2x_budget, samples=samples,
+            max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral,
+            max_new_tokens=max_new_tokens, seed=seed, device=device, dtype=dtype,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ToxlocError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}.") from None
+    target = Path(out) if out is not None else _default_folder(settings)
+    check_free(target, overwrite)
+    get_evaluators(settings.evaluators)
+    pick_device(settings.device)
+    with step("Reading texts"):
+        texts = _load_texts(settings)
+    with step(f"Loading {settings.model}"):
+        lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    with new_folder(target, overwrite) as folder:
+        results = _run(lm, texts, settings, folder)
+    return RunResult(target, results)
+
+
+def _default_folder(settings: Settings) -> Path:
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(settings.model).stem}"
+    return Path("toxloc-runs") / stem
+
+
+def _load_texts(s: Settings) -> _Texts:
+    prompts = load_prompts(s.prompts).limited(s.max_prompts, s.seed)
+    judged = prompts.only(PROVOCATIVE) or prompts
+    everyday = prompts.only(EVERYDAY) if judged is not prompts else None
+    contrast = load_contrast(s.contrast)
+    contrast = contrast.without(prompts.texts).limited(s.max_texts, s.seed)
+    neutral = load_neutral(s.neutral, limit=s.max_neutral, seed=s.seed)
+    if s.check is None:
+        return _Texts(contrast, judged, everyday, neutral, neutral.check, f"{neutral.name}, third part")
+    other = load_neutral(s.check, limit=s.max_neutral, seed=s.seed)
+    seen = {*neutral.fit, *neutral.tune}
+    apart = [text for part in (other.fit, other.tune, other.check) for text in part if text not in seen]
+    if not apart:
+        raise ToxlocError(f"--check {s.check} holds no text that --neutral {s.neutral} does not; give another file.")
+    return _Texts(contrast, judged, everyday, neutral, apart, other.name)
+
+
+def _run(lm: LoadedModel, texts: _Texts, s: Settings, folder: Path) -> dict[str, Any]:
+    with step("Localizing"):
+        statistics = collect_contrast(lm, texts.contrast, curvature=True, more_neutral=texts.neutral.fit)
+        loc = localize(lm, texts.contrast, SCORES, statistics=statistics)
+    methods: list[Intervention] = []
+    with step("Fitting Meow2X"):
+        methods.append(Meow2X.fit(lm, texts.contrast, budget=s.meow2x_budget, neutral=texts.neutral,
+                                  statistics=statistics))
+    with step("Fitting TRNE"):
+        methods.append(TRNE.fit(lm, texts.contrast, budget=s.budget, neutral=texts.neutral, statistics=statistics))
+    del statistics
+    with step("Judging the baseline"):
+        judged = [_judge(lm, None, texts, s)]
+    for method in methods:
+        with step(f"Judging {method.kind}"):
+            judged.append(_judge(lm, method, texts, s))
+        method.save(folder / method.kind)
+    loc.save(folder / "localization")
+    results = _results(lm, loc, texts, s, judged)
+    write_json(folder / "results.json", results)
+    _write_completions(folder / "completions.jsonl", judged)
+    write_report(folder / "report.html", results, loc, [row for run in judged for row in run.rows()])
+    return results
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One method judged on provocative and, where there are any, on everyday prompts."""
+
+    main: Evaluation
+    everyday: Evaluation | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for e in (self.main, self.everyday) if e for row in e.rows()]
+
+
+def _judge(lm: LoadedModel, method: Intervention | None, texts: _Texts, s: Settings) -> _Judged:
+    if method is not None:
+        with method.applied(lm):
+            return _judge(lm, None, texts, s)
+    how: dict[str, Any] = {"evaluators": s.evaluators, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
+    main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **how)
+    everyday = None
+    if texts.everyday is not None:
+        everyday = evaluate(lm, texts.everyday, samples=max(1, s.samples // 2), fluency=False, **how)
+    return _Judged(main, everyday)
+
+
+def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, judged: list[_Judged]) -> dict[str, Any]:
+    runs = []
+    for one in judged:
+        entry = one.main.to_dict()
+        if one.everyday:
+            entry["everyday_toxicity"] = {name: t.to_dict() for name, t in one.everyday.toxicity.items()}
+        if one is not judged[0]:
+            changes = {name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
+                       for name, judgement in one.main.judgements.items()}
+            entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
+        runs.append(entry)
+    evaluators = {e.name: {"threshold": e.threshold, **e.card} for e in get_evaluators(s.evaluators)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "toxloc": __version__,
+        "model": lm.name,
+        "seed": s.seed,
+        "contrast": {"name": texts.contrast.name, "n_toxic": len(texts.contrast.toxic),
+                     "n_neutral": len(texts.contrast.neutral)},
+        "prompts": {"name": texts.judged.name, "n_judged": len(texts.judged),
+                    "n_everyday": len(texts.everyday) if texts.everyday else 0, "samples": s.samples},
+        "neutral": {"name": texts.neutral.name, "n_fit": len(texts.neutral.fit), "n_tune": len(texts.neutral.tune),
+                    "check": texts.check_name, "n_check": len(texts.check)},
+        "evaluators": evaluators,
+        "settings": s.model_dump(),
+        "command": s.command(),
+        "about_model": {"fingerprint": lm.fingerprint, "type": lm.hf.config.model_type, "n_layers": lm.n_layers,
+                        "d_mlp": lm.d_mlp, "d_model": lm.d_model, "device": str(lm.device), "dtype": s.dtype},
+        "localization": {"layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores}},
+        "runs": runs,
+    }
+
+
+def _write_completions(path: Path, judged: list[_Judged]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for one in judged:
+            for row in one.rows():
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,96 @@
+"""One self-contained HTML file: what was found, what it cost, how to repeat it. Texts are masked until clicked."""
+
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from . import plots
+from .localization import Localization
+
+SHOWN = 60  # completions in the report; all of them are in completions.jsonl
+
+
+def write_report(path: Path, results: dict[str, Any], loc: Localization, rows: list[dict[str, Any]]) -> None:
+    """Write the report of a run.
+
+    Args:
+        path: file to write.
+        results: content of results.json.
+        loc: the localization.
+        rows: completions as in completions.jsonl.
+    """
+    environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
+    environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.0%}".format, "signed2": "{:+.2%}".format}
+    editability = {int(layer): value for run in results["runs"]
+                   for layer, value in (run["config"].get("editability") or {}).items()}
+    figures = {
+        "before_after": plots.before_after(results["runs"]),
+        "cost": plots.cost(results["runs"]),
+        "layers": loc.heatmap(),
+        "neurons": plots.neuron_map(loc),
+        "editability": plots.editability(editability),
+    }
+    samples, n_pairs = _samples(rows, [run["method"] for run in results["runs"]])
+    path.write_text(environment.get_template("report.html.j2").render(
+        r=results, figures={name: _html(figure) for name, figure in figures.items()}, titles=plots.METHOD_TITLES,
+        answers=_answers(results, loc), samples=samples, n_pairs=n_pairs, masked=_masked, editability=editability,
+        plotly_js=get_plotlyjs(),
+    ), encoding="utf-8")
+
+
+def _html(figure: go.Figure) -> str:
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
+                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
+    return html
+
+
+def _masked(text: str) -> Markup:
+    text = text.strip() or "(empty)"
+    return Markup('<button type="button" class="mask" aria-label="masked text, press to show">{}</button>'
+                  ).format(escape(text))
+
+
+def _answers(results: dict[str, Any], loc: Localization) -> list[dict[str, str]]:
+    """The three answers of a run in a number and a sentence each: where, how far down, at what cost."""
+    base = results["runs"][0]["toxicity"]["any"]
+    layer = loc.top_layers("attribution", 1)[0] if "attribution" in loc.scores else None
+    answers = [{"title": "toxic before", "value": f"{base['rate']:.1%}",
+                "text": "of completions, by any evaluator"}]
+    if layer is not None:
+        answers.append({"title": "contributes most to it", "value": f"layer {layer}",
+                        "text": f"of 0 to {len(loc.layer_scores('attribution')) - 1}, by attribution"})
+    for run in results["runs"][1:]:
+        change = (run.get("change") or {}).get("any")
+        ratio = run["fluency"]["perplexity_ratio"] - 1
+        answers.append({
+            "title": f"under {plots.METHOD_TITLES[run['method']]}",
+            "value": f"{run['toxicity']['any']['rate']:.1%}" + (f" ({change['relative']:+.0%})" if change else ""),
+            "text": f"at {ratio:+.2%} perplexity on unseen everyday text",
+        })
+    return answers
+
+
+def _samples(rows: list[dict[str, Any]], methods: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """The same prompt and sample number under every method side by side, most changed verdicts first."""
+    together: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        together.setdefault((row["kind"] or "", row["prompt"], row["sample"]), {})[row["method"]] = row
+    complete = [group for group in together.values() if all(method in group for method in methods)]
+    changed = sorted(complete, key=lambda g: -abs(2 * g[methods[0]]["toxic"]["any"]
+                                                  - sum(g[m]["toxic"]["any"] for m in methods[1:])))
+    # Half of the rows show changes (both for better and for worse), half the ordinary course of things.
+    shown = changed[: SHOWN // 2]
+    rest = [group for group in complete if not any(group is g for g in shown)]
+    shown += rest[:: max(1, len(rest) // (SHOWN // 2))][: SHOWN // 2]
+    return [{"prompt": group[methods[0]]["prompt"],
+             "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
+                              "verdict": _verdict(group[m]["toxic"])} for m in methods]} for group in shown], len(complete)
+
+
+def _verdict(toxic: dict[str, bool]) -> str:
+    judges = [name for name, verdict in toxic.items() if verdict and name not in ("any", "both")]
+    return "toxic: " + ", ".join(judges) if judges else "not toxic"
