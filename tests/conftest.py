@@ -7,20 +7,20 @@ import tempfile
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-import tests.typechecker  # noqa: E402, F401
+import tests.typechecker  # noqa: F401
 
 with install_import_hook("toxloc", "tests.typechecker.checked"):
     import toxloc.pipeline
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import toxloc  # noqa: E402
-from toxloc.model import LoadedModel  # noqa: E402
-from toxloc.sources import BUILT_IN  # noqa: E402
+import toxloc
+from toxloc.model import LoadedModel
+from toxloc.sources import BUILT_IN
 
 SIZES = {
     "gpt2": dict(n_embd=16, n_layer=2, n_head=2, n_positions=64),

@@ -46,10 +46,10 @@ def test_attribution_is_the_slope_of_the_contrast_when_a_part_is_scaled_down(fam
         return (less - more) / (2 * h)
 
     for layer in range(lm.n_layers):
-        assert loc.layer_scores("attribution")[layer] == pytest.approx(slope(layer, slice(None)), rel=5e-3, abs=1e-6)
+        assert loc.layer_scores("attribution")[layer] == pytest.approx(slope(layer, slice(None)), rel=5e-3, abs=5e-6)
         for neuron in (0, 7, 31):
             expected = slope(layer, neuron)
-            assert loc.neuron_scores("attribution")[layer, neuron] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+            assert loc.neuron_scores("attribution")[layer, neuron] == pytest.approx(expected, rel=5e-3, abs=5e-6)
 
 
 def test_activation_by_hand(tiny):

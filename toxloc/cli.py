@@ -30,7 +30,8 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 @app.command()
 def run(
     model: Annotated[str, typer.Option(help="toxloc-tiny (comes with toxloc), a Hugging Face model folder, a .gguf "
-                                            "file, or a hub id such as org/name.", rich_help_panel=WHAT)] = "toxloc-tiny",
+                                            "file, or a hub id such as org/name.",
+                                       rich_help_panel=WHAT)] = "toxloc-tiny",
     contrast: Annotated[str, typer.Option(help="Toxic and neutral texts to learn the difference from: builtin, or a "
                                                "CSV, TSV, JSONL or Parquet file, or a hub dataset.",
                                           rich_help_panel=WHAT)] = "builtin",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from .errors import ToxlocError
 from .evaluators import DEFAULT, Evaluator, get_evaluators
@@ -90,7 +91,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
     """
     judges = get_evaluators(evaluators)
     if fluency and neutral is not None and not neutral:
-        raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in ones.")
+        raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in.")
     cost = None
     if fluency:
         texts, name = (load_neutral().check, "builtin") if neutral is None else (list(neutral), "custom")
@@ -110,9 +111,9 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
 def judge(completions: list[list[str]], evaluators: Sequence[Evaluator]) -> dict[str, Judgement]:
     """Let every evaluator score completions [n_prompts][samples]; add "any" and "both"."""
     texts = [text for several in completions for text in several]
-    shape = (len(completions), len(completions[0]))
     found = {}
     for evaluator in evaluators:
-        scores = np.asarray(evaluator.score(texts)[evaluator.label], dtype=np.float64).reshape(shape)
+        scores = rearrange(np.asarray(evaluator.score(texts)[evaluator.label], dtype=np.float64),
+                           "(prompt sample) -> prompt sample", prompt=len(completions))
         found[evaluator.name] = Judgement(scores, scores >= evaluator.threshold)
     return combine(found)

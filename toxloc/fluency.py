@@ -84,7 +84,7 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
 
 
 def _exp(value: float) -> float:
-    """exp that says inf where a float is too small to hold it (a destroyed model)."""
+    """Exp that says inf where a float is too small to hold it (a destroyed model)."""
     return math.exp(value) if value < 700 else math.inf
 
 

@@ -29,7 +29,9 @@ def combine(judgements: dict[str, Judgement]) -> dict[str, Judgement]:
     """Add the verdicts "any" (of the judges calls it toxic; highest score) and "both" (all do; lowest score)."""
     scores = np.stack([j.scores for j in judgements.values()])
     toxic = np.stack([j.toxic for j in judgements.values()])
-    return judgements | {"any": Judgement(scores.max(0), toxic.any(0)), "both": Judgement(scores.min(0), toxic.all(0))}
+    either = Judgement(scores.max(0), np.logical_or.reduce(toxic))
+    every = Judgement(scores.min(0), np.logical_and.reduce(toxic))
+    return judgements | {"any": either, "both": every}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -94,12 +95,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self._down[0].weight.device  # type: ignore[return-value]
+        return self.W_out(0).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self._down[0].weight.dtype  # type: ignore[return-value]
+        return self.W_out(0).dtype
 
     @property
     def context(self) -> int:
@@ -192,7 +193,7 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], config=config)
         except ToxlocError:
             raise
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             if source.kind == "hub":
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
@@ -223,7 +224,7 @@ def _starts_with_bos(tokenizer: Any) -> bool:
     bos = tokenizer.bos_token_id
     if bos is None:
         return False
-    return tokenizer("a")["input_ids"][:1] == [bos] or bos == tokenizer.eos_token_id
+    return bool(tokenizer("a")["input_ids"][:1] == [bos] or bos == tokenizer.eos_token_id)
 
 
 def _fingerprint(lm: LoadedModel) -> str:

@@ -21,7 +21,16 @@ from .localization import Localization, localize
 from .metrics import relative_change
 from .model import LoadedModel, load_model, pick_device
 from .progress import step
-from .prompts import EVERYDAY, PROVOCATIVE, ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
+from .prompts import (
+    EVERYDAY,
+    PROVOCATIVE,
+    ContrastSet,
+    NeutralText,
+    PromptSet,
+    load_contrast,
+    load_neutral,
+    load_prompts,
+)
 from .report import write_report
 from .statistics import collect_contrast
 
@@ -259,7 +268,7 @@ def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, jud
         "neutral": {"name": texts.neutral.name, "n_fit": len(texts.neutral.fit), "n_tune": len(texts.neutral.tune),
                     "check": texts.check_name, "n_check": len(texts.check)},
         "evaluators": evaluators,
-        "settings": s.model_dump(),
+        "settings": s.model_dump(mode="json"),
         "command": s.command(),
         "about_model": {"fingerprint": lm.fingerprint, "type": lm.hf.config.model_type, "n_layers": lm.n_layers,
                         "d_mlp": lm.d_mlp, "d_model": lm.d_model, "device": str(lm.device), "dtype": s.dtype},

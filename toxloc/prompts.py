@@ -57,20 +57,14 @@ class ContrastSet:
             raise ToxlocError(f"A fraction between 0 and 1 is needed, not {fraction}.")
         toxic = _shuffled(len(self.toxic), seed)
         neutral = toxic if self.paired else _shuffled(len(self.neutral), seed)
-        parts = []
-        for first in (True, False):
-            sides = []
-            for texts, order in ((self.toxic, toxic), (self.neutral, neutral)):
-                cut = round(fraction * len(texts))
-                sides.append([texts[i] for i in (order[:cut] if first else order[cut:])])
-            parts.append(ContrastSet(*sides, self.name, self.paired))
-        return parts[0], parts[1]
+        a, b = round(fraction * len(toxic)), round(fraction * len(neutral))
+        return self._take(toxic[:a], neutral[:b]), self._take(toxic[a:], neutral[b:])
 
     def limited(self, count: int, seed: int = 0) -> "ContrastSet":
         """Return at most `count` texts of each side, drawn at random."""
         toxic = _shuffled(len(self.toxic), seed)[:count]
         neutral = toxic if self.paired else _shuffled(len(self.neutral), seed)[:count]
-        return ContrastSet([self.toxic[i] for i in toxic], [self.neutral[i] for i in neutral], self.name, self.paired)
+        return self._take(toxic, neutral)
 
     def without(self, openings: Sequence[str]) -> "ContrastSet":
         """Return the texts that do not begin with any of the openings (what is judged must not be fitted on)."""
@@ -83,8 +77,12 @@ class ContrastSet:
 
         if self.paired:
             kept = [i for i in range(len(self.toxic)) if free(self.toxic[i]) and free(self.neutral[i])]
-            return ContrastSet([self.toxic[i] for i in kept], [self.neutral[i] for i in kept], self.name, True)
-        return ContrastSet([t for t in self.toxic if free(t)], [t for t in self.neutral if free(t)], self.name)
+            return self._take(kept, kept)
+        return self._take([i for i, t in enumerate(self.toxic) if free(t)],
+                          [i for i, t in enumerate(self.neutral) if free(t)])
+
+    def _take(self, toxic: list[int], neutral: list[int]) -> "ContrastSet":
+        return ContrastSet([self.toxic[i] for i in toxic], [self.neutral[i] for i in neutral], self.name, self.paired)
 
 
 @dataclass(frozen=True)
@@ -253,8 +251,8 @@ def load_neutral(source: str = "builtin", *, text_column: str | None = None, lim
     """Load everyday text and divide it into the parts to fit, to tune and to check.
 
     Args:
-        source: "builtin" (860 passages and comments written for toxloc), a text file (one passage a line; WikiText's headings
-            are left out), or a table with a text column.
+        source: "builtin" (860 passages and comments written for toxloc), a text file (one passage a line; WikiText's
+            headings are left out), or a table with a text column.
         text_column: recognised if it has a usual name.
         limit: passages drawn, at random; None for all.
         min_words: shorter passages of a file are left out.

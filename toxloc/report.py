@@ -88,7 +88,8 @@ def _samples(rows: list[dict[str, Any]], methods: list[str]) -> tuple[list[dict[
     shown += rest[:: max(1, len(rest) // (SHOWN // 2))][: SHOWN // 2]
     return [{"prompt": group[methods[0]]["prompt"],
              "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
-                              "verdict": _verdict(group[m]["toxic"])} for m in methods]} for group in shown], len(complete)
+                              "verdict": _verdict(group[m]["toxic"])} for m in methods]}
+            for group in shown], len(complete)
 
 
 def _verdict(toxic: dict[str, bool]) -> str:

@@ -63,6 +63,8 @@ def _read_file(datasets: Any, path: Path) -> list[Row]:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
         return list(table)
     except Exception as error:  # datasets wraps each reader's own errors in types of its own
+        if "corresponds to no data" in str(error):
+            return []
         cause = error.__cause__ or error
         raise ToxlocError(f"{path} cannot be read as {builder}: {str(cause).splitlines()[0]}") from error
 

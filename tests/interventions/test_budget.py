@@ -47,5 +47,5 @@ def test_nothing_fits():
 
 @pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
 def test_budgets_out_of_range(budget):
-    with pytest.raises(ToxlocError, match="such as 0.01"):
+    with pytest.raises(ToxlocError, match=r"such as 0\.01"):
         check_budget(budget)

@@ -66,7 +66,7 @@ class Guard(Evaluator):
         end = self._tokenizer.eos_token_id
         for start in track(range(0, len(asked), BATCH), "toxloc-guard"):
             part = asked[start : start + BATCH]
-            rows = [row[:MAX_TOKENS] + [end] for row in self._tokenizer([cleaned[i] for i in part])["input_ids"]]
+            rows = [[*row[:MAX_TOKENS], end] for row in self._tokenizer([cleaned[i] for i in part])["input_ids"]]
             ids = torch.full((len(rows), max(map(len, rows))), end)
             mask = torch.zeros_like(ids)
             for k, row in enumerate(rows):

@@ -17,7 +17,7 @@ class ProfanityCheck(Evaluator):
     name = "profanity-check"
 
     def __init__(self) -> None:
-        self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments", "threshold": "the package's own",
+        self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
                      "blind_to": "anything said without profane words; masked spellings"}
 
     def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:

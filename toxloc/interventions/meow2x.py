@@ -152,8 +152,8 @@ class Meow2X(Intervention):
     def _bake_layer(self, lm: LoadedModel, layer: int, stack: ExitStack) -> None:
         family = architecture(lm.hf.config.model_type)
         if family.post_norm:
-            weight = lm.contribution(layer).weight
-            overwrite(weight, self.scale * (family.norm_offset + weight.float()) - family.norm_offset, stack)
+            norm = lm.contribution(layer).get_parameter("weight")
+            overwrite(norm, self.scale * (family.norm_offset + norm.float()) - family.norm_offset, stack)
             return
         for weight in (lm.W_out(layer), lm.b_out(layer)):
             if weight is not None:
@@ -183,5 +183,6 @@ def _costs(lm: LoadedModel, statistics: ContrastStatistics) -> np.ndarray:
         W = lm.W_out(layer).float()
         cost = statistics.C[layer].diagonal() * ((W @ statistics.S[layer]) * W).sum(1)
         rows.append(cost.double().cpu().numpy())
-    costs = np.stack(rows)
-    return np.maximum(costs, 1e-9 * costs.mean())
+    costs: np.ndarray = np.stack(rows)
+    floor: np.ndarray = np.maximum(costs, 1e-9 * costs.mean())
+    return floor

@@ -50,7 +50,8 @@ def inverse_root(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
     """(M + ridge * mean eigenvalue of M * I)^(-1/2), for symmetric M with no negative eigenvalue, in float64."""
     values, vectors = torch.linalg.eigh(M.double())
     values = values.clamp_min(0)
-    return (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
+    root: Tensor = (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
+    return root
 
 
 class TRNE(Intervention):

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from toxloc import Meow2X, PromptSet, ToxlocError, evaluate
+from toxloc.evaluators import FunctionEvaluator
+from toxloc.fluency import measure_fluency
+from toxloc.generation import generate
+
+PROMPTS = PromptSet(["You are", "He said that", "The soup"], ["provocative", "everyday", "everyday"])
+LONG = FunctionEvaluator("long", lambda texts: [float(len(t) > 60) for t in texts])
+HAS_E = FunctionEvaluator("has-e", lambda texts: [0.75 * ("e" in t) for t in texts])
+
+
+def test_figures_follow_from_the_completions(lm):
+    found = evaluate(lm, PROMPTS, [LONG, HAS_E], samples=4, seed=2, neutral=["A quiet evening at home."])
+    assert found.completions == generate(lm, PROMPTS.texts, samples=4, seed=2)
+    flat = [text for several in found.completions for text in several]
+    assert found.toxicity["long"].rate == np.mean([len(t) > 60 for t in flat])
+    assert found.toxicity["has-e"].mean == pytest.approx(np.mean([0.75 * ("e" in t) for t in flat]))
+    assert found.toxicity["any"].rate == np.mean([len(t) > 60 or "e" in t for t in flat])
+    assert found.toxicity["both"].rate == np.mean([len(t) > 60 and "e" in t for t in flat])
+    assert found.fluency == measure_fluency(lm, ["A quiet evening at home."])
+    assert found.method == "baseline"
+
+
+def test_the_entry_of_the_results_has_the_promised_schema(lm):
+    meow = Meow2X(layers=[7], scale=0.5)
+    with meow.applied(lm):
+        entry = evaluate(lm, PROMPTS, samples=1, neutral=["A quiet evening at home."]).to_dict()
+    assert entry["method"] == "meow2x"
+    assert entry["config"]["scale"] == 0.5
+    assert list(entry["toxicity"]) == ["toxloc-guard", "profanity-check", "any", "both"]
+    for figures in entry["toxicity"].values():
+        assert list(figures) == ["rate", "rate_ci", "mean", "expected_max", "probability"]
+        assert figures["rate_ci"][0] <= figures["rate"] <= figures["rate_ci"][1]
+    assert {"perplexity", "perplexity_ratio", "kl"} <= set(entry["fluency"])
+    assert entry["fluency"]["kl"] > 0
+
+
+def test_rows_hold_every_completion_with_its_verdicts(lm):
+    found = evaluate(lm, PROMPTS, [LONG], samples=2, fluency=False)
+    rows = list(found.rows())
+    assert found.fluency is None
+    assert len(rows) == 6
+    assert [row["kind"] for row in rows[::2]] == PROMPTS.kinds
+    assert rows[3]["completion"] == found.completions[1][1]
+    assert rows[3]["toxic"]["any"] == rows[3]["toxic"]["long"] == (len(rows[3]["completion"]) > 60)
+
+
+def test_no_neutral_text(lm):
+    with pytest.raises(ToxlocError, match="no neutral texts"):
+        evaluate(lm, PROMPTS, neutral=[])

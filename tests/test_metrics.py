@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from toxloc.metrics import Judgement, combine, mean_interval, relative_change, toxicity
+
+SCORES = np.array([[0.9, 0.1, 0.2], [0.2, 0.4, 0.3], [0.7, 0.8, 0.6]])
+
+
+def judged(scores, threshold=0.5):
+    return Judgement(scores, scores >= threshold)
+
+
+def test_figures_by_hand():
+    found = toxicity(judged(SCORES))
+    assert found.rate == pytest.approx(4 / 9)
+    assert found.mean == pytest.approx(4.2 / 9)
+    assert found.expected_max == pytest.approx((0.9 + 0.4 + 0.8) / 3)
+    assert found.probability == pytest.approx(2 / 3)
+    assert found.to_dict()["rate_ci"] == list(found.rate_ci)
+
+
+def test_any_and_both_by_hand():
+    other = np.array([[0.6, 0.6, 0.0], [0.9, 0.0, 0.0], [0.7, 0.1, 0.6]])
+    found = combine({"a": judged(SCORES), "b": judged(other)})
+    assert list(found) == ["a", "b", "any", "both"]
+    assert found["any"].toxic.sum() == 6
+    assert found["both"].toxic.sum() == 3
+    assert found["both"].scores[0, 1] == 0.1
+
+
+SOME = hnp.arrays(np.float64, (5, 3), elements=st.floats(0, 1))
+
+
+@given(SOME, SOME)
+def test_both_is_under_each_judge_and_any_over_it(a, b):
+    rates = {name: toxicity(j).rate for name, j in combine({"a": judged(a), "b": judged(b, 0.8)}).items()}
+    assert rates["both"] <= min(rates["a"], rates["b"]) <= max(rates["a"], rates["b"]) <= rates["any"]
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = sum(low <= 0.3 <= high for low, high in
+               (mean_interval(rng.binomial(5, 0.3, size=80) / 5, seed=i) for i in range(200)))
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_agreement_of_all_prompts_is_not_certainty():
+    low, high = mean_interval(np.zeros(100))
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 100))
+    assert mean_interval(np.ones(100))[1] == 1
+
+
+def test_relative_change_is_paired():
+    before = np.tile([[0.9], [0.1]], (50, 4))
+    half = before.copy()
+    half[::4] = 0.1  # every second toxic prompt turns
+    change = relative_change(judged(before), judged(half))
+    assert change.relative == pytest.approx(-0.5)
+    assert change.ci[0] < -0.5 < change.ci[1]
+    same = relative_change(judged(before), judged(before))
+    assert (same.relative, same.ci) == (0.0, (0.0, 0.0))
+    assert relative_change(judged(half * 0), judged(before)) is None

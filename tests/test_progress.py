@@ -1,0 +1,30 @@
+import io
+import logging
+
+from rich.console import Console
+
+from toxloc.progress import quiet, shown, step, track
+
+
+def test_silent_unless_shown(capsys):
+    with step("working"):
+        assert list(track([1, 2], "counting")) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_steps_stay_and_bars_go():
+    screen = io.StringIO()
+    with shown(Console(file=screen, force_terminal=True, width=100)), step("Working hard"):
+        assert list(track(range(3), "counting")) == [0, 1, 2]
+    final = screen.getvalue().rsplit("\x1b[2K", 1)[-1]
+    assert "Working hard" in final
+    assert "counting" not in final
+
+
+def test_quiet_puts_everything_back():
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), logging.root.manager.disable
+    with quiet():
+        assert not hf_logging.is_progress_bar_enabled()
+    assert before == (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), logging.root.manager.disable)

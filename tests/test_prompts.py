@@ -1,0 +1,165 @@
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from toxloc import ContrastSet, NeutralText, PromptSet, ToxlocError, load_contrast, load_neutral, load_prompts
+
+RTP = [
+    {"prompt": {"text": "They are all", "toxicity": 0.1}, "continuation": {"text": " kind people.", "toxicity": 0.05}},
+    {"prompt": {"text": "What a", "toxicity": 0.1}, "continuation": {"text": " damned fool.", "toxicity": 0.9}},
+    {"prompt": {"text": "You idiot, go", "toxicity": 0.9}, "continuation": {"text": " home.", "toxicity": 0.1},
+     "challenging": True},
+    {"prompt": {"text": "Half and", "toxicity": 0.4}, "continuation": {"text": " half.", "toxicity": 0.3}},
+    {"prompt": {"text": "Unscored"}, "continuation": {"text": " row."}},
+]
+
+
+def jsonl(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_built_in_pairs_differ_in_toxicity_and_not_in_form():
+    pairs = load_contrast("builtin")
+    assert len(pairs.toxic) == len(pairs.neutral) >= 240
+    assert len({*pairs.toxic, *pairs.neutral}) == 2 * len(pairs.toxic)
+    for toxic, neutral in zip(pairs.toxic, pairs.neutral, strict=True):
+        a, b = len(toxic.split()), len(neutral.split())
+        assert abs(a - b) <= max(2, 0.2 * a), (toxic, neutral)
+        assert toxic[0].isupper() == neutral[0].isupper()
+        assert toxic[-1] == neutral[-1]
+        assert {c: toxic.count(c) for c in "!?\"#*()"} == {c: neutral.count(c) for c in "!?\"#*()"}
+        assert toxic.isupper() == neutral.isupper()
+    lengths = [sum(len(t.split()) for t in side) for side in (pairs.toxic, pairs.neutral)]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
+
+
+def test_built_in_neutral_sides_and_passages_hold_no_swear_words():
+    swear = re.compile(r"\b(fuck\w*|shit\w*|bitch\w*|bastard\w*|asshole\w*|idiot\w*|moron\w*|crap|damn)\b", re.I)
+    neutral = load_neutral(limit=None)
+    for text in [*load_contrast().neutral, *neutral.fit, *neutral.tune, *neutral.check]:
+        assert not swear.search(text), text
+
+
+def test_built_in_openings_are_many_different_and_open():
+    prompts = load_prompts("builtin")
+    counts = Counter(prompts.kinds)
+    assert len(prompts) == len(set(prompts.texts)) >= 200
+    assert counts["provocative"] == counts["everyday"] >= 100
+    assert all(text == text.strip() and text[-1] not in ".!?" for text in prompts.texts)
+    neutral = load_neutral(limit=None)
+    heads = tuple(prompts.texts)
+    assert not any(t.startswith(heads) for t in [*load_contrast().toxic, *load_contrast().neutral, *neutral.check])
+
+
+def test_split_is_disjoint_complete_seeded_and_keeps_pairs():
+    pairs = ContrastSet([f"t{i}" for i in range(10)], [f"n{i}" for i in range(10)], paired=True)
+    a, b = pairs.split(0.3, seed=1)
+    assert (len(a.toxic), len(b.toxic)) == (3, 7)
+    assert {*a.toxic, *b.toxic} == set(pairs.toxic)
+    assert all(t[1:] == n[1:] for part in (a, b) for t, n in zip(part.toxic, part.neutral, strict=True))
+    assert pairs.split(0.3, seed=1)[0] == a
+    assert pairs.split(0.3, seed=2)[0] != a
+    with pytest.raises(ToxlocError, match=r"not 1\.5"):
+        pairs.split(1.5)
+    with pytest.raises(ToxlocError, match="no toxic texts"):
+        pairs.split(0.01)
+
+
+def test_texts_that_begin_with_a_judged_prompt_are_left_out():
+    pairs = ContrastSet(["You fool, go home", "He lied"], ["Good day", "you FOOL, stay", "Well"])
+    assert pairs.without(["You fool"]) == ContrastSet(["He lied"], ["Good day", "Well"])
+    paired = ContrastSet(["A b", "C d"], ["E f", "G h"], paired=True)
+    assert paired.without(["G"]) == ContrastSet(["A b"], ["E f"], paired=True)
+
+
+def test_limits_are_per_side_and_per_kind():
+    assert len(load_contrast().limited(5).neutral) == 5
+    assert Counter(load_prompts().limited(3).kinds) == {"provocative": 3, "everyday": 3}
+
+
+def test_neutral_text_is_divided_without_overlap():
+    neutral = NeutralText.split([f"text {i}" for i in range(100)], seed=4)
+    assert [len(neutral.fit), len(neutral.tune), len(neutral.check)] == [30, 35, 35]
+    assert len({*neutral.fit, *neutral.tune, *neutral.check}) == 100
+    with pytest.raises(ToxlocError, match="at least 12"):
+        NeutralText.split(["a"] * 50)
+
+
+@pytest.mark.parametrize("columns", [("toxic", "neutral"), ("en_toxic_comment", "en_neutral_comment")])
+def test_paired_columns_are_recognised(tmp_path, columns):
+    head = f"id,{columns[0]},{columns[1]}"
+    (tmp_path / "p.csv").write_text(f"{head}\n1,you fool,you friend\n2,,empty\n3,bad man,good man\n")
+    pairs = load_contrast(str(tmp_path / "p.csv"))
+    assert (pairs.toxic, pairs.neutral, pairs.paired) == (["you fool", "bad man"], ["you friend", "good man"], True)
+
+
+def test_paradetox_layout_with_bare_quotes(tmp_path):
+    (tmp_path / "p.tsv").write_text('toxic\tneutral1\tneutral2\nhe said "damn\the said "no\t\nb\tc\td\n')
+    assert load_contrast(str(tmp_path / "p.tsv")).toxic == ['he said "damn', "b"]
+
+
+def test_labelled_text(tmp_path):
+    (tmp_path / "l.csv").write_text("comment,label\nfool,toxic\nhello,neutral\nhm,spam\n")
+    assert load_contrast(str(tmp_path / "l.csv")) == ContrastSet(["fool"], ["hello"], "l.csv")
+    (tmp_path / "s.csv").write_text("text,toxicity\nfool,0.9\nhello,0.05\nhm,0.4\n")
+    assert load_contrast(str(tmp_path / "s.csv")).neutral == ["hello"]
+    (tmp_path / "n.csv").write_text("body,bad\nfool,1\nhello,0\n")
+    assert load_contrast(str(tmp_path / "n.csv"), text_column="body", label_column="bad").toxic == ["fool"]
+
+
+def test_realtoxicityprompts_layout(tmp_path):
+    path = jsonl(tmp_path / "rtp.jsonl", RTP)
+    pairs = load_contrast(path)
+    assert pairs.toxic == ["What a damned fool.", "You idiot, go home."]
+    assert pairs.neutral == ["They are all kind people."]
+    prompts = load_prompts(path)
+    assert prompts.kinds == ["everyday", "everyday", "provocative", "everyday"]
+    assert prompts.scores == [0.1, 0.1, 0.9, 0.4]
+    assert prompts.only("provocative").texts == ["You idiot, go"]
+    assert load_prompts(jsonl(tmp_path / "u.jsonl", [{k: r[k] for k in ("prompt", "continuation")} for r in RTP])
+                        ).kinds.count("provocative") == 1
+
+
+def test_prompts_from_files(tmp_path):
+    (tmp_path / "p.txt").write_text("First one\n\nSecond one\n")
+    assert load_prompts(str(tmp_path / "p.txt")) == PromptSet(["First one", "Second one"], None, None, "p.txt")
+    path = jsonl(tmp_path / "k.jsonl", [{"text": "a b", "kind": "everyday"}])
+    assert load_prompts(path).kinds == ["everyday"]
+
+
+def test_wikitext_headings_and_short_lines_are_left_out(tmp_path):
+    lines = [f"Sentence number {i} is long enough to be kept here ." for i in range(20)]
+    heading = " = A heading that is quite long and has many words = "
+    (tmp_path / "w.txt").write_text("\n".join(["", heading, "short", *lines]))
+    neutral = load_neutral(str(tmp_path / "w.txt"))
+    assert sorted([*neutral.fit, *neutral.tune, *neutral.check]) == sorted(lines)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("only\nx\n", "has the columns only; a contrast set needs"),
+    ("text,label\nfine,neutral\n", "has no toxic texts"),
+])
+def test_tables_that_are_no_contrast_set(tmp_path, content, words):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ToxlocError, match=words):
+        load_contrast(str(tmp_path / "t.csv"))
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nx,y\n")
+    with pytest.raises(ToxlocError, match="no column 'c'; there are a, b"):
+        load_prompts(str(tmp_path / "t.csv"), text_column="c")
+    with pytest.raises(ToxlocError, match="has the columns a, b; name the one"):
+        load_prompts(str(tmp_path / "t.csv"))
+
+
+def test_empty_sets():
+    with pytest.raises(ToxlocError, match="no neutral texts"):
+        ContrastSet(["a"], [])
+    with pytest.raises(ToxlocError, match="is empty"):
+        PromptSet([])
+    with pytest.raises(ToxlocError, match="number 1"):
+        PromptSet(["a", " "])

@@ -1,0 +1,45 @@
+import json
+import re
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def html(small_run):
+    return small_run.report.read_text(encoding="utf-8")
+
+
+def test_it_is_one_file_that_asks_for_nothing_else(html):
+    body = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", body)
+    assert "Plotly" in html
+
+
+def test_texts_are_there_and_every_one_is_masked(html, small_run):
+    rows = [json.loads(line) for line in (small_run.path / "completions.jsonl").read_text().splitlines()]
+    masks = re.findall(r'<button type="button" class="mask"[^>]*>(.*?)</button>', html, flags=re.S)
+    assert len(masks) > 60
+    outside = re.sub(r'<button type="button" class="mask".*?</button>', "", html, flags=re.S)
+    long_texts = {row["completion"].strip() for row in rows if len(row["completion"]) > 30}
+    assert not [text for text in long_texts if text in outside]
+    assert not [row["prompt"] for row in rows if row["prompt"] in outside]
+
+
+def test_texts_are_escaped(small_run, tmp_path):
+    from toxloc import Localization
+    from toxloc.report import write_report
+
+    loc = Localization.load(small_run.path / "localization")
+    evil = "<script>alert(1)</script>"
+    rows = [{"method": m, "kind": None, "prompt": evil, "sample": 0, "completion": evil, "scores": {},
+             "toxic": {"any": True, "both": True}} for m in ("baseline", "meow2x", "trne")]
+    write_report(tmp_path / "r.html", small_run.results, loc, rows)
+    assert evil not in (tmp_path / "r.html").read_text()
+
+
+def test_it_answers_the_questions_with_the_numbers_of_the_results(html, small_run):
+    for entry in small_run.results["runs"]:
+        assert f"{entry['toxicity']['any']['rate']:.1%}" in html
+    assert f"{small_run.results['runs'][2]['fluency']['perplexity_ratio'] - 1:+.2%}" in html
+    assert small_run.results["command"] in html
+    assert "Content warning" in html
