@@ -41,6 +41,8 @@ def step(name: str) -> Iterator[None]:
     if display is None:
         yield
         return
+    if not display.console.is_terminal:  # a log file sees no bars until the end, so it gets a line at the start
+        display.console.print(name)
     task = display.add_task(f"[bold]{name}", total=1)
     yield
     display.update(task, completed=1)
