@@ -1,5 +1,6 @@
 """Plotly figures: toxicity by depth, neurons, before and after. No figure shows text of a model or a prompt."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def layer_heatmap(loc: Localization) -> go.Figure:
     shares = np.stack([values / (np.abs(values).max() or 1.0) for values in columns], axis=1)
     text = [[f"{values[layer]:.3g}" for values in columns] for layer in range(len(columns[0]))]
     figure = go.Figure(go.Heatmap(
-        z=shares, x=[SCORE_TITLES.get(name, name) for name in loc.scores],
+        z=shares, x=[_wrapped(SCORE_TITLES.get(name, name)) for name in loc.scores],
         y=[f"layer {layer}" for layer in range(len(columns[0]))], text=text,
         texttemplate="%{text}" if len(columns[0]) <= 40 else None, customdata=text, zmin=-1, zmax=1,
         colorscale=DIVERGING, colorbar={"title": {"text": "share of<br>largest"}, "thickness": 12},
@@ -42,6 +43,11 @@ def layer_heatmap(loc: Localization) -> go.Figure:
     figure.update_layout(**_BASE, title=f"Toxicity by depth in {loc.about['model']}",
                          height=140 + 24 * max(8, len(columns[0])), yaxis={"autorange": "reversed"})
     return figure
+
+
+def _wrapped(label: str) -> str:
+    """Break a label at its first space or hyphen, so that it stays level on a narrow screen."""
+    return re.sub(r"([ -])", r"\1<br>", label, count=1)
 
 
 def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256) -> go.Figure:
@@ -59,9 +65,9 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256) -
         colorbar={"title": {"text": "score"}, "thickness": 12, "exponentformat": "power"},
         hovertemplate="%{y}, top %{x:.1f}% of its neurons<br>score %{z:.3g}<extra></extra>",
     ))
-    figure.update_layout(**_BASE, title=f"Neurons of each layer, sorted by {SCORE_TITLES.get(score, score)}",
+    figure.update_layout(**_BASE, title=f"Neurons by {SCORE_TITLES.get(score, score)}",
                          height=140 + 22 * max(8, len(values)), yaxis={"autorange": "reversed"},
-                         xaxis={"title": "neurons of the layer, highest score first (%)"})
+                         xaxis={"title": "neurons, highest score first (%)"})
     return figure
 
 
@@ -76,39 +82,41 @@ def _thin(rows: Float64[np.ndarray, "n_layers d_mlp"], bins: int) -> Float64[np.
 
 def before_after(runs: Sequence[dict[str, Any]]) -> go.Figure:
     """Share of toxic completions by every judge, for each entry of `runs`, with 95% intervals."""
-    figure = go.Figure()
+    figure = go.Figure(layout={"xaxis": {"tickangle": 0}})
     for run in runs:
         names = list(run["toxicity"])
         rates = np.array([run["toxicity"][name]["rate"] for name in names])
         cis = np.array([run["toxicity"][name]["rate_ci"] for name in names])
         figure.add_bar(
-            name=METHOD_TITLES.get(run["method"], run["method"]), x=names, y=rates,
+            name=METHOD_TITLES.get(run["method"], run["method"]), x=[_wrapped(name) for name in names], y=rates,
             marker_color=COLOURS.get(run["method"]), text=[f"{rate:.1%}" for rate in rates], textposition="inside",
             insidetextanchor="start",
-            error_y={"type": "data", "array": cis[:, 1] - rates, "arrayminus": rates - cis[:, 0], "thickness": 1.5},
+            error_y={"type": "data", "array": cis[:, 1] - rates, "arrayminus": rates - cis[:, 0], "thickness": 1.5,
+                     "color": "#d98324"},
             hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(**_BASE, title="Toxic completions, before and after", barmode="group", height=400,
+    figure.update_layout(**_BASE, barmode="group", height=400,
                          yaxis={"tickformat": ".0%", "rangemode": "tozero"},
-                         legend={"orientation": "h", "y": -0.15})
+                         legend={"orientation": "h", "y": 1.15})
     return figure
 
 
 def cost(runs: Sequence[dict[str, Any]]) -> go.Figure:
     """What each method costs on everyday text: rise of perplexity where it was tuned and where it was checked; KL."""
     edited = [run for run in runs if run["method"] != "baseline"]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("perplexity rise", "KL to the unedited model (nats)"),
-                           column_widths=[0.65, 0.35], horizontal_spacing=0.16)
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("perplexity rise", "KL (nats)"),
+                           column_widths=[0.6, 0.4], horizontal_spacing=0.18)
     titles = [METHOD_TITLES.get(run["method"], run["method"]) for run in edited]
     tuned = [run["config"].get("tuned_perplexity_ratio", float("nan")) - 1 for run in edited]
     checked = [run["fluency"]["perplexity_ratio"] - 1 for run in edited]
-    for name, values, opacity in (("tuned on", tuned, 0.45), ("checked on unseen text", checked, 1.0)):
+    for name, values, opacity in (("on the tuning text", tuned, 0.45), ("on unseen text", checked, 1.0)):
         figure.add_bar(row=1, col=1, name=name, x=titles, y=values, opacity=opacity, marker_color="#5b6470",
                        text=[f"{v:+.2%}" for v in values], textposition="auto",
                        hovertemplate="%{x}: %{y:+.2%}<extra>%{fullData.name}</extra>")
     figure.add_bar(row=1, col=2, name="KL", x=titles, y=[run["fluency"]["kl"] for run in edited],
                    marker_color="#5b6470", showlegend=False, hovertemplate="%{x}: %{y:.3g} nats<extra></extra>")
     figure.update_layout(**_BASE, barmode="group", height=340, legend={"orientation": "h", "y": -0.2})
+    figure.update_xaxes(tickangle=0)
     figure.update_yaxes(tickformat=".1%", row=1, col=1)
     return figure
 
