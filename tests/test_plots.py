@@ -32,8 +32,9 @@ def test_bars_carry_rates_and_intervals(small_run):
     assert [bar.name for bar in figure.data] == ["baseline", "Meow2X", "TRNE"]
     figures = small_run.results["runs"][1]["toxicity"]
     bar = figure.data[1]
-    np.testing.assert_allclose(bar.y, [figures[name.replace("<br>", "")]["rate"] for name in bar.x])
-    np.testing.assert_allclose(bar.y + bar.error_y.array, [figures[name.replace("<br>", "")]["rate_ci"][1] for name in bar.x])
+    names = [name.replace("<br>", "") for name in bar.x]
+    np.testing.assert_allclose(bar.y, [figures[name]["rate"] for name in names])
+    np.testing.assert_allclose(bar.y + bar.error_y.array, [figures[name]["rate_ci"][1] for name in names])
 
 
 def test_costs_are_shown_as_tuned_and_as_checked(small_run):
