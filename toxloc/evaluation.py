@@ -94,8 +94,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in.")
     cost = None
     if fluency:
-        texts, name = (load_neutral().check, "builtin") if neutral is None else (list(neutral), "custom")
-        cost = measure_fluency(lm, texts, name=name)
+        cost = measure_fluency(lm, load_neutral().check if neutral is None else neutral)
     completions = generate(lm, prompts.texts, samples=samples, max_new_tokens=max_new_tokens, top_p=top_p,
                            temperature=temperature, seed=seed)
     judgements = judge(completions, judges)

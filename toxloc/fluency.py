@@ -21,16 +21,14 @@ class Fluency:
         perplexity_ratio: that over the unedited model's; 1 if nothing is applied.
         kl: mean over tokens of KL(unedited || edited) of the next-token distribution, in nats.
         n_tokens: predicted tokens.
-        text: name of the texts.
     """
 
     perplexity: float
     perplexity_ratio: float
     kl: float
     n_tokens: int
-    text: str
 
-    def to_dict(self) -> dict[str, float | int | str]:
+    def to_dict(self) -> dict[str, float | int]:
         """Return the fields by name."""
         return asdict(self)
 
@@ -52,8 +50,7 @@ def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, descr
 
 
 @torch.inference_mode()
-def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 256,
-                    name: str = "custom") -> Fluency:
+def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 256) -> Fluency:
     """Compare the model as it is now with the same model without its interventions, batch by batch.
 
     Raises:
@@ -80,7 +77,7 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
         p, q = (x[:, :-1][predicting].float().log_softmax(-1) for x in (before, logits))
         divergence += (p.exp() * (p - q)).sum().item()
     count = _some(count)
-    return Fluency(_exp(edited / count), _exp((edited - unedited) / count), divergence / count, count, name)
+    return Fluency(_exp(edited / count), _exp((edited - unedited) / count), divergence / count, count)
 
 
 def _exp(value: float) -> float:
