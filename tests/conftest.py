@@ -22,15 +22,23 @@ import toxloc
 from toxloc.model import LoadedModel
 from toxloc.sources import BUILT_IN
 
+LLAMA = dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 SIZES = {
     "gpt2": dict(n_embd=16, n_layer=2, n_head=2, n_positions=64),
     "gpt_neox": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
     "opt": dict(hidden_size=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16),
-    "llama": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=1),
+    "llama": LLAMA,
     "olmo2": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2),
-    "gemma2": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                   num_key_value_heads=1, head_dim=8),
+    "gemma2": LLAMA | dict(head_dim=8),
+}
+OTHER_SIZES = {
+    "gpt_neo": dict(hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=64,
+                    attention_types=[[["global", "local"], 1]]),
+    "bloom": dict(hidden_size=16, n_layer=2, n_head=2),
+    "falcon": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
+    "phi": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2),
+    "mistral": LLAMA, "qwen2": LLAMA, "smollm3": LLAMA, "phi3": LLAMA,
+    "qwen3": LLAMA | dict(head_dim=8), "gemma3_text": LLAMA | dict(head_dim=8),
 }
 TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone say that to a friend of mine?",
          "Good morning!", "He left the door open again, and the rain came in all night."]
@@ -44,7 +52,7 @@ def random_hf(family="gpt2", seed=0, scale=8.0, dtype=torch.float32, **sizes):
     """A random model whose weights are large enough that its predictions are far from uniform."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, vocab_size=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-                                  **{**SIZES[family], **sizes})
+                                  **{**(SIZES | OTHER_SIZES)[family], **sizes})
     hf = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, p in hf.named_parameters():
@@ -77,7 +85,7 @@ def tiny():
     return random_model()
 
 
-@pytest.fixture(params=sorted(SIZES))
+@pytest.fixture(params=sorted(SIZES))  # one of each layout; tests/test_architectures.py goes through all
 def any_family(request):
     return random_model(request.param)
 
