@@ -208,7 +208,8 @@ def load_contrast(source: str = "builtin", *, toxic_column: str | None = None, n
         return ContrastSet([t for t, y in marked if y is True], [t for t, y in marked if y is False], name)
     raise ToxlocError(
         f"{name} has the columns {', '.join(columns)}; a contrast set needs a toxic and a neutral column, or a text "
-        "and a label column: name them (toxic_column=, neutral_column= or text_column=, label_column=)."
+        "and a label column: rename them so, or name them in Python (toxic_column=, neutral_column= or text_column=, "
+        "label_column=)."
     )
 
 
