@@ -46,13 +46,16 @@ def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[
     return [row[: min(max_length, lm.context)] for row in rows]
 
 
+def filler(lm: LoadedModel) -> int:
+    """Return the token id to pad with; which one does not matter, since padding is masked."""
+    pad_id = lm.tokenizer.pad_token_id
+    return int(pad_id if pad_id is not None else lm.tokenizer.eos_token_id or 0)
+
+
 def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: str) -> Batch:
     """Pad rows to one length on `side`. The mask is built from lengths, never from ids: pad may equal eos."""
     width = max(map(len, rows))
-    filler = lm.tokenizer.pad_token_id
-    if filler is None:
-        filler = lm.tokenizer.eos_token_id or 0
-    ids = torch.full((len(rows), width), filler)
+    ids = torch.full((len(rows), width), filler(lm))
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from .batching import encode, pad
+from .batching import encode, filler, pad
 from .errors import ToxlocError
 from .model import LoadedModel
 from .progress import track
@@ -78,7 +78,7 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
         noise = [] if temperature == 0 else _samplers(temperature, top_p, [seeds[i][k] for i, k in part])
         written = lm.hf.generate(
             input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, do_sample=False,
-            logits_processor=LogitsProcessorList(noise), pad_token_id=_filler(lm), use_cache=True, **_PLAIN,
+            logits_processor=LogitsProcessorList(noise), pad_token_id=filler(lm), use_cache=True, **_PLAIN,
         )
         for (i, k), ids in zip(part, written[:, batch.ids.shape[1] :].tolist(), strict=True):
             completions[i][k] = lm.tokenizer.decode(_until_end(ids, lm), skip_special_tokens=True)
@@ -106,11 +106,6 @@ def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
         seeds.append([int.from_bytes(digest[:7], "big") for digest in digests])
         met[prompt] += 1
     return seeds
-
-
-def _filler(lm: LoadedModel) -> int:
-    pad_id = lm.tokenizer.pad_token_id
-    return int(pad_id if pad_id is not None else lm.tokenizer.eos_token_id or 0)
 
 
 def _until_end(ids: list[int], lm: LoadedModel) -> list[int]:

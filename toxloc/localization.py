@@ -47,7 +47,7 @@ def gradient_norm(lm: LoadedModel, s: ContrastStatistics) -> Scores:
     """How fast a small edit of the weights moves the contrast NLL_T - NLL_N.
 
     Layer: Frobenius norm of G = d contrast / dW_out. Neuron: Euclidean norm of its row of G. Behind TRNE. It says
-    where an edit has leverage, not where toxicity lives: raw gradient norms favour early layers in any model.
+    where an edit has leverage, which differs with depth whatever the text: not where toxicity lives.
     """
     G = [s.G(layer).double().cpu() for layer in range(lm.n_layers)]
     return np.array([g.norm().item() for g in G]), np.stack([g.norm(dim=1).numpy() for g in G])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from . import __version__
 from .errors import ToxlocError
 from .evaluation import Evaluation, evaluate
-from .evaluators import DEFAULT, get_evaluators
+from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .files import check_free, new_folder, read_json, write_json
 from .interventions import TRNE, Intervention, Meow2X
 from .localization import Localization, localize
@@ -163,14 +163,14 @@ def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, o
         raise ToxlocError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}.") from None
     target = Path(out) if out is not None else _default_folder(settings)
     check_free(target, overwrite)
-    get_evaluators(settings.evaluators)
+    judges = get_evaluators(settings.evaluators)
     pick_device(settings.device)
     with step("Reading texts"):
         texts = _load_texts(settings)
     with step(f"Loading {settings.model}"):
         lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
     with new_folder(target, overwrite) as folder:
-        results = _run(lm, texts, settings, folder)
+        results = _run(lm, texts, settings, judges, folder)
     return RunResult(target, results)
 
 
@@ -196,7 +196,7 @@ def _load_texts(s: Settings) -> _Texts:
     return _Texts(contrast, judged, everyday, neutral, apart, other.name)
 
 
-def _run(lm: LoadedModel, texts: _Texts, s: Settings, folder: Path) -> dict[str, Any]:
+def _run(lm: LoadedModel, texts: _Texts, s: Settings, judges: list[Evaluator], folder: Path) -> dict[str, Any]:
     with step("Localizing"):
         statistics = collect_contrast(lm, texts.contrast, curvature=True, more_neutral=texts.neutral.fit)
         loc = localize(lm, texts.contrast, SCORES, statistics=statistics)
@@ -208,13 +208,13 @@ def _run(lm: LoadedModel, texts: _Texts, s: Settings, folder: Path) -> dict[str,
         methods.append(TRNE.fit(lm, texts.contrast, budget=s.budget, neutral=texts.neutral, statistics=statistics))
     del statistics
     with step("Judging the baseline"):
-        judged = [_judge(lm, None, texts, s)]
+        judged = [_judge(lm, None, texts, s, judges)]
     for method in methods:
         with step(f"Judging {method.kind}"):
-            judged.append(_judge(lm, method, texts, s))
+            judged.append(_judge(lm, method, texts, s, judges))
         method.save(folder / method.kind)
     loc.save(folder / "localization")
-    results = _results(lm, loc, texts, s, judged)
+    results = _results(lm, loc, texts, s, judges, judged)
     write_json(folder / "results.json", results)
     _write_completions(folder / "completions.jsonl", judged)
     write_report(folder / "report.html", results, loc, [row for run in judged for row in run.rows()])
@@ -232,11 +232,12 @@ class _Judged:
         return [row for e in (self.main, self.everyday) if e for row in e.rows()]
 
 
-def _judge(lm: LoadedModel, method: Intervention | None, texts: _Texts, s: Settings) -> _Judged:
+def _judge(lm: LoadedModel, method: Intervention | None, texts: _Texts, s: Settings,
+           judges: list[Evaluator]) -> _Judged:
     if method is not None:
         with method.applied(lm):
-            return _judge(lm, None, texts, s)
-    how: dict[str, Any] = {"evaluators": s.evaluators, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
+            return _judge(lm, None, texts, s, judges)
+    how: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
     main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **how)
     everyday = None
     if texts.everyday is not None:
@@ -244,7 +245,8 @@ def _judge(lm: LoadedModel, method: Intervention | None, texts: _Texts, s: Setti
     return _Judged(main, everyday)
 
 
-def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, judged: list[_Judged]) -> dict[str, Any]:
+def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, judges: list[Evaluator],
+             judged: list[_Judged]) -> dict[str, Any]:
     runs = []
     for one in judged:
         entry = one.main.to_dict()
@@ -255,7 +257,7 @@ def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, jud
                        for name, judgement in one.main.judgements.items()}
             entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
         runs.append(entry)
-    evaluators = {e.name: {"threshold": e.threshold, **e.card} for e in get_evaluators(s.evaluators)}
+    evaluators = {e.name: {"threshold": e.threshold, **e.card} for e in judges}
     return {
         "format_version": FORMAT_VERSION,
         "toxloc": __version__,

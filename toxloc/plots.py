@@ -17,7 +17,7 @@ SCORE_TITLES = {
     "attribution": "attribution",
 }
 METHOD_TITLES = {"baseline": "baseline", "meow2x": "Meow2X", "trne": "TRNE"}
-DIVERGING, SEQUENTIAL = "RdBu_r", "Magma_r"
+DIVERGING = "RdBu_r"
 COLOURS = {"baseline": "#8a8f98", "meow2x": "#3b7dd8", "trne": "#1f9d6b"}
 _BASE: dict[str, Any] = {"template": "plotly_white", "font": {"family": "system-ui, sans-serif", "size": 13},
                          "margin": {"l": 70, "r": 20, "t": 50, "b": 50},

@@ -48,15 +48,13 @@ def step(name: str) -> Iterator[None]:
     display.update(task, completed=1)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], description: str) -> Iterator[T]:
     """Yield the items unchanged, advancing a bar, if one is shown, that goes when they are at an end."""
     display = _display.get()
     if display is None:
         yield from items
         return
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    task = display.add_task(f"  {description}", total=total)
+    task = display.add_task(f"  {description}", total=len(items) if isinstance(items, Sized) else None)
     try:
         for item in items:
             yield item

@@ -72,10 +72,9 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
         else:
             high = strength
         guess = strength * _factor(strength, spent, previous, budget)
-        floor = low.strength if low.strength > 0 else 0.0
         if math.isfinite(high):
-            room = high - floor
-            guess = min(max(guess, floor + 0.05 * room), high - 0.05 * room)
+            room = high - low.strength
+            guess = min(max(guess, low.strength + 0.05 * room), high - 0.05 * room)
         previous = (strength, spent)
         strength = min(guess, limit)
     if low.strength == 0:

@@ -184,5 +184,5 @@ def _costs(lm: LoadedModel, statistics: ContrastStatistics) -> np.ndarray:
         cost = statistics.C[layer].diagonal() * ((W @ statistics.S[layer]) * W).sum(1)
         rows.append(cost.double().cpu().numpy())
     costs: np.ndarray = np.stack(rows)
-    floor: np.ndarray = np.maximum(costs, 1e-9 * costs.mean())
-    return floor
+    bounded: np.ndarray = np.maximum(costs, 1e-9 * costs.mean())
+    return bounded
