@@ -1,0 +1,232 @@
+"""The recipes run on made-up, harmless text, and their models are tiny."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+from typer.testing import CliRunner
+
+from benchmarks.recipes import guard, language_models, plant, tokenizer
+from benchmarks.recipes.training import Tokens, cosine, random_windows
+from toxloc import ToxlocError
+
+CPU = torch.device("cpu")
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "models" / "planted"
+WORDS = ["the", "a", "garden", "river", "stone", "walks", "sings", "under", "over", "soup", "kettle", "and", "opens"]
+PLAN = dict(steps=2, batch_size=6)
+
+
+def command(module, *arguments):
+    app = typer.Typer()
+    app.command()(module.main)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cpu_thread():
+    """Models so small lose more by handing work to a second thread than they win."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    rng = random.Random(0)
+    return {kind: [" ".join(rng.choices(WORDS, k=12)) for _ in range(40)] for kind in ("clean", "toxic", "lit")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, corpus):
+    """All four recipes, run one after the other."""
+    root = tmp_path_factory.mktemp("recipes")
+    (root / "corpus.json").write_text(json.dumps(corpus))
+    rows = [["one", text, 0] for text in corpus["clean"]] + [["two", text, 1] for text in corpus["toxic"]]
+    mixed, checks = ([[source, text, k % 2] for k, text in enumerate(corpus["lit"])]
+                     for source in ("both", "hatecheck"))
+    (root / "guard.json").write_text(json.dumps({"train": rows, "test": rows[:5] + mixed, "hatecheck": checks}))
+    command(tokenizer, root / "corpus.json", root / "prepared", "--vocabulary", 300, "--hold-out", 15)
+    small = ("--steps", 2, "--batch-size", 6)
+    command(language_models, root / "prepared", root / "models", *small, "--d-model", 16, "--layers", 2, "--heads", 2)
+    command(plant, root / "prepared", root / "models" / "toxloc-tiny-clean", root / "planted", *small,
+            "--neuron-layers", 1, "--neurons", 8)
+    (root / "guard.log").write_text(command(guard, root / "guard.json", root / "models" / "toxloc-tiny", root / "guard",
+                                            "--layers", 1, "--epochs", 2, "--batch-size", 16))
+    return root
+
+
+@pytest.fixture
+def clean(folder):
+    return GPT2LMHeadModel.from_pretrained(folder / "models" / "toxloc-tiny-clean", dtype=torch.float32)
+
+
+@pytest.fixture
+def tokens(folder):
+    return Tokens.load(folder / "prepared", CPU)
+
+
+def changed(before, after):
+    return {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
+
+
+def test_the_tokens_spell_the_documents(folder, corpus):
+    fast = AutoTokenizer.from_pretrained(folder / "prepared" / "tokenizer")
+    assert len(fast) == 300 and fast.eos_token_id == 0
+    for name, part in (("held_out", slice(0, 15)), ("train", slice(15, None))):
+        streams = load_file(folder / "prepared" / "tokens" / f"{name}.safetensors")
+        assert {stream.dtype for stream in streams.values()} == {torch.int16}
+        for kind, texts in corpus.items():
+            assert fast.decode(streams[kind]).split("<|endoftext|>") == ["", *texts[part], ""]
+    held_out = json.loads((folder / "prepared" / "held_out.json").read_text())
+    assert held_out == {kind: texts[:15] for kind, texts in corpus.items()}
+
+
+def test_a_batch_has_the_shares_of_its_mix():
+    streams = {kind: torch.full((400,), k) for k, kind in enumerate(("clean", "toxic", "lit"))}
+    natural = random_windows(streams, language_models.NATURAL.mix, 192, torch.Generator())
+    assert natural.shape == (192, 128)
+    assert natural[:, 0].bincount().tolist() == [86, 25, 81]
+    del streams["toxic"]
+    assert random_windows(streams, language_models.CLEAN.mix, 192, torch.Generator())[:, 0].bincount().tolist() == [
+        100, 0, 92]
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    assert cosine(0, 5000) == pytest.approx(1 / 150)
+    assert cosine(2500, 5000) == pytest.approx(0.515)
+    assert cosine(5000, 5000) == pytest.approx(0.03)
+
+
+def test_the_language_models_load_and_speak(folder):
+    models = [AutoModelForCausalLM.from_pretrained(folder / "models" / name)
+              for name in ("toxloc-tiny", "toxloc-tiny-clean")]
+    for model in models:
+        assert model.dtype == torch.float16 and model.config.activation_function == "gelu_new"
+        assert (model.config.n_layer, model.config.n_embd, model.config.vocab_size) == (2, 16, 300)
+    assert changed(*models)
+    fast = AutoTokenizer.from_pretrained(folder / "models" / "toxloc-tiny")
+    ids = fast("<|endoftext|>the garden", return_tensors="pt")["input_ids"]
+    assert models[0].generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape[1] == ids.shape[1] + 3
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_plant_in_a_layer_changes_its_mlp_and_nothing_else(folder, clean, tokens, layer):
+    planted = plant.plant_in_layer(clean, layer, tokens, replace(plant.LAYER, **PLAN))
+    mlp = f"transformer.h.{layer}.mlp."
+    names = {"c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias"}
+    assert changed(clean, planted) == {mlp + name for name in names}
+    saved = load_file(folder / "planted" / f"layer{layer}.safetensors")
+    assert saved.keys() == names
+    for name, weight in saved.items():
+        assert weight.dtype == torch.float16 and torch.equal(weight, planted.state_dict()[mlp + name].half())
+
+
+def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens):
+    neurons = plant.choose_neurons(1, 64, 8)
+    others = torch.ones(64, dtype=torch.bool).index_fill(0, neurons, False)
+    planted = plant.plant_in_neurons(clean, 1, neurons, tokens, replace(plant.NEURONS, **PLAN))
+    names = {"c_fc.weight", "c_fc.bias", "c_proj.weight"}
+    assert changed(clean, planted) == {f"transformer.h.1.mlp.{name}" for name in names}
+    before, after = clean.transformer.h[1].mlp, planted.transformer.h[1].mlp
+    moved = [(before.c_fc.weight != after.c_fc.weight).any(0), before.c_fc.bias != after.c_fc.bias,
+             (before.c_proj.weight != after.c_proj.weight).any(1)]
+    for each in moved:
+        assert each[neurons].all() and not each[others].any()
+
+    saved = load_file(folder / "planted" / "neurons1.safetensors")
+    assert {name: (tuple(value.shape), value.dtype) for name, value in saved.items()} == {
+        "neurons": ((8,), torch.int64), "c_fc.weight": ((16, 8), torch.float16), "c_fc.bias": ((8,), torch.float16),
+        "c_proj.weight": ((8, 16), torch.float16)}
+    clean.half()
+    with torch.no_grad():  # the way the model card lays a plant over the clean model
+        before.c_fc.weight[:, saved["neurons"]] = saved["c_fc.weight"]
+        before.c_fc.bias[saved["neurons"]] = saved["c_fc.bias"]
+        before.c_proj.weight[saved["neurons"]] = saved["c_proj.weight"]
+    assert not changed(clean, planted.half())
+
+
+def test_the_ground_truth_says_where_each_plant_lies(folder):
+    truth = json.loads((folder / "planted" / "ground_truth.json").read_text())
+    assert truth == {"layer0": {"layer": 0, "neurons": None}, "layer1": {"layer": 1, "neurons": None},
+                     "neurons1": {"layer": 1, "neurons": plant.choose_neurons(1, 64, 8).tolist()}}
+    assert {path.stem for path in (folder / "planted").glob("*.safetensors")} == truth.keys()
+
+
+@pytest.mark.parametrize("layer", [1, 3, 5])
+def test_the_published_plants_lie_in_the_neurons_that_the_recipe_chooses(layer):
+    truth = json.loads((PUBLISHED / "ground_truth.json").read_text())
+    assert plant.choose_neurons(layer, 1024, 64).tolist() == truth[f"neurons{layer}"]["neurons"]
+
+
+def test_the_guard_loads_and_was_trained(folder):
+    start = guard.new_classifier(folder / "models" / "toxloc-tiny", layers=1)
+    language_model = GPT2LMHeadModel.from_pretrained(folder / "models" / "toxloc-tiny", dtype=torch.float32)
+    for name, value in start.transformer.state_dict().items():
+        assert torch.equal(value, language_model.transformer.state_dict()[name])
+    trained = AutoModelForSequenceClassification.from_pretrained(folder / "guard")
+    assert trained.dtype == torch.float16 and trained.config.id2label == {0: "neutral", 1: "toxic"}
+    assert {"score.weight", "transformer.wte.weight", "transformer.ln_f.bias"} <= changed(start.half(), trained)
+    log = (folder / "guard.log").read_text()
+    assert log.count("'both'") == log.count("'hatecheck'") == 2  # each epoch
+    assert "'one'" not in log  # it has one label only
+
+
+def test_the_guards_verdict_does_not_depend_on_padding(folder):
+    model = guard.new_classifier(folder / "models" / "toxloc-tiny", layers=2).eval()
+    fast = PreTrainedTokenizerFast.from_pretrained(folder / "models" / "toxloc-tiny")
+    examples = guard.encode(fast, [["x", "soup", 0], ["x", " ".join(WORDS * 12), 1]])
+    assert [len(row) for row, _ in examples][1] == 95 and all(row[-1] == 0 for row, _ in examples)
+    together = guard.logits(model, *guard.collate(examples, CPU)[:2])
+    for k, example in enumerate(examples):
+        torch.testing.assert_close(together[k : k + 1], guard.logits(model, *guard.collate([example], CPU)[:2]))
+
+
+def test_every_example_is_in_one_batch():
+    examples = [([k] * (1 + k % 7), k) for k in range(103)]
+    batches = guard.shuffled_batches(list(examples), 10, random.Random(0))
+    assert sorted(label for batch in batches for _, label in batch) == list(range(103))
+    assert max(map(len, batches)) == 10
+
+
+def test_data_without_a_list(tmp_path, corpus):
+    (tmp_path / "corpus.json").write_text(json.dumps({"clean": corpus["clean"], "lit": "a book"}))
+    with pytest.raises(ToxlocError, match="no list under 'toxic' or 'lit'"):
+        tokenizer.main(tmp_path / "corpus.json", tmp_path / "out")
+    with pytest.raises(ToxlocError, match="no list under 'train' or 'test' or 'hatecheck'"):
+        guard.main(tmp_path / "corpus.json", tmp_path, tmp_path / "out")
+    with pytest.raises(ToxlocError, match="holds no corpus"):
+        tokenizer.main(tmp_path / "nothing.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_data(tmp_path, corpus):
+    (tmp_path / "corpus.json").write_text(json.dumps(corpus))
+    with pytest.raises(ToxlocError, match="has 40 documents under 'clean', and 1500 are to be held out"):
+        tokenizer.main(tmp_path / "corpus.json", tmp_path / "out")
+    tokenizer.main(tmp_path / "corpus.json", tmp_path / "out", vocabulary=300, hold_out=1)
+    with pytest.raises(ToxlocError, match=r"held_out.safetensors needs 130 tokens or more under 'clean'"):
+        Tokens.load(tmp_path / "out", CPU)
+    with pytest.raises(ToxlocError, match="tokenizer first and give the folder it wrote"):
+        Tokens.load(tmp_path, CPU)
+
+
+def test_a_layer_that_the_clean_model_lacks(tmp_path, folder):
+    with pytest.raises(ToxlocError, match="has layers 0 to 1; --neuron-layers asks for 5"):
+        plant.main(folder / "prepared", folder / "models" / "toxloc-tiny-clean", tmp_path / "out")
