@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float64
+from torch.nn import functional as F
 
 from .batching import batches
 from .errors import ToxlocError
@@ -47,6 +50,19 @@ def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, descr
         loss, n = summed_nll(lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
         total, count = total + loss.item(), count + n
     return total / _some(count)
+
+
+@torch.inference_mode()
+def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
+                 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Summed negative log-likelihood of each text, in nats, and how many of its tokens are predicted."""
+    nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
+    for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
+        logits = lm.forward(batch.ids, batch.mask)[:, :-1].float()
+        losses = F.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none") * batch.mask[:, 1:]
+        nll[batch.index] = losses.sum(1).double().cpu().numpy()
+        predicted[batch.index] = batch.mask[:, 1:].sum(1).cpu().numpy()
+    return nll, predicted
 
 
 @torch.inference_mode()

@@ -1,13 +1,12 @@
-"""Which layers and neurons carry toxicity: three scores per layer and per neuron, from one pass per text set."""
+"""Which layers and neurons carry toxicity: scores with intervals and nulls, from one pass per text set."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from safetensors.numpy import load_file, save_file
 
@@ -15,58 +14,16 @@ from .errors import ToxlocError
 from .files import new_folder, read_json, write_json
 from .model import LoadedModel
 from .prompts import ContrastSet
-from .statistics import ContrastStatistics, Moments, collect_contrast
+from .scores import SCORES
+from .statistics import ContrastStatistics, collect_contrast
+from .uncertainty import DRAWS, Uncertainty, Weights
 
 if TYPE_CHECKING:
+    import pandas as pd
     from plotly.graph_objects import Figure
 
-FORMAT_VERSION = 1
-Scores = tuple[Float64[np.ndarray, " n_layers"], Float64[np.ndarray, "n_layers d_mlp"]]
-
-
-def _standardised(toxic: Moments, neutral: Moments) -> Float64[np.ndarray, " d"]:
-    """(mean_T - mean_N) / sd_pooled, element by element; 0 where an element never varies."""
-    var = (toxic.squares + neutral.squares) / (toxic.count + neutral.count)
-    difference = toxic.mean - neutral.mean
-    return torch.where(var > 0, difference / var.clamp_min(1e-300).sqrt(), 0.0).numpy()
-
-
-def activation(lm: LoadedModel, s: ContrastStatistics) -> Scores:
-    """How differently the MLP behaves on toxic text, in pooled standard deviations.
-
-    Layer: root mean square over d_model of (mean_T(m) - mean_N(m)) / sd_pooled(m). Neuron: the same difference
-    of its activation a, signed. The activation contrast behind Meow2X.
-    """
-    pairs = zip(s.toxic.outputs, s.neutral.outputs, strict=True)
-    layers = [np.sqrt(np.mean(_standardised(toxic, neutral) ** 2)) for toxic, neutral in pairs]
-    neurons = [_standardised(t, n) for t, n in zip(s.toxic.neurons, s.neutral.neurons, strict=True)]
-    return np.array(layers, dtype=np.float64), np.stack(neurons)
-
-
-def gradient_norm(lm: LoadedModel, s: ContrastStatistics) -> Scores:
-    """How fast a small edit of the weights moves the contrast NLL_T - NLL_N.
-
-    Layer: Frobenius norm of G = d contrast / dW_out. Neuron: Euclidean norm of its row of G. Behind TRNE. It says
-    where an edit has leverage, which differs with depth whatever the text: not where toxicity lives.
-    """
-    G = [s.G(layer).double().cpu() for layer in range(lm.n_layers)]
-    return np.array([g.norm().item() for g in G]), np.stack([g.norm(dim=1).numpy() for g in G])
-
-
-def attribution(lm: LoadedModel, s: ContrastStatistics) -> Scores:
-    """First-order rise of the contrast when the part is scaled down: what the part itself contributes to toxicity.
-
-    Neuron: -<row of G, row of W_out>. Layer: the sum over its neurons, -<G, W_out>.
-    """
-    neurons = [-(s.G(layer).double() * lm.W_out(layer).double()).sum(1).cpu().numpy()
-               for layer in range(lm.n_layers)]
-    return np.array([row.sum() for row in neurons]), np.stack(neurons)
-
-
-SCORES: dict[str, Callable[[LoadedModel, ContrastStatistics], Scores]] = {
-    "activation": activation, "gradient_norm": gradient_norm, "attribution": attribution,
-}
-NEEDS_GRADIENTS = ("gradient_norm", "attribution")
+FORMAT_VERSION = 2
+DEFAULT_SCORES = ("activation", "gradient_norm", "attribution")
 
 
 @dataclass(frozen=True)
@@ -77,11 +34,15 @@ class Localization:
         layers: score name to float64 [n_layers].
         neurons: score name to float64 [n_layers, d_mlp].
         about: the model, its fingerprint and the sizes of the contrast set.
+        activation_size: root mean square of every neuron's activation over both sets, float64 [n_layers, d_mlp].
+        uncertainty: score name to intervals, nulls and p of its layers; scores without are missing.
     """
 
     layers: dict[str, Float64[np.ndarray, " n_layers"]]
     neurons: dict[str, Float64[np.ndarray, "n_layers d_mlp"]]
     about: dict[str, Any]
+    activation_size: Float64[np.ndarray, "n_layers d_mlp"]
+    uncertainty: dict[str, Uncertainty] = field(default_factory=dict)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -109,6 +70,36 @@ class Localization:
         order = np.argsort(-values, axis=None, kind="stable")[:k]
         return [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
 
+    def table(self) -> "pd.DataFrame":
+        """One row for each score and layer: value, interval, null, z, p (NaN where a score has no uncertainty).
+
+        Example:
+            >>> loc.table().query("score == 'attribution'").nlargest(3, "value")     # doctest: +SKIP
+        """
+        import pandas as pd
+
+        parts = []
+        for name, values in self.layers.items():
+            part = pd.DataFrame({"score": name, "layer": range(len(values)), "value": values})
+            known = self.uncertainty.get(name)
+            for column in Uncertainty.names():
+                part[column] = getattr(known, column) if known else np.nan
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    def neuron_table(self, score: str, k: int) -> "pd.DataFrame":
+        """One row for each of the k neurons with the highest score, with all its scores.
+
+        Example:
+            >>> loc.neuron_table("attribution", 20)     # doctest: +SKIP
+        """
+        import pandas as pd
+
+        tops = self.top_neurons(score, k)
+        where = tuple(np.array(tops).T)
+        return pd.DataFrame({"layer": where[0], "neuron": where[1],
+                             **{name: values[where] for name, values in self.neurons.items()}})
+
     def heatmap(self) -> "Figure":
         """Plotly heatmap of toxicity by depth: layer against score, each score scaled to its own largest value."""
         from .plots import layer_heatmap
@@ -124,6 +115,9 @@ class Localization:
         with new_folder(folder, overwrite) as partial:
             arrays = {f"layers.{name}": values for name, values in self.layers.items()}
             arrays |= {f"neurons.{name}": values for name, values in self.neurons.items()}
+            arrays |= {f"uncertainty.{name}.{part}": getattr(known, part)
+                       for name, known in self.uncertainty.items() for part in Uncertainty.names()}
+            arrays["activation_size"] = self.activation_size
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()},
                       partial / "scores.safetensors")
             write_json(partial / "localization.json",
@@ -142,7 +136,9 @@ class Localization:
         names = about.pop("scores")
         arrays = load_file(Path(folder) / "scores.safetensors")
         return cls({name: arrays[f"layers.{name}"] for name in names},
-                   {name: arrays[f"neurons.{name}"] for name in names}, about)
+                   {name: arrays[f"neurons.{name}"] for name in names}, about, arrays["activation_size"],
+                   {name: Uncertainty(*(arrays[f"uncertainty.{name}.{part}"] for part in Uncertainty.names()))
+                    for name in names if f"uncertainty.{name}.p" in arrays})
 
     def _known(self, score: str) -> str:
         if score not in self.layers:
@@ -150,39 +146,69 @@ class Localization:
         return score
 
 
-def localize(lm: LoadedModel, pairs: ContrastSet,
-             scores: Sequence[str] = ("activation", "gradient_norm", "attribution"), *,
-             statistics: ContrastStatistics | None = None, skip_first: bool = True,
+def localize(lm: LoadedModel, pairs: ContrastSet, scores: Sequence[str] = DEFAULT_SCORES, *, draws: int = DRAWS,
+             seed: int = 0, statistics: ContrastStatistics | None = None, skip_first: bool = True,
              max_length: int = 128) -> Localization:
     """Score every layer and neuron by the contrast between toxic and neutral texts.
 
     Args:
         lm: the model.
-        pairs: toxic and neutral texts.
-        scores: any of "activation", "gradient_norm", "attribution" (formulas: the functions of those names).
+        pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
+        scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc", "editability"
+            (formulas: the functions of those names in `toxloc.scores`).
+        draws: bootstrap draws and shufflings for intervals and p; 0 for none. The model is not run again for them.
+        seed: of the draws.
         statistics: what `collect_contrast` found before, to spare the passes.
         skip_first: leave the first position of each text out (it can be an attention sink).
         max_length: tokens read of each text.
 
     Raises:
-        ToxlocError: an unknown score, or an empty set.
+        ToxlocError: an unknown score, an empty set, or statistics that lack what a score needs.
 
     Example:
         >>> from toxloc import load_contrast, load_model
         >>> loc = localize(load_model(), load_contrast())
         >>> loc.layer_scores("attribution").shape, loc.neuron_scores("attribution").shape
         ((8,), (8, 1024))
+        >>> loc.uncertainty["attribution"].p_adjusted.min() < 0.01
+        True
     """
     unknown = [name for name in scores if name not in SCORES]
     if unknown or not scores:
         raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")
+    if draws < 0:
+        raise ToxlocError(f"draws={draws}: give 0 for no intervals, or a number such as {DRAWS}.")
     if statistics is None:
-        statistics = collect_contrast(lm, pairs, gradients=any(name in NEEDS_GRADIENTS for name in scores),
-                                      skip_first=skip_first, max_length=max_length)
-    found = {name: SCORES[name](lm, statistics) for name in scores}
+        needs = frozenset().union(*(SCORES[name].needs for name in scores))
+        statistics = collect_contrast(lm, pairs, gradients="gradients" in needs, curvature="curvature" in needs,
+                                      peaks="peaks" in needs, skip_first=skip_first, max_length=max_length)
+    weights = _weights(statistics, draws, seed) if draws else []
+    found = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
     about = {"model": lm.name, "fingerprint": lm.fingerprint, "contrast": pairs.name,
              "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}
-    return Localization({n: s[0] for n, s in found.items()}, {n: s[1] for n, s in found.items()}, about)
+    sure = {}
+    for name, one in found.items():
+        if one.draws:
+            resampled, null = one.draws
+            sure[name] = Uncertainty.of(one.layers, resampled, null, SCORES[name].signed, SCORES[name].bounds)
+    return Localization({name: one.layers for name, one in found.items()},
+                        {name: one.neurons for name, one in found.items()}, about, _activation_size(statistics), sure)
+
+
+def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:
+    assert s.toxic.contributions is not None
+    assert s.neutral.contributions is not None
+    sizes = len(s.toxic.contributions.tokens), len(s.neutral.contributions.tokens)
+    return [Weights.bootstrap(*sizes, s.paired, draws, seed), Weights.shuffled(*sizes, s.paired, draws, seed)]
+
+
+def _activation_size(s: ContrastStatistics) -> Float64[np.ndarray, "n_layers d_mlp"]:
+    """Root mean square over the tokens of both sides."""
+    sizes = []
+    for t, n in zip(s.toxic.neurons, s.neutral.neurons, strict=True):
+        squares = t.squares + t.count * t.mean**2 + n.squares + n.count * n.mean**2
+        sizes.append((squares / (t.count + n.count)).sqrt().numpy())
+    return np.stack(sizes)
 
 
 def _check_count(k: int, available: int, what: str) -> None:

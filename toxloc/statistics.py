@@ -4,7 +4,8 @@ Nothing is cached: each hook reduces what it sees to sums of fixed size, so memo
 of texts. With `a` [pos, d_mlp] the activations of a layer's neurons and m = a @ W_out + b_out its output, a pass
 collects over real tokens
 
-* the mean and variance of every element of `a` and of `m`;
+* the mean and variance of every element of `a`;
+* what every small group of texts contributed to the layer's scores (`contributions`);
 * G = dNLL/dW_out = sum of aᵀδ over tokens, with δ = dNLL/dm (the gradient of W_out without autograd ever building
   a weight gradient, and divided by the number of predicted tokens);
 * C = E[a aᵀ] and S = E[δ δᵀ], the Kronecker factors of the curvature of W_out (Martens and Grosse 2015,
@@ -16,40 +17,53 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from .batching import Batch, batches
+from .contributions import Contributions, Gatherer, deal
 from .errors import ToxlocError
 from .model import LoadedModel
 from .prompts import ContrastSet
 
 
 class Moments:
-    """Running mean and variance of every column of a stream of rows, in float64 (Chan, Golub, LeVeque 1983)."""
+    """Running mean and variance of every column of a stream of rows.
+
+    Sums are taken in float32 about the first rows' mean, so that a large mean costs no digits, and added up in
+    float64.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self.squares: Tensor = torch.zeros(())
+        self._centre: Tensor = torch.zeros(())
+        self._sum: Tensor = torch.zeros((), dtype=torch.float64)
+        self._squares: Tensor = torch.zeros((), dtype=torch.float64)
 
-    def update(self, rows: Float[Tensor, "n d"]) -> None:
-        """Add rows."""
-        n = rows.shape[0]
-        if n == 0:
+    def update(self, rows: Float[Tensor, "n d"], weights: Float[Tensor, " n"], count: int) -> None:
+        """Add the rows whose weight is 1; the others have weight 0. `count` is the sum of the weights."""
+        if count == 0:
             return
-        var, mean = torch.var_mean(rows.float(), dim=0, correction=0)
-        mean, squares = mean.double().cpu(), var.double().cpu() * n
+        rows = rows.float()
         if self.count == 0:
-            self.count, self.mean, self.squares = n, mean, squares
-            return
-        total = self.count + n
-        shift = mean - self.mean
-        self.mean = self.mean + shift * (n / total)
-        self.squares = self.squares + squares + shift**2 * (self.count * n / total)
-        self.count = total
+            self._centre = weights @ rows / count
+        apart = rows - self._centre
+        self._sum = self._sum + (weights @ apart).double().cpu()
+        self._squares = self._squares + (weights @ apart.mul_(apart)).double().cpu()
+        self.count += count
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Mean of each column."""
+        return self._centre.double().cpu() + self._sum / self.count
+
+    @property
+    def squares(self) -> Float[Tensor, " d"]:
+        """Sum of squared differences from the mean of each column."""
+        return (self._squares - self._sum**2 / self.count).clamp_min(0)
 
     @property
     def var(self) -> Float[Tensor, " d"]:
@@ -67,7 +81,7 @@ class TextStatistics:
         n_predicted: tokens that were predicted, and over which `nll`, G and S are averaged.
         nll: mean negative log-likelihood per predicted token, in nats.
         neurons: moments of a.
-        outputs: moments of m.
+        contributions: sums over small groups of texts; None without moments.
         G: dNLL/dW_out, NLL the mean per token (without the first position's key if it was skipped).
         C: E[a aᵀ] over all real tokens, the first included.
         S: E[δ δᵀ] over all real tokens, δ the gradient of the summed NLL.
@@ -78,15 +92,15 @@ class TextStatistics:
     n_predicted: int
     nll: float
     neurons: list[Moments]
-    outputs: list[Moments]
+    contributions: Contributions | None
     G: list[Float[Tensor, "d_mlp d_model"]]
     C: list[Float[Tensor, "d_mlp d_mlp"]]
     S: list[Float[Tensor, "d_model d_model"]]
 
 
 def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, curvature: bool = False,
-            moments: bool = True, skip_first: bool = True, max_length: int = 128,
-            describe: str = "statistics") -> TextStatistics:
+            moments: bool = True, peaks: bool = False, group: Int64[np.ndarray, " n_texts"] | None = None,
+            skip_first: bool = True, max_length: int = 128, describe: str = "statistics") -> TextStatistics:
     """Gather the statistics of one set of texts in one pass.
 
     Args:
@@ -94,7 +108,9 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         texts: at least one, none empty.
         gradients: gather G (a backward pass as well; without it the unembedding is not even computed).
         curvature: gather C and S (a backward pass as well).
-        moments: gather means and variances.
+        moments: gather means, variances and contributions.
+        peaks: with the contributions, the largest activation of every neuron in every text (to a temporary file).
+        group: the group of every text for the contributions; by default dealt at random (`contributions.deal`).
         skip_first: leave the first position out of the moments and of G. It can be an attention sink whose huge
             activations would be all that is seen. C and S always keep it, so that an edit pays for touching it.
         max_length: tokens read of each text.
@@ -111,7 +127,10 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
     """
     if not texts:
         raise ToxlocError("There are no texts to gather statistics from.")
-    collector = _Collector(lm, gradients=gradients, curvature=curvature, moments=moments, skip_first=skip_first)
+    if moments and group is None:
+        group = deal(len(texts), len(texts), paired=True)[0]
+    gatherer = Gatherer(lm, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
+    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature, skip_first=skip_first)
     with collector.hooked():
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             collector.read(batch)
@@ -121,20 +140,20 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
 class _Collector:
     """The hooks of one pass and the sums they fill."""
 
-    def __init__(self, lm: LoadedModel, *, gradients: bool, curvature: bool, moments: bool, skip_first: bool):
-        self.lm, self.skip_first = lm, skip_first
-        self.gradients, self.curvature, self.moments = gradients, curvature, moments
+    def __init__(self, lm: LoadedModel, gatherer: Gatherer | None, *, gradients: bool, curvature: bool,
+                 skip_first: bool):
+        self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
+        self.gradients, self.curvature = gradients, curvature
         self.backward = gradients or curvature
-        layers = range(lm.n_layers)
-        self.neurons, self.outputs = [Moments() for _ in layers], [Moments() for _ in layers]
+        self.neurons = [Moments() for _ in range(lm.n_layers)]
         self.G = self._zeros(lm.d_mlp, lm.d_model) if gradients else []
         self.C = self._zeros(lm.d_mlp, lm.d_mlp) if curvature else []
         self.S = self._zeros(lm.d_model, lm.d_model) if curvature else []
-        self.n_tokens = self.n_real = self.n_predicted = 0
+        self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
-        self.kept = self.real
-        self.keys: dict[int, Tensor] = {}
+        self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _zeros(self, *shape: int) -> list[Tensor]:
         return [torch.zeros(shape, device=self.lm.device) for _ in range(self.lm.n_layers)]
@@ -155,11 +174,15 @@ class _Collector:
     def read(self, batch: Batch) -> None:
         """Run one batch through the model."""
         self.real = batch.real
-        self.kept = self.real.clone()
+        kept = self.real.clone()
         if self.skip_first:
-            self.kept[:, 0] = False
-        self.n_tokens += int(self.kept.sum())
+            kept[:, 0] = False
+        self.weights = kept.float()
+        self.n_kept = int(kept.sum())
+        self.n_tokens += self.n_kept
         self.n_real += int(self.real.sum())
+        if self.gatherer:
+            self.gatherer.begin(batch.index, kept, batch.mask[:, 1:].sum(1).float())
         if not self.backward:
             self.lm.forward_hidden(batch.ids, batch.mask)
             return
@@ -168,24 +191,27 @@ class _Collector:
         self.n_predicted += predicted
         if predicted:
             loss.backward()
-        self.keys.clear()
+        self.seen.clear()
 
     # Hooks see canonical names, not the alias asked for, so the layer comes in by closure.
     def _on_neurons(self, layer: int) -> Callable[..., None]:
         def hook(a: Tensor, hook: Any) -> None:
             a = a.detach().view(*self.real.shape, -1)
-            if self.moments:
-                self.neurons[layer].update(a[self.kept])
+            if self.gatherer:
+                self.neurons[layer].update(a.view(-1, a.shape[-1]), self.weights.view(-1), self.n_kept)
+                self.gatherer.see_neurons(a)
             if self.backward:
-                self.keys[layer] = a
+                self.seen[layer] = (a, a)
         return hook
 
     def _on_output(self, layer: int) -> Callable[..., Tensor | None]:
         def hook(m: Tensor, hook: Any) -> Tensor | None:
-            if self.moments:
-                self.outputs[layer].update(m.detach().view(*self.real.shape, -1)[self.kept])
+            outputs = m.detach().view(*self.real.shape, -1)
+            if self.gatherer:
+                self.gatherer.see_outputs(layer, outputs)
             if not self.backward:
                 return None
+            self.seen[layer] = (self.seen[layer][0], outputs)
             # Weights are frozen, so the graph begins at the first MLP's output and holds nothing before it. `m` is
             # returned because a hook may be shown a reshaped view, which is not what the model goes on with.
             if not m.requires_grad:
@@ -195,12 +221,17 @@ class _Collector:
         return hook
 
     def _reduce(self, layer: int, delta: Tensor) -> None:
-        a = self.keys.pop(layer)
-        delta = delta.view(*self.real.shape, -1)
+        a, m = self.seen.pop(layer)
+        delta = delta.view(*self.real.shape, -1).float()
         if self.gradients:
-            self.G[layer].addmm_(a[self.kept].float().T, delta[self.kept].float())
+            # No copy of `a` is cut to the tokens that count: at the others the gradient is set to 0 (padding has none).
+            counted = delta * self.weights[..., None]
+            a = a.float()
+            self.G[layer].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
+            if self.gatherer:
+                self.gatherer.see_gradients(layer, a, m, counted)
         if self.curvature:
-            a, delta = a[self.real].float(), delta[self.real].float()
+            a, delta = a[self.real].float(), delta[self.real]
             self.C[layer].addmm_(a.T, a)
             self.S[layer].addmm_(delta.T, delta)
 
@@ -211,8 +242,8 @@ class _Collector:
         for sums, count in ((self.G, n), (self.C, self.n_real), (self.S, n)):
             for matrix in sums:
                 matrix /= count
-        return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.neurons, self.outputs,
-                              self.G, self.C, self.S)
+        return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.neurons,
+                              self.gatherer.found if self.gatherer else None, self.G, self.C, self.S)
 
 
 def summed_nll(logits: Float[Tensor, "batch pos d_vocab"], ids: Int[Tensor, "batch pos"],
@@ -221,9 +252,10 @@ def summed_nll(logits: Float[Tensor, "batch pos d_vocab"], ids: Int[Tensor, "bat
 
     Needs padding on the right.
     """
-    targets = mask[:, 1:].bool()
-    loss = F.cross_entropy(logits[:, :-1][targets].float(), ids[:, 1:][targets], reduction="sum")
-    return loss, int(targets.sum())
+    targets = torch.full_like(ids, -100)  # torch's mark for "no target"; logits are neither cut nor copied
+    targets[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return loss, int(mask[:, 1:].sum())
 
 
 @contextmanager
@@ -246,12 +278,14 @@ class ContrastStatistics:
     Attributes:
         toxic: pass over the toxic texts.
         neutral: pass over the neutral texts.
+        paired: whether groups of the same number on both sides hold the two halves of the same pairs.
         C: second moment of the keys on neutral text, one [d_mlp, d_mlp] a layer; empty if not gathered.
         S: second moment of the output gradients on neutral text, one [d_model, d_model] a layer.
     """
 
     toxic: TextStatistics
     neutral: TextStatistics
+    paired: bool
     C: list[Float[Tensor, "d_mlp d_mlp"]]
     S: list[Float[Tensor, "d_model d_model"]]
 
@@ -261,7 +295,7 @@ class ContrastStatistics:
 
 
 def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
-                     more_neutral: Sequence[str] = (), skip_first: bool = True,
+                     peaks: bool = False, more_neutral: Sequence[str] = (), skip_first: bool = True,
                      max_length: int = 128) -> ContrastStatistics:
     """Gather both sides of a contrast set; with `curvature`, C and S from its neutral side and `more_neutral`.
 
@@ -270,6 +304,7 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
         pairs: the contrast set.
         gradients: gather G.
         curvature: gather C and S.
+        peaks: gather the largest activations of every text, which `auroc` needs.
         more_neutral: further neutral texts for C and S alone, weighted by their tokens.
         skip_first: see `collect`.
         max_length: tokens read of each text.
@@ -277,10 +312,10 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
     Raises:
         ToxlocError: as `collect` does.
     """
-    toxic = collect(lm, pairs.toxic, gradients=gradients, skip_first=skip_first, max_length=max_length,
-                    describe="toxic texts")
-    neutral = collect(lm, pairs.neutral, gradients=gradients, curvature=curvature, skip_first=skip_first,
-                      max_length=max_length, describe="neutral texts")
+    groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
+    how: dict[str, Any] = {"gradients": gradients, "peaks": peaks, "skip_first": skip_first, "max_length": max_length}
+    toxic = collect(lm, pairs.toxic, group=groups[0], describe="toxic texts", **how)
+    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature, describe="neutral texts", **how)
     C, S = neutral.C, neutral.S
     if curvature and more_neutral:
         more = collect(lm, more_neutral, gradients=False, curvature=True, moments=False, max_length=max_length,
@@ -288,4 +323,4 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
         share = more.n_predicted / (more.n_predicted + neutral.n_predicted)
         C = [torch.lerp(x, y, share) for x, y in zip(neutral.C, more.C, strict=True)]
         S = [torch.lerp(x, y, share) for x, y in zip(neutral.S, more.S, strict=True)]
-    return ContrastStatistics(toxic, neutral, C, S)
+    return ContrastStatistics(toxic, neutral, pairs.paired, C, S)

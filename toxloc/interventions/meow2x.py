@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..architectures import architecture
 from ..errors import ToxlocError
-from ..localization import SCORES
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
+from ..scores import SCORES
 from ..statistics import ContrastStatistics, collect_contrast
 from .base import Intervention, overwrite
 from .budget import check_budget, largest_within, perplexity_rise
@@ -95,7 +95,7 @@ class Meow2X(Intervention):
         neutral = neutral or load_neutral()
         if statistics is None:
             statistics = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
-        values = SCORES[score](lm, statistics)[1]
+        values = SCORES[score].formula(lm, statistics, []).neurons
         worth = values / np.sqrt(_costs(lm, statistics)) if per_cost else values
         worth = np.where(values > 0, worth, -np.inf)
         order = [divmod(int(i), lm.d_mlp) for i in np.argsort(-worth, axis=None, kind="stable")[: (values > 0).sum()]]

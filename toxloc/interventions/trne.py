@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..localization import gradient_norm
+from ..linalg import inverse_root, steepest
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
+from ..scores import gradient_norm
 from ..statistics import ContrastStatistics, collect_contrast
 from .base import Intervention, overwrite
 from .budget import check_budget, largest_within, perplexity_rise
@@ -38,20 +39,6 @@ class RankOne:
     def norm(self) -> float:
         """Frobenius norm of u vᵀ."""
         return float(self.u.norm() * self.v.norm())
-
-
-def steepest(G: Float[Tensor, "d_mlp d_model"]) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
-    """Leading singular triple (σ₁, u₁, v₁) of G: the unit rank-one change u₁ v₁ᵀ along which <G, ΔW> rises most."""
-    U, sigma, Vt = torch.linalg.svd(G.double(), full_matrices=False)
-    return float(sigma[0]), U[:, 0], Vt[0]
-
-
-def inverse_root(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
-    """(M + ridge * mean eigenvalue of M * I)^(-1/2), for symmetric M with no negative eigenvalue, in float64."""
-    values, vectors = torch.linalg.eigh(M.double())
-    values = values.clamp_min(0)
-    root: Tensor = (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
-    return root
 
 
 class TRNE(Intervention):
@@ -178,7 +165,7 @@ class TRNE(Intervention):
 
 def _frobenius_edits(lm: LoadedModel, s: ContrastStatistics, layers: int | Sequence[int] | None) -> list[RankOne]:
     """Per layer ||W_out||_F / sqrt(k) u₁ v₁ᵀ, to be multiplied by ε."""
-    chosen = _choose(gradient_norm(lm, s)[0].tolist(), 1 if layers is None else layers)
+    chosen = _choose(gradient_norm(lm, s, []).layers.tolist(), 1 if layers is None else layers)
     edits = []
     for layer in chosen:
         _, u, v = steepest(s.G(layer))

@@ -1,0 +1,114 @@
+"""How sure a layer's score is: a bootstrap interval over texts, and a null from shuffling the two labels."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float64
+
+DRAWS = 1000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often each group of texts counts as toxic and as neutral in every draw; toxic groups come first.
+
+    Attributes:
+        toxic: float64 [draws, groups].
+        neutral: float64 [draws, groups].
+        null: whether labels were shuffled.
+    """
+
+    toxic: Float64[np.ndarray, "draws groups"]
+    neutral: Float64[np.ndarray, "draws groups"]
+    null: bool
+
+    @classmethod
+    def observed(cls, n_toxic: int, n_neutral: int) -> "Weights":
+        """Every group once, on its own side."""
+        side = np.r_[np.ones(n_toxic), np.zeros(n_neutral)][None]
+        return cls(side, 1 - side, null=False)
+
+    @classmethod
+    def bootstrap(cls, n_toxic: int, n_neutral: int, paired: bool, draws: int = DRAWS, seed: int = 0) -> "Weights":
+        """Draw as many groups of each side with replacement; of pairs both halves together."""
+        rng = np.random.default_rng([seed, 1])
+        toxic = rng.multinomial(n_toxic, np.full(n_toxic, 1 / n_toxic), size=draws).astype(np.float64)
+        neutral = toxic if paired else rng.multinomial(n_neutral, np.full(n_neutral, 1 / n_neutral), size=draws)
+        left, right = np.zeros((draws, n_toxic)), np.zeros((draws, n_neutral))
+        return cls(np.c_[toxic, right], np.c_[left, neutral], null=False)
+
+    @classmethod
+    def shuffled(cls, n_toxic: int, n_neutral: int, paired: bool, draws: int = DRAWS, seed: int = 0) -> "Weights":
+        """Deal the labels anew; of pairs the two halves change sides or do not."""
+        rng = np.random.default_rng([seed, 2])
+        if paired:
+            stays = rng.random((draws, n_toxic)) < 0.5
+            toxic = np.c_[stays, ~stays].astype(np.float64)
+        else:
+            side = np.r_[np.ones(n_toxic), np.zeros(n_neutral)]
+            toxic = rng.permuted(np.tile(side, (draws, 1)), axis=1)
+        return cls(toxic, 1 - toxic, null=True)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How sure one score is in every layer; all fields are float64 [n_layers].
+
+    Attributes:
+        low: lower end of the 95% interval.
+        high: upper end. Intervals are basic bootstrap intervals over texts (twice the score minus a quantile), which
+            take off the bias that a norm or a maximum has on few texts; it can be so large that the score itself
+            lies above its interval.
+        null_mean: mean score with the labels shuffled.
+        null_sd: its standard deviation.
+        z: (score - null_mean) / null_sd.
+        p: share of shufflings with a score as large (for a signed score: as far from the null's mean).
+        p_adjusted: the same for the largest z over all layers (Westfall and Young's single-step maxT), so that a
+            small value in any layer is a small value despite having looked at them all.
+    """
+
+    low: Float64[np.ndarray, " n_layers"]
+    high: Float64[np.ndarray, " n_layers"]
+    null_mean: Float64[np.ndarray, " n_layers"]
+    null_sd: Float64[np.ndarray, " n_layers"]
+    z: Float64[np.ndarray, " n_layers"]
+    p: Float64[np.ndarray, " n_layers"]
+    p_adjusted: Float64[np.ndarray, " n_layers"]
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the fields, in order."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def of(cls, score: Float64[np.ndarray, " n_layers"], resampled: Float64[np.ndarray, "draws n_layers"],
+           null: Float64[np.ndarray, "draws n_layers"], signed: bool,
+           bounds: tuple[float, float] = (-np.inf, np.inf)) -> "Uncertainty":
+        """Summarise the bootstrap and the null draws of a score.
+
+        Args:
+            score: the score itself.
+            resampled: its bootstrap draws.
+            null: its draws under shuffled labels.
+            signed: whether negative values mean something, so that p is two-sided.
+            bounds: values the score can take; the interval is cut there.
+        """
+        tail = (1 - CONFIDENCE) / 2
+        low, high = (2 * score - np.quantile(resampled, q, axis=0) for q in (1 - tail, tail))
+        mean, sd = null.mean(0), null.std(0)
+        scale = np.where(sd > 0, sd, np.inf)
+        z, z_null = (score - mean) / scale, (null - mean) / scale
+        size, size_null = (np.abs(z), np.abs(z_null)) if signed else (z, z_null)
+        slack = 1e-9  # a shuffling that gives the very same labels counts as one as large
+        return cls(
+            np.clip(low, *bounds), np.clip(high, *bounds), mean, sd, z,
+            p=_share(size_null >= size - slack),
+            p_adjusted=_share(size_null.max(1, keepdims=True) >= size - slack),
+        )
+
+
+def _share(as_large: np.ndarray) -> Float64[np.ndarray, " n_layers"]:
+    """Share of draws, the observed labels counted among them, so that it is never 0."""
+    share: np.ndarray = (1.0 + as_large.sum(0)) / (1.0 + len(as_large))
+    return share
