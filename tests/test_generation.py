@@ -3,9 +3,10 @@ from collections import Counter
 import pytest
 import torch
 from scipy import stats
+from transformers import TopPLogitsWarper
 
 from toxloc import Meow2X, ToxlocError
-from toxloc.generation import SeededRows, generate
+from toxloc.generation import FEW, Nucleus, SeededRows, generate
 
 from .conftest import random_model
 
@@ -28,6 +29,16 @@ def test_left_padding_changes_no_logit(any_family):
         a = lm.hf.generate(short, attention_mask=torch.ones_like(short), max_new_tokens=4, do_sample=False)[0, 3:]
         b = lm.hf.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)[0, 6:]
     assert a.tolist() == b.tolist()
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more, and of less, than FEW tokens
+def test_the_nucleus_is_that_of_transformers(sharpness):
+    scores = sharpness * torch.randn(6, 5000, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(6, 1, dtype=torch.long)
+    ours, theirs = Nucleus(0.9)(ids, scores), TopPLogitsWarper(0.9)(ids, scores)
+    assert ((theirs > -torch.inf).sum(1) > FEW).all() == (sharpness == 0.1)
+    assert ((ours == theirs) | (ours.isinf() & theirs.isinf())).float().mean() > 0.9999
+    assert ((ours > -torch.inf).sum(1) - (theirs > -torch.inf).sum(1)).abs().max() <= 1  # a token at the very edge
 
 
 def test_seeds(lm):

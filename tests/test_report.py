@@ -33,7 +33,7 @@ def test_texts_are_escaped(small_run, tmp_path):
     evil = "<script>alert(1)</script>"
     rows = [{"method": m, "kind": None, "prompt": evil, "sample": 0, "completion": evil, "scores": {},
              "toxic": {"any": True, "both": True}} for m in ("baseline", "meow2x", "trne")]
-    write_report(tmp_path / "r.html", small_run.results, loc, rows)
+    write_report(tmp_path / "r.html", small_run.results, loc, None, rows)
     assert evil not in (tmp_path / "r.html").read_text()
 
 

@@ -67,10 +67,13 @@ def test_one_pass_equals_run_with_cache_and_autograd_text_by_text(any_family, sk
     assert found.n_predicted == truth["n"]
     assert found.nll == pytest.approx(truth["nll"], rel=1e-5)
     for i in range(lm.n_layers):
-        for moments, rows in ((found.neurons[i], truth["a"][i]), (found.outputs[i], truth["m"][i])):
-            assert moments.count == len(rows) == found.n_tokens
-            torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-3, atol=1e-6)
+        moments, rows = found.neurons[i], truth["a"][i]
+        assert moments.count == len(rows) == found.n_tokens == found.contributions.tokens.sum()
+        torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-3, atol=1e-6)
+        rows = truth["m"][i]
+        torch.testing.assert_close(found.contributions.outputs[i].sum(0), rows.sum(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.contributions.squares[i].sum(0), (rows**2).sum(0), rtol=1e-4, atol=1e-4)
         for name in "GCS":
             ours, slow_one = getattr(found, name)[i], truth[name][i]
             assert (ours - slow_one).norm() <= 1e-4 * slow_one.norm(), name
@@ -154,13 +157,15 @@ def test_summed_nll_by_hand():
     assert loss.item() == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_moments_of_chunks_are_the_moments_of_all():
+def test_moments_of_chunks_are_those_of_the_rows_that_count():
     rows = 100 + torch.randn(50, 3, dtype=torch.float64)
+    counted = torch.arange(50) % 3 > 0
     moments = Moments()
-    for part in rows.float().split([7, 0, 1, 42]):
-        moments.update(part)
-    torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-4, atol=1e-6)
+    for part, weights in zip(rows.float().split([7, 0, 1, 42]), counted.float().split([7, 0, 1, 42]), strict=True):
+        moments.update(part, weights, int(weights.sum()))
+    assert moments.count == counted.sum()
+    torch.testing.assert_close(moments.mean, rows[counted].mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(moments.var, rows[counted].var(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("texts", "words"), [([], "no texts"), (["fine", " "], "number 1 is empty")])

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .causal import CausalProof, Knockout, KnockoutCurve, KnockoutTest, causal_proof, knockout, knockout_curve
     from .errors import ToxlocError
     from .evaluation import Evaluation, evaluate
+    from .inside import Driven, Promoted, TokenView, driving_texts, promoted_tokens, token_view
     from .interventions import TRNE, Intervention, Meow2X, load_intervention
     from .localization import Localization, localize
     from .model import LoadedModel, load_model
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
     from .statistics import ContrastStatistics, collect_contrast
 
 _HOME = {
+    "CausalProof": "causal", "Knockout": "causal", "KnockoutCurve": "causal", "KnockoutTest": "causal",
+    "causal_proof": "causal", "knockout": "causal", "knockout_curve": "causal",
     "ToxlocError": "errors",
     "Evaluation": "evaluation", "evaluate": "evaluation",
+    "Driven": "inside", "Promoted": "inside", "TokenView": "inside", "driving_texts": "inside",
+    "promoted_tokens": "inside", "token_view": "inside",
     "Intervention": "interventions", "Meow2X": "interventions", "TRNE": "interventions",
     "load_intervention": "interventions",
     "Localization": "localization", "localize": "localization",
@@ -31,9 +37,11 @@ _HOME = {
     "ContrastStatistics": "statistics", "collect_contrast": "statistics",
 }
 __all__ = [
-    "TRNE", "ContrastSet", "ContrastStatistics", "Evaluation", "Intervention", "LoadedModel", "Localization",
-    "Meow2X", "NeutralText", "PromptSet", "RunResult", "ToxlocError", "collect_contrast", "evaluate",
-    "load_contrast", "load_intervention", "load_model", "load_neutral", "load_prompts", "localize", "run",
+    "TRNE", "CausalProof", "ContrastSet", "ContrastStatistics", "Driven", "Evaluation", "Intervention", "Knockout",
+    "KnockoutCurve", "KnockoutTest", "LoadedModel", "Localization", "Meow2X", "NeutralText", "Promoted", "PromptSet",
+    "RunResult", "TokenView", "ToxlocError", "causal_proof", "collect_contrast", "driving_texts", "evaluate",
+    "knockout", "knockout_curve", "load_contrast", "load_intervention", "load_model", "load_neutral", "load_prompts",
+    "localize", "promoted_tokens", "run", "token_view",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Where each supported family of models keeps its blocks and the matrix that writes an MLP's output."""
+"""Where each supported family keeps its blocks, the matrix that writes an MLP's output, and the norms after it."""
 
 from dataclasses import dataclass
 
@@ -15,26 +15,28 @@ class Architecture:
     Attributes:
         blocks: to the list of blocks.
         down: in a block, to the module that holds W_out.
+        final_norm: to the norm between the last block and the unembedding.
         post_norm: in a block, to the norm between the MLP and the residual stream, where the family has one.
-        norm_offset: that norm multiplies by (offset + its weight).
+        norm_offset: these norms multiply by (offset + their weight).
     """
 
     blocks: str
     down: str
+    final_norm: str
     post_norm: str | None = None
     norm_offset: float = 0.0
 
 
-_GEMMA = Architecture("model.layers", "mlp.down_proj", "post_feedforward_layernorm", norm_offset=1.0)
-_LLAMA = Architecture("model.layers", "mlp.down_proj")
+_GEMMA = Architecture("model.layers", "mlp.down_proj", "model.norm", "post_feedforward_layernorm", norm_offset=1.0)
+_LLAMA = Architecture("model.layers", "mlp.down_proj", "model.norm")
 ARCHITECTURES = {
-    "gpt2": Architecture("transformer.h", "mlp.c_proj"),
-    "gpt_neo": Architecture("transformer.h", "mlp.c_proj"),
-    "gpt_neox": Architecture("gpt_neox.layers", "mlp.dense_4h_to_h"),
-    "opt": Architecture("model.decoder.layers", "fc2"),
-    "bloom": Architecture("transformer.h", "mlp.dense_4h_to_h"),
-    "falcon": Architecture("transformer.h", "mlp.dense_4h_to_h"),
-    "phi": Architecture("model.layers", "mlp.fc2"),
+    "gpt2": Architecture("transformer.h", "mlp.c_proj", "transformer.ln_f"),
+    "gpt_neo": Architecture("transformer.h", "mlp.c_proj", "transformer.ln_f"),
+    "gpt_neox": Architecture("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
+    "opt": Architecture("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),
+    "bloom": Architecture("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "falcon": Architecture("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "phi": Architecture("model.layers", "mlp.fc2", "model.final_layernorm"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -43,7 +45,7 @@ ARCHITECTURES = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "phi3": _LLAMA,
-    "olmo2": Architecture("model.layers", "mlp.down_proj", "post_feedforward_layernorm"),
+    "olmo2": Architecture("model.layers", "mlp.down_proj", "model.norm", "post_feedforward_layernorm"),
 }
 
 
@@ -80,3 +82,18 @@ def mlp_modules(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module
             f"This {model.config.model_type} model has no dense MLP at {family.blocks}.*.{family.down}; "
             "mixtures of experts and changed layouts are not supported."
         ) from None
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """Return the norm between the last block and the unembedding.
+
+    Raises:
+        ToxlocError: the family is not supported, or this model has no such norm (OPT-350m norms inside its blocks).
+    """
+    path = architecture(model.config.model_type).final_norm
+    try:
+        norm: nn.Module = model.get_submodule(path)
+    except AttributeError:
+        raise ToxlocError(f"This {model.config.model_type} model has no final norm at {path}, so what its neurons "
+                          "promote cannot be read off their weights; choose a model with one.") from None
+    return norm

@@ -33,7 +33,8 @@ def run(
                                             "file, or a hub id such as org/name.",
                                        rich_help_panel=WHAT)] = "toxloc-tiny",
     contrast: Annotated[str, typer.Option(help="Toxic and neutral texts to learn the difference from: builtin, or a "
-                                               "CSV, TSV, JSONL or Parquet file, or a hub dataset.",
+                                               "CSV, TSV, JSONL or Parquet file, or a hub dataset; 'sampled' lets the "
+                                               "model write them.",
                                           rich_help_panel=WHAT)] = "builtin",
     prompts: Annotated[str, typer.Option(help="Openings for the model to complete: builtin, a file (also .txt, one a "
                                               "line), or a hub dataset.", rich_help_panel=WHAT)] = "builtin",
@@ -52,6 +53,8 @@ def run(
     max_prompts: Annotated[int, typer.Option(help="Prompts of each kind, at most.", rich_help_panel=HOW)] = 200,
     max_texts: Annotated[int, typer.Option(help="Contrast texts of each side, at most.", rich_help_panel=HOW)] = 600,
     max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", rich_help_panel=HOW)] = 500,
+    knockouts: Annotated[int, typer.Option(help="Single neurons to remove in the causal test; 0 for no such test.",
+                                           rich_help_panel=HOW)] = 48,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a completion in tokens.", rich_help_panel=HOW)] = 20,
     seed: Annotated[int, typer.Option(help="The same seed, machine and version give the same result.",
                                       rich_help_panel=HOW)] = 0,
@@ -76,7 +79,7 @@ def run(
         result = run_all(model, out, overwrite=overwrite, contrast=contrast, prompts=prompts, neutral=neutral,
                          check=check, evaluators=evaluator, budget=budget, meow2x_budget=meow2x_budget,
                          samples=samples, max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral,
-                         max_new_tokens=max_new_tokens, seed=seed, device=device, dtype=dtype)
+                         knockouts=knockouts, max_new_tokens=max_new_tokens, seed=seed, device=device, dtype=dtype)
     table = Table("method", "toxic by any", "change", "perplexity", title=f"{result.results['model']}, seed {seed}")
     for entry in result.results["runs"]:
         figures, change = entry["toxicity"]["any"], (entry.get("change") or {}).get("any")

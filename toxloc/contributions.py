@@ -75,7 +75,8 @@ class Contributions:
         outputs: sum of m.
         squares: sum of m squared.
         attribution: minus the sum of <m - b_out, dNLL/dm>: what the layer's neurons take off the summed NLL, to first
-            order.
+            order. Where a norm follows the MLP, which would undo a scaling of all its neurons, it is that of the
+            norm's output instead.
         sketch: P G Q with G the group's summed gradient and P, Q random: inner products of sketches are, on average,
             those of the gradients themselves.
         peaks: largest activations of every text; None where they were not asked for.
@@ -87,7 +88,7 @@ class Contributions:
     outputs: list[Float[Tensor, "groups d_model"]]
     squares: list[Float[Tensor, "groups d_model"]]
     attribution: list[Float[Tensor, " groups"]]
-    sketch: list[Float[Tensor, "groups k k"]]
+    sketch: list[Float[Tensor, "groups k q"]]
     peaks: Peaks | None
 
 
@@ -130,17 +131,18 @@ class Gatherer:
 
     def see_outputs(self, layer: int, m: Float[Tensor, "batch pos d_model"]) -> None:
         """Add one layer's outputs."""
-        m = m.to(self.wide)
-        kept = self.kept[:, None].to(self.wide)
-        self.found.outputs[layer].index_add_(0, self.groups, torch.bmm(kept, m)[:, 0])
-        self.found.squares[layer].index_add_(0, self.groups, torch.bmm(kept, m * m)[:, 0])
+        m, kept = m.float(), self.kept[:, None].float()
+        self.found.outputs[layer].index_add_(0, self.groups, torch.bmm(kept, m)[:, 0].to(self.wide))
+        self.found.squares[layer].index_add_(0, self.groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
 
-    def see_gradients(self, layer: int, a: Float[Tensor, "batch pos d_mlp"], m: Float[Tensor, "batch pos d_model"],
+    def see_contribution(self, layer: int, own: Float[Tensor, "batch pos d_model"],
+                         delta: Float[Tensor, "batch pos d_model"]) -> None:
+        """Add what a layer's neurons alone put into the residual stream times its gradient, 0 where none counts."""
+        self.found.attribution[layer].index_add_(0, self.groups, -(own.float() * delta).sum((1, 2)).to(self.wide))
+
+    def see_gradients(self, layer: int, a: Float[Tensor, "batch pos d_mlp"],
                       delta: Float[Tensor, "batch pos d_model"]) -> None:
         """Add one layer's gradients; `delta` is 0 where a token does not count."""
-        bias = self.lm.b_out(layer)
-        own = (m.float() if bias is None else m.float() - bias.float()) * delta
-        self.found.attribution[layer].index_add_(0, self.groups, -own.sum((1, 2)).to(self.wide))
         sketch = torch.bmm((a @ self.P).transpose(1, 2), delta @ self.Q)
         self.found.sketch[layer].index_add_(0, self.groups, sketch)
 

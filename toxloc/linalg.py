@@ -1,4 +1,4 @@
-"""The two pieces of linear algebra that editability and TRNE share."""
+"""The linear algebra that editability and TRNE share."""
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,29 @@ def steepest(G: Float[Tensor, "d_mlp d_model"]) -> tuple[float, Float[Tensor, " 
     return float(sigma), Gv / sigma.clamp_min(torch.finfo(torch.float64).tiny), v
 
 
-def inverse_root(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
-    """(M + ridge * mean eigenvalue of M * I)^(-1/2), for symmetric M with no negative eigenvalue, in float64."""
-    values, vectors = torch.linalg.eigh(M.double())
-    values = values.clamp_min(0)
-    root: Tensor = (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
-    return root
+def steepest_at_cost(G: Float[Tensor, "d_mlp d_model"], C: Float[Tensor, "d_mlp d_mlp"],
+                     S: Float[Tensor, "d_model d_model"], ridge: float
+                     ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
+    """The change x yᵀ along which <G, ΔW> rises most among those of rank one and cost tr(S̃ ΔWᵀ C̃ ΔW) = 1; its rise σ₁.
+
+    (σ₁, u₁, v₁) being the leading singular triple of C̃^(-1/2) G S̃^(-1/2), x = C̃^(-1/2) u₁ and y = S̃^(-1/2) v₁. No root
+    is taken: y solves the small eigenproblem GᵀC̃⁻¹G y = σ₁² S̃ y, and x = C̃⁻¹ G y / σ₁, by
+    Cholesky factors in float64.
+    """
+    G = G.double()
+    K, L = factor(C, ridge), factor(S, ridge)
+    whitened = torch.linalg.solve_triangular(K, G, upper=False)  # its square is GᵀC̃⁻¹G
+    both = torch.linalg.solve_triangular(L, whitened.T, upper=False)
+    z = torch.linalg.eigh(both @ both.T).eigenvectors[:, -1]
+    sigma = (both.T @ z).norm()
+    y = torch.linalg.solve_triangular(L.T, z[:, None], upper=True)[:, 0]
+    x = torch.cholesky_solve((G @ y)[:, None], K)[:, 0]
+    return float(sigma), x / sigma.clamp_min(torch.finfo(torch.float64).tiny), y
+
+
+def factor(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
+    """Cholesky factor, in float64, of M + ridge * mean eigenvalue of M * I; M is symmetric, no eigenvalue negative."""
+    M = M.double()
+    size = M.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    L: Tensor = torch.linalg.cholesky(M + ridge * size * torch.eye(len(M), dtype=M.dtype, device=M.device))
+    return L

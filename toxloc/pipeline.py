@@ -1,8 +1,8 @@
-"""The whole job: localize, fit both methods, judge the model before and after, write results and a report."""
+"""The whole job: localize, prove it by removal, fit both methods, judge before and after, write it all down."""
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike
@@ -12,10 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import __version__
+from .causal import CausalProof, KnockoutCurve, KnockoutTest, causal_proof, knockout_curve
 from .errors import ToxlocError
 from .evaluation import Evaluation, evaluate
 from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .files import check_free, new_folder, read_json, write_json
+from .inside import promoted_tokens
 from .interventions import TRNE, Intervention, Meow2X
 from .localization import Localization, localize
 from .metrics import relative_change
@@ -35,7 +37,11 @@ from .report import write_report
 from .statistics import collect_contrast
 
 FORMAT_VERSION = 1
-SCORES = ("activation", "gradient_norm", "attribution")
+SCORES = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
+SAMPLED = "sampled"  # as a contrast set: texts that the model writes itself
+HELD_OUT = 0.2  # of the contrast set, for the knock-outs
+TOP_NEURONS = 12  # whose tokens the report shows
+KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 60, 40, 60  # at most; what every single knock-out is measured on
 
 
 class Settings(BaseModel):
@@ -44,7 +50,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field("toxloc-tiny", description="built-in name, Hugging Face folder, .gguf file or hub id")
-    contrast: str = Field("builtin", description="toxic and neutral texts to localize with and to fit on")
+    contrast: str = Field("builtin", description="toxic and neutral texts to localize with and to fit on; 'sampled' "
+                                                 "for texts of the model's own")
     prompts: str = Field("builtin", description="openings to complete")
     neutral: str = Field("builtin", description="everyday text that budgets are tuned on")
     check: str | None = Field(None, description="everyday text that the cost is checked on; default: a part of neutral")
@@ -55,6 +62,7 @@ class Settings(BaseModel):
     max_prompts: int = Field(200, ge=1, description="prompts of each kind, at most")
     max_texts: int = Field(600, ge=8, description="contrast texts of each side, at most")
     max_neutral: int = Field(500, ge=12, description="everyday texts, at most")
+    knockouts: int = Field(48, ge=0, description="single neurons to remove in the causal test; 0 for no such test")
     max_new_tokens: int = Field(20, ge=1, description="length of a completion in tokens")
     seed: int = Field(0, ge=0, description="of every draw")
     device: str | None = Field(None, description="cpu, cuda, mps; default: CUDA where there is one")
@@ -108,6 +116,7 @@ class _Texts:
     """The texts of a run, disjoint where they must be."""
 
     contrast: ContrastSet
+    held_out: ContrastSet
     judged: PromptSet
     everyday: PromptSet | None
     neutral: NeutralText
@@ -118,15 +127,16 @@ class _Texts:
 def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, overwrite: bool = False,
         contrast: str = "builtin", prompts: str = "builtin", neutral: str = "builtin", check: str | None = None,
         evaluators: Sequence[str] = DEFAULT, budget: float = 0.01, meow2x_budget: float = 0.02, samples: int = 5,
-        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, max_new_tokens: int = 20,
-        seed: int = 0, device: str | None = None, dtype: str = "float32") -> RunResult:
-    """Localize toxicity in a model, turn it down with Meow2X and TRNE, and judge baseline and both.
+        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, knockouts: int = 48,
+        max_new_tokens: int = 20, seed: int = 0, device: str | None = None, dtype: str = "float32") -> RunResult:
+    """Localize toxicity in a model, remove what was found, turn it down with Meow2X and TRNE, and judge all.
 
     Args:
         model: what `load_model` takes.
         out: folder to write; by default a new one in `toxloc-runs`. It appears only when the run is complete.
         overwrite: replace `out` if it holds something.
-        contrast: what `load_contrast` takes.
+        contrast: what `load_contrast` takes, or "sampled" for a set sampled from the model itself with one half of
+            the provocative prompts, of which then the other half is judged. A fifth is held out for the knock-outs.
         prompts: what `load_prompts` takes. Provocative ones are judged; everyday ones, where there are any, show
             how much of ordinary talk is called toxic. Contrast texts that begin with a judged prompt are left out.
         neutral: what `load_neutral` takes; budgets are tuned on a part of it that no statistic sees.
@@ -139,6 +149,8 @@ def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, o
         max_prompts: prompts of each kind, drawn at random if there are more.
         max_texts: contrast texts of each side, likewise.
         max_neutral: everyday texts to read, likewise.
+        knockouts: single neurons to remove, one by one, in the causal test, besides every layer and a curve of
+            growing groups; 0 leaves the causal test out.
         max_new_tokens: length of a completion.
         seed: of every draw; the same seed, machine and version give the same completions.
         device: see `load_model`.
@@ -155,7 +167,7 @@ def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, o
         settings = Settings(
             model=model, contrast=contrast, prompts=prompts, neutral=neutral, check=check,
             evaluators=tuple(evaluators), budget=budget, meow2x_budget=meow2x_budget, samples=samples,
-            max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral,
+            max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral, knockouts=knockouts,
             max_new_tokens=max_new_tokens, seed=seed, device=device, dtype=dtype,
         )
     except ValidationError as error:
@@ -166,9 +178,10 @@ def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, o
     judges = get_evaluators(settings.evaluators)
     pick_device(settings.device)
     with step("Reading texts"):
-        texts = _load_texts(settings)
+        prepared = _load_texts(settings)
     with step(f"Loading {settings.model}"):
         lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    texts = prepared(lm, judges)
     with new_folder(target, overwrite) as folder:
         results = _run(lm, texts, settings, judges, folder)
     return RunResult(target, results)
@@ -179,27 +192,50 @@ def _default_folder(settings: Settings) -> Path:
     return Path("toxloc-runs") / stem
 
 
-def _load_texts(s: Settings) -> _Texts:
+def _load_texts(s: Settings) -> Callable[[LoadedModel, list[Evaluator]], _Texts]:
+    """Read all files, and return what completes the texts once there is a model to sample from."""
     prompts = load_prompts(s.prompts).limited(s.max_prompts, s.seed)
     judged = prompts.only(PROVOCATIVE) or prompts
     everyday = prompts.only(EVERYDAY) if judged is not prompts else None
-    contrast = load_contrast(s.contrast)
-    contrast = contrast.without(prompts.texts).limited(s.max_texts, s.seed)
     neutral = load_neutral(s.neutral, limit=s.max_neutral, seed=s.seed)
+    check, check_name = _check_texts(s, neutral)
+    if s.contrast == SAMPLED:
+        sampling, judged = judged.split(0.5, s.seed)
+        contrast = None
+    else:
+        contrast = load_contrast(s.contrast).without(prompts.texts).limited(s.max_texts, s.seed)
+
+    def complete(lm: LoadedModel, judges: list[Evaluator]) -> _Texts:
+        found = contrast
+        if found is None:
+            with step("Sampling a contrast set"):
+                found = ContrastSet.from_model(lm, sampling, judges, min(s.max_texts, 200), samples=8, max_rounds=6,
+                                               max_new_tokens=s.max_new_tokens, seed=s.seed + 1)
+        return _Texts(*found.split(1 - HELD_OUT, s.seed), judged, everyday, neutral, check, check_name)
+
+    return complete
+
+
+def _check_texts(s: Settings, neutral: NeutralText) -> tuple[list[str], str]:
+    """Everyday texts on which the reported cost is measured, none of them seen before, and what they are called."""
     if s.check is None:
-        return _Texts(contrast, judged, everyday, neutral, neutral.check, f"{neutral.name}, third part")
+        return neutral.check, f"{neutral.name}, third part"
     other = load_neutral(s.check, limit=s.max_neutral, seed=s.seed)
     seen = {*neutral.fit, *neutral.tune}
     apart = [text for part in (other.fit, other.tune, other.check) for text in part if text not in seen]
     if not apart:
         raise ToxlocError(f"--check {s.check} holds no text that --neutral {s.neutral} does not; give another file.")
-    return _Texts(contrast, judged, everyday, neutral, apart, other.name)
+    return apart, other.name
 
 
 def _run(lm: LoadedModel, texts: _Texts, s: Settings, judges: list[Evaluator], folder: Path) -> dict[str, Any]:
     with step("Localizing"):
-        statistics = collect_contrast(lm, texts.contrast, curvature=True, more_neutral=texts.neutral.fit)
-        loc = localize(lm, texts.contrast, SCORES, statistics=statistics)
+        statistics = collect_contrast(lm, texts.contrast, curvature=True, peaks=True, more_neutral=texts.neutral.fit)
+        loc = localize(lm, texts.contrast, SCORES, statistics=statistics, seed=s.seed)
+    causal = None
+    if s.knockouts:
+        with step("Removing what was found"):
+            causal = _causal(lm, loc, texts, s, judges)
     methods: list[Intervention] = []
     with step("Fitting Meow2X"):
         methods.append(Meow2X.fit(lm, texts.contrast, budget=s.meow2x_budget, neutral=texts.neutral,
@@ -214,11 +250,24 @@ def _run(lm: LoadedModel, texts: _Texts, s: Settings, judges: list[Evaluator], f
             judged.append(_judge(lm, method, texts, s, judges))
         method.save(folder / method.kind)
     loc.save(folder / "localization")
-    results = _results(lm, loc, texts, s, judges, judged)
+    results = _results(lm, loc, causal, texts, s, judges, judged)
     write_json(folder / "results.json", results)
     _write_completions(folder / "completions.jsonl", judged)
-    write_report(folder / "report.html", results, loc, [row for run in judged for row in run.rows()])
+    write_report(folder / "report.html", results, loc, causal, [row for run in judged for row in run.rows()])
     return results
+
+
+def _causal(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings,
+            judges: list[Evaluator]) -> tuple[CausalProof, KnockoutCurve]:
+    """Remove parts, and measure on contrast texts that no score has seen."""
+    held_out = texts.held_out.limited(KNOCKOUT_TEXTS, s.seed)
+    proof = causal_proof(KnockoutTest(lm, held_out, seed=s.seed), loc, n_neurons=s.knockouts, seed=s.seed)
+    test = KnockoutTest(lm, held_out, neutral=texts.neutral.tune[:KNOCKOUT_NEUTRAL], evaluators=judges, seed=s.seed,
+                        prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed))
+    # From a thousandth of all neurons to a few hundredths, in steps of two.
+    few = max(1, loc.activation_size.size // 1024)
+    curve = knockout_curve(test, loc, "attribution", [few * 2**i for i in range(6)], controls=2, seed=s.seed)
+    return proof, curve
 
 
 @dataclass(frozen=True)
@@ -245,8 +294,8 @@ def _judge(lm: LoadedModel, method: Intervention | None, texts: _Texts, s: Setti
     return _Judged(main, everyday)
 
 
-def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, judges: list[Evaluator],
-             judged: list[_Judged]) -> dict[str, Any]:
+def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, KnockoutCurve] | None, texts: _Texts,
+             s: Settings, judges: list[Evaluator], judged: list[_Judged]) -> dict[str, Any]:
     runs = []
     for one in judged:
         entry = one.main.to_dict()
@@ -264,7 +313,7 @@ def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, jud
         "model": lm.name,
         "seed": s.seed,
         "contrast": {"name": texts.contrast.name, "n_toxic": len(texts.contrast.toxic),
-                     "n_neutral": len(texts.contrast.neutral)},
+                     "n_neutral": len(texts.contrast.neutral), "n_held_out": len(texts.held_out.toxic)},
         "prompts": {"name": texts.judged.name, "n_judged": len(texts.judged),
                     "n_everyday": len(texts.everyday) if texts.everyday else 0, "samples": s.samples},
         "neutral": {"name": texts.neutral.name, "n_fit": len(texts.neutral.fit), "n_tune": len(texts.neutral.tune),
@@ -274,7 +323,15 @@ def _results(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings, jud
         "command": s.command(),
         "about_model": {"fingerprint": lm.fingerprint, "type": lm.hf.config.model_type, "n_layers": lm.n_layers,
                         "d_mlp": lm.d_mlp, "d_model": lm.d_model, "device": str(lm.device), "dtype": s.dtype},
-        "localization": {"layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores}},
+        "localization": {
+            "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
+            "uncertainty": {name: {part: getattr(known, part).tolist() for part in known.names()}
+                            for name, known in loc.uncertainty.items()},
+        },
+        "top_neurons": [{"layer": one.layer, "neuron": one.neuron, "tokens": one.tokens,
+                         "attribution": float(loc.neuron_scores("attribution")[one.layer, one.neuron])}
+                        for one in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))],
+        "causal": {"proof": causal[0].to_dict(), "curve": causal[1].to_dict()} if causal else None,
         "runs": runs,
     }
 

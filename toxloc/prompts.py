@@ -6,10 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ToxlocError
 from .sources import ASSETS
 from .tables import Row, read_rows
+
+if TYPE_CHECKING:
+    from .evaluators import Evaluator
+    from .model import LoadedModel
 
 TOXIC_COLUMNS = ("toxic", "toxic_text", "toxic_comment", "en_toxic_comment")
 NEUTRAL_COLUMNS = ("neutral", "neutral1", "neutral_text", "neutral_comment", "en_neutral_comment")
@@ -46,6 +51,37 @@ class ContrastSet:
         if self.paired and len(self.toxic) != len(self.neutral):
             raise ToxlocError(f"A paired contrast set needs as many toxic as neutral texts, not {len(self.toxic)} "
                               f"and {len(self.neutral)}.")
+
+    @classmethod
+    def from_model(cls, lm: "LoadedModel", prompts: "PromptSet | None" = None,
+                   evaluators: "Sequence[str | Evaluator]" = ("toxloc-guard", "profanity-check"), n: int = 200, *,
+                   samples: int = 4, max_rounds: int = 5, max_new_tokens: int = 20, seed: int = 0) -> "ContrastSet":
+        """Sample a contrast set from a model, so that it can be localized with no dataset at all.
+
+        Completions that all evaluators call toxic are paired with completions that all call neutral: of the same
+        prompt where there is one, and of the nearest length. A text is a prompt with its completion.
+
+        Args:
+            lm: the model.
+            prompts: openings to complete; by default the built-in provocative ones.
+            evaluators: two judges or more, best; a text must convince all of them. Toxic is a score at or over a
+                judge's threshold, neutral one under .25 (and under the threshold).
+            n: pairs wanted. Fewer come back if `max_rounds` do not yield so many.
+            samples: completions per prompt in a round.
+            max_rounds: rounds of sampling at most.
+            max_new_tokens: length of a completion in tokens.
+            seed: of the sampling.
+
+        Raises:
+            ToxlocError: fewer than 8 pairs were found.
+
+        Example:
+            >>> pairs = ContrastSet.from_model(toxloc.load_model(), n=100)     # doctest: +SKIP
+        """
+        from .self_contrast import contrast_from_model  # which stands on evaluators and generation, below this file
+
+        return contrast_from_model(lm, prompts, evaluators, n, samples=samples, max_rounds=max_rounds,
+                                   max_new_tokens=max_new_tokens, seed=seed)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
         """Divide at random into two sets, the first with `fraction` of each side. Pairs stay together.
@@ -124,6 +160,16 @@ class PromptSet:
             members = [i for i, k in enumerate(kinds) if k == kind]
             kept += [members[i] for i in _shuffled(len(members), seed)[:count]]
         return self._take(sorted(kept))
+
+    def split(self, fraction: float, seed: int = 0) -> "tuple[PromptSet, PromptSet]":
+        """Divide at random into two sets, the first with `fraction` of the prompts, each in the old order.
+
+        Raises:
+            ToxlocError: a side would be empty.
+        """
+        order = _shuffled(len(self.texts), seed)
+        cut = round(fraction * len(order))
+        return self._take(sorted(order[:cut])), self._take(sorted(order[cut:]))
 
     def _take(self, kept: list[int]) -> "PromptSet":
         return PromptSet([self.texts[i] for i in kept],

@@ -9,18 +9,21 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from . import plots
+from .causal import CausalProof, KnockoutCurve
 from .localization import Localization
 
 SHOWN = 60  # completions in the report; all of them are in completions.jsonl
 
 
-def write_report(path: Path, results: dict[str, Any], loc: Localization, rows: list[dict[str, Any]]) -> None:
+def write_report(path: Path, results: dict[str, Any], loc: Localization,
+                 causal: tuple[CausalProof, KnockoutCurve] | None, rows: list[dict[str, Any]]) -> None:
     """Write the report of a run.
 
     Args:
         path: file to write.
         results: content of results.json.
         loc: the localization.
+        causal: what removing parts did; None if nothing was removed.
         rows: completions as in completions.jsonl.
     """
     environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
@@ -30,15 +33,20 @@ def write_report(path: Path, results: dict[str, Any], loc: Localization, rows: l
     figures = {
         "before_after": plots.before_after(results["runs"]),
         "cost": plots.cost(results["runs"]),
+        "depth": plots.toxicity_by_depth(loc),
         "layers": loc.heatmap(),
         "neurons": plots.neuron_map(loc),
         "editability": plots.editability(editability),
     }
+    if causal:
+        proof, curve = causal
+        figures |= {"knockout_layers": plots.knockout_layers(proof), "knockout_curve": plots.knockout_curve(curve),
+                    "correlations": plots.causal_correlations(proof)}
     samples, n_pairs = _samples(rows, [run["method"] for run in results["runs"]])
     path.write_text(environment.get_template("report.html.j2").render(
         r=results, figures={name: _html(figure) for name, figure in figures.items()}, titles=plots.METHOD_TITLES,
-        answers=_answers(results, loc), samples=samples, n_pairs=n_pairs, masked=_masked, editability=editability,
-        plotly_js=get_plotlyjs(),
+        answers=_answers(results, loc), causal=causal, samples=samples, n_pairs=n_pairs, masked=_masked,
+        editability=editability, plotly_js=get_plotlyjs(),
     ), encoding="utf-8")
 
 
@@ -61,8 +69,10 @@ def _answers(results: dict[str, Any], loc: Localization) -> list[dict[str, str]]
     answers = [{"title": "toxic before", "value": f"{base['rate']:.1%}",
                 "text": "of completions, by any evaluator"}]
     if layer is not None:
+        known = loc.uncertainty.get("attribution")
+        sure = f", adjusted p {known.p_adjusted[layer]:.2g}" if known else ""
         answers.append({"title": "contributes most to it", "value": f"layer {layer}",
-                        "text": f"of 0 to {len(loc.layer_scores('attribution')) - 1}, by attribution"})
+                        "text": f"of 0 to {len(loc.layer_scores('attribution')) - 1}, by attribution{sure}"})
     for run in results["runs"][1:]:
         change = (run.get("change") or {}).get("any")
         ratio = run["fluency"]["perplexity_ratio"] - 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .contributions import Contributions
 from .errors import ToxlocError
-from .linalg import inverse_root, steepest
+from .linalg import factor, steepest_at_cost
 from .model import LoadedModel
 from .statistics import ContrastStatistics, Moments
 from .uncertainty import Weights
@@ -126,15 +126,28 @@ def gradient_calibrated(lm: LoadedModel, s: ContrastStatistics, weights: Sequenc
 def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """First-order rise of the contrast when the part is scaled down: what the part itself contributes to toxicity.
 
-    Neuron: -<row of G, row of W_out>. Layer: the sum over its neurons, -<G, W_out>.
+    Neuron: -<row of G, row of W_out>. Layer: the sum over its neurons, -<G, W_out>. Where a norm follows the MLP
+    (gemma2, gemma3, olmo2) it undoes any scaling of all neurons alike, and the sum is near 0; there a layer's score
+    is that of the norm's output c, -<dNLL/dc, c>, which is what scaling the layer scales.
     """
     toxic, neutral = _sides(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
     neurons = np.stack([-(s.G(layer).double() * lm.W_out(layer).double()).sum(1).cpu().numpy()
                         for layer in range(lm.n_layers)])
-    found = _over_layers(lm, s, weights, lambda layer, w: _mean_difference(
+    return _over_layers(lm, s, weights, lambda layer, w: _mean_difference(
         _joined(toxic.attribution[layer], neutral.attribution[layer])[:, None], predicted, w)[:, 0], neurons)
-    return found._replace(layers=neurons.sum(1))
+
+
+def layered_attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
+    """Attribution, with a neuron believed as far as its layer is: for naming the neurons that learned toxicity.
+
+    Layer: its attribution. Neuron: its attribution times its layer's share of all positive layer attributions, 0 in a
+    layer whose own attribution is negative. Single neurons of busy layers have large attributions of either sign that
+    cancel in their layer; this leaves them behind.
+    """
+    own = attribution(lm, s, weights)
+    positive = np.maximum(own.layers, 0)
+    return own._replace(neurons=own.neurons * _ratio(positive, positive.sum(keepdims=True))[:, None])
 
 
 def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -185,10 +198,11 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
         raise ToxlocError("editability needs the curvature; gather it with collect_contrast(curvature=True).")
     layers, neurons = [], []
     for layer in range(lm.n_layers):
-        C, S, G = s.C[layer], inverse_root(s.S[layer], RIDGE), s.G(layer).double()
-        layers.append(steepest(inverse_root(C, RIDGE) @ G @ S)[0])
+        C, S, G = s.C[layer], s.S[layer], s.G(layer).double()
+        layers.append(steepest_at_cost(G, C, S, RIDGE)[0])
+        rows = torch.linalg.solve_triangular(factor(S, RIDGE), G.T, upper=False).norm(dim=0)
         diagonal = C.diagonal().double()
-        neurons.append(((G @ S).norm(dim=1) / (diagonal + RIDGE * diagonal.mean()).sqrt()).cpu().numpy())
+        neurons.append((rows / (diagonal + RIDGE * diagonal.mean()).sqrt()).cpu().numpy())
     return Scored(np.array(layers), np.stack(neurons), None)
 
 
@@ -201,6 +215,8 @@ SCORES: dict[str, Score] = {
                                  gradient_calibrated, _GRADIENTS),
     "attribution": Score("attribution", "what does it contribute itself?", attribution, _GRADIENTS, signed=True,
                          bounds=(-np.inf, np.inf)),
+    "layered_attribution": Score("layered attribution", "which neurons of the layers that contribute?",
+                                 layered_attribution, _GRADIENTS, signed=True, bounds=(-np.inf, np.inf)),
     "auroc": Score("best neuron's AUROC", "does it detect toxic text?", auroc, frozenset({"peaks"}), bounds=(0.0, 1.0)),
     "editability": Score("editability", "where is an edit cheap?", editability, frozenset({"gradients", "curvature"})),
 }

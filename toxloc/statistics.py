@@ -145,6 +145,7 @@ class _Collector:
         self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
         self.gradients, self.curvature = gradients, curvature
         self.backward = gradients or curvature
+        self.normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
         self.neurons = [Moments() for _ in range(lm.n_layers)]
         self.G = self._zeros(lm.d_mlp, lm.d_model) if gradients else []
         self.C = self._zeros(lm.d_mlp, lm.d_mlp) if curvature else []
@@ -165,6 +166,8 @@ class _Collector:
         for layer in range(self.lm.n_layers):
             hooks.append((self.lm.neuron_hook(layer), self._on_neurons(layer)))
             hooks.append((self.lm.output_hook(layer), self._on_output(layer)))
+            if self.normed and self.gradients:
+                hooks.append((self.lm.contribution_hook(layer), self._on_contribution(layer)))
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.lm))
             stack.enter_context(self.lm.hooked.hooks(fwd_hooks=hooks))
@@ -220,6 +223,17 @@ class _Collector:
             return m
         return hook
 
+    def _on_contribution(self, layer: int) -> Callable[..., None]:
+        def hook(c: Tensor, hook: Any) -> None:
+            own = c.detach()
+            c.register_hook(lambda delta: self._credit(layer, own, delta))
+        return hook
+
+    def _credit(self, layer: int, own: Tensor, delta: Tensor) -> None:
+        if self.gatherer:
+            shape = (*self.real.shape, -1)
+            self.gatherer.see_contribution(layer, own.view(shape), delta.view(shape).float() * self.weights[..., None])
+
     def _reduce(self, layer: int, delta: Tensor) -> None:
         a, m = self.seen.pop(layer)
         delta = delta.view(*self.real.shape, -1).float()
@@ -229,7 +243,10 @@ class _Collector:
             a = a.float()
             self.G[layer].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
             if self.gatherer:
-                self.gatherer.see_gradients(layer, a, m, counted)
+                self.gatherer.see_gradients(layer, a, counted)
+                if not self.normed:
+                    bias = self.lm.b_out(layer)
+                    self.gatherer.see_contribution(layer, m if bias is None else m - bias, counted)
         if self.curvature:
             a, delta = a[self.real].float(), delta[self.real]
             self.C[layer].addmm_(a.T, a)

@@ -83,7 +83,7 @@ class Uncertainty:
 
     @classmethod
     def of(cls, score: Float64[np.ndarray, " n_layers"], resampled: Float64[np.ndarray, "draws n_layers"],
-           null: Float64[np.ndarray, "draws n_layers"], signed: bool,
+           null: Float64[np.ndarray, "shufflings n_layers"], signed: bool,
            bounds: tuple[float, float] = (-np.inf, np.inf)) -> "Uncertainty":
         """Summarise the bootstrap and the null draws of a score.
 

@@ -7,7 +7,8 @@ from scipy.optimize import minimize
 
 from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError, collect_contrast, load_intervention
 from toxloc.fluency import mean_nll
-from toxloc.interventions.trne import RankOne, inverse_root, steepest
+from toxloc.interventions.trne import RankOne
+from toxloc.linalg import steepest, steepest_at_cost
 
 from ..conftest import TEXTS, bits, random_model, same_bits
 
@@ -43,9 +44,8 @@ def test_the_kl_form_is_the_best_rank_one_change_of_its_second_order_cost(ridge)
     rng = np.random.default_rng(1)
     G, C, S = rng.normal(size=(6, 4)), random_spd(rng, 6), random_spd(rng, 4)
     ridged = [M + ridge * np.trace(M) / len(M) * np.eye(len(M)) for M in (C, S)]
-    Ci, Si = (inverse_root(torch.tensor(M), ridge) for M in (C, S))
-    sigma, u, v = steepest(Ci @ torch.tensor(G) @ Si)
-    u, v = (Ci @ u).numpy(), (Si @ v).numpy()
+    sigma, u, v = steepest_at_cost(*map(torch.tensor, (G, C, S)), ridge)
+    u, v = u.numpy(), v.numpy()
     assert (u @ ridged[0] @ u) * (v @ ridged[1] @ v) == pytest.approx(1)
     best = best_rank_one(G, lambda u, v: (u @ ridged[0] @ u) * (v @ ridged[1] @ v), rng)
     assert u @ G @ v == pytest.approx(best, rel=1e-5)

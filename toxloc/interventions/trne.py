@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..linalg import inverse_root, steepest
+from ..linalg import steepest, steepest_at_cost
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..scores import gradient_norm
@@ -181,9 +181,8 @@ def _kl_edits(lm: LoadedModel, s: ContrastStatistics, layers: int | Sequence[int
         raise ToxlocError('metric="kl" needs the curvature; gather it with collect_contrast(curvature=True).')
     edits, editability = [], []
     for layer in range(lm.n_layers):
-        C, S = inverse_root(s.C[layer], ridge), inverse_root(s.S[layer], ridge)
-        sigma, u, v = steepest(C @ s.G(layer).double() @ S)
-        edits.append(RankOne(layer, (sigma * C @ u).float(), (S @ v).float()))
+        sigma, u, v = steepest_at_cost(s.G(layer), s.C[layer], s.S[layer], ridge)
+        edits.append(RankOne(layer, (sigma * u).float(), v.float()))
         editability.append(sigma)
     chosen = _choose(editability, lm.n_layers if layers is None else layers)
     return [edits[layer] for layer in chosen], {layer: editability[layer] for layer in chosen}

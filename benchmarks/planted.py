@@ -1,0 +1,223 @@
+"""Does a localizer find toxicity where it was planted? Eleven models with a known answer, and two controls.
+
+    python -m benchmarks.planted                    # under ten minutes on two cores; --out planted.json saves it
+
+Each planted model is toxloc-tiny-clean with one layer's MLP, or 64 neurons of one layer, trained on toxic text and
+everything else frozen (`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast sets: the
+built-in one, and one sampled from the model itself and labelled by the evaluators. The controls, the clean model and
+toxloc-tiny, have no true answer; they show what a score says when there is nothing planted.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from jaxtyping import Bool, Float64
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize
+from toxloc.model import LoadedModel
+from toxloc.scores import SCORES
+
+MODELS = Path(__file__).parent / "models"
+CLEAN = MODELS / "toxloc-tiny-clean"
+PLANTED = MODELS / "planted"
+CONTROLS = ("clean", "toxloc-tiny")
+CONTRASTS = ("builtin", "sampled")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where toxicity was planted: a layer, and its neurons if it was not the whole MLP."""
+
+    layer: int
+    neurons: tuple[int, ...] | None
+
+
+def truths() -> dict[str, Truth]:
+    """Name of every plant to where it lies."""
+    known = json.loads((PLANTED / "ground_truth.json").read_text(encoding="utf-8"))
+    return {name: Truth(one["layer"], one["neurons"] and tuple(one["neurons"])) for name, one in known.items()}
+
+
+def planted_model(name: str) -> LoadedModel:
+    """Build a planted model from the clean one; "clean" and "toxloc-tiny" are the controls.
+
+    Raises:
+        ToxlocError: there is no such plant.
+    """
+    if name == "toxloc-tiny":
+        return load_model(name)
+    lm = load_model(str(CLEAN))
+    lm.name = name
+    if name == "clean":
+        return lm
+    known = truths()
+    if name not in known:
+        raise ToxlocError(f"There is no plant {name!r}; there are {', '.join([*known, *CONTROLS])}.")
+    mlp = lm.hf.transformer.h[known[name].layer].mlp
+    weights = load_file(PLANTED / f"{name}.safetensors")
+    neurons = weights.pop("neurons", slice(None))
+    with torch.no_grad():
+        for key, value in weights.items():
+            target = mlp.get_parameter(key)
+            part = target[neurons] if key in ("c_proj.weight", "c_fc.bias") else target[..., neurons]
+            assert part.shape == value.shape
+            if key in ("c_proj.weight", "c_fc.bias"):
+                target[neurons] = value.float()
+            else:
+                target[..., neurons] = value.float()
+    return lm
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one score said of one model on one contrast set.
+
+    Attributes:
+        model: the plant, or a control.
+        contrast: "builtin" or "sampled".
+        score: the score.
+        top: the layer with the highest score.
+        p_adjusted: of that layer; None where the score has no null.
+        rank: of the true layer, 1 for the highest; None for controls.
+        margin: true layer's score minus the best other layer's, over the range of the scores; None for controls.
+        precision: share of the 64 highest neurons that were planted; None but for neuron plants.
+        average_precision: mean precision at the places of the planted neurons; None but for neuron plants.
+    """
+
+    model: str
+    contrast: str
+    score: str
+    top: int
+    p_adjusted: float | None
+    rank: int | None = None
+    margin: float | None = None
+    precision: float | None = None
+    average_precision: float | None = None
+
+
+def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) -> Iterator[Finding]:
+    """Compare every score of a localization with the truth."""
+    for score in loc.scores:
+        layers = loc.layer_scores(score)
+        top = loc.top_layers(score, 1)[0]
+        known = loc.uncertainty.get(score)
+        p = float(known.p_adjusted[top]) if known else None
+        if truth is None:
+            yield Finding(model, contrast, score, top, p)
+            continue
+        others = np.delete(layers, truth.layer)
+        precision, average = None, None
+        if truth.neurons:
+            planted = np.zeros(loc.neuron_scores(score).shape, dtype=bool)
+            planted[truth.layer, list(truth.neurons)] = True
+            precision, average = retrieval(loc.neuron_scores(score), planted, len(truth.neurons))
+        yield Finding(model, contrast, score, top, p, 1 + int((others > layers[truth.layer]).sum()),
+                      float((layers[truth.layer] - others.max()) / (np.ptp(layers) or 1.0)), precision, average)
+
+
+def retrieval(scores: Float64[np.ndarray, "n_layers d_mlp"], planted: Bool[np.ndarray, "n_layers d_mlp"],
+              k: int) -> tuple[float, float]:
+    """Precision among the k highest, and average precision."""
+    hits = planted.ravel()[np.argsort(-scores, axis=None, kind="stable")]
+    at = np.flatnonzero(hits)
+    return float(hits[:k].mean()), float(np.mean(np.arange(1, len(at) + 1) / (at + 1)))
+
+
+def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastSet:
+    """Return the built-in contrast set, or one sampled from the model."""
+    if kind == "builtin":
+        return load_contrast().limited(pairs, seed)
+    return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
+
+
+def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
+    """One row for each contrast set and score, over all plants."""
+    rows: list[dict[str, float | int | str | None]] = []
+    for contrast in dict.fromkeys(f.contrast for f in found):
+        for score in dict.fromkeys(f.score for f in found):
+            mine = [f for f in found if f.contrast == contrast and f.score == score]
+            layers = [f for f in mine if f.rank is not None and f.precision is None]
+            neurons = [f for f in mine if f.precision is not None]
+            rows.append({
+                "contrast": contrast, "score": score,
+                "layers_found": sum(f.rank == 1 for f in layers), "layer_plants": len(layers),
+                "mean_rank": _mean([f.rank for f in layers]), "mean_margin": _mean([f.margin for f in layers]),
+                "neuron_layers_found": sum(f.rank == 1 for f in neurons), "neuron_plants": len(neurons),
+                "precision_at_64": _mean([f.precision for f in neurons]),
+                "average_precision": _mean([f.average_precision for f in neurons]),
+            })
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; by default all.")] = None,
+    score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; by default all.")] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 200,
+    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 64,
+    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Localize in every planted model with every score and compare with the truth."""
+    began = time.perf_counter()
+    known = truths()
+    found: list[Finding] = []
+    for name in models or [*known, *CONTROLS]:
+        lm = planted_model(name)
+        for kind, count in zip(CONTRASTS, (pairs, sampled_pairs), strict=True):
+            try:
+                contrast = contrast_set(kind, lm, count, seed)
+            except ToxlocError as error:  # the clean model hardly ever says anything toxic
+                print(f"{name}, {kind}: {error}")
+                continue
+            loc = localize(lm, contrast, tuple(score or SCORES), seed=seed)
+            found += findings(loc, name, kind, known.get(name))
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+    result = {"command": f"python -m benchmarks.planted --pairs {pairs} --sampled-pairs {sampled_pairs} --seed {seed}",
+              "seconds": round(time.perf_counter() - began), "summary": summary(found),
+              "findings": [asdict(f) for f in found]}
+    show(found)
+    if out is not None:
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        partial.replace(out)
+
+
+def show(found: Sequence[Finding]) -> None:
+    """Print the summary, and what the scores name where nothing was planted."""
+    console = Console()
+    table = Table("contrast", "score", "layer plants found", "mean rank", "margin", "neuron plants: layer found",
+                  "precision@64", "average precision", title="Planted toxicity")
+    for row in summary(found):
+        table.add_row(str(row["contrast"]), str(row["score"]), f"{row['layers_found']}/{row['layer_plants']}",
+                      _number(row["mean_rank"], ".1f"), _number(row["mean_margin"], "+.2f"),
+                      f"{row['neuron_layers_found']}/{row['neuron_plants']}",
+                      _number(row["precision_at_64"], ".2f"), _number(row["average_precision"], ".2f"))
+    console.print(table)
+    controls = Table("model", "contrast", "score", "names layer", "adjusted p", title="Controls: nothing planted")
+    for f in found:
+        if f.rank is None:
+            controls.add_row(f.model, f.contrast, f.score, str(f.top), _number(f.p_adjusted, ".3f"))
+    console.print(controls)
+
+
+def _number(value: float | int | str | None, layout: str) -> str:
+    return "–" if value is None else format(value, layout)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,107 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from toxloc import plots
+from toxloc.causal import CausalProof, Correlation, Knockout, KnockoutCurve
+
+
+def knocked(effect, *, layers=(), neurons=(), ratio=None, rate=None):
+    return Knockout(layers, neurons, 0.0, toxic_rise=effect + 1, neutral_rise=1.0, effect=effect,
+                    effect_ci=(effect - 0.25, effect + 0.5), perplexity_ratio=ratio, toxic_rate=rate,
+                    toxic_rate_before=None if rate is None else 0.5)
+
+
+@pytest.fixture
+def curve():
+    """Counts out of order, so that a line through them has to sort them."""
+    return KnockoutCurve(
+        "attribution", (64, 16), (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
+        ((knocked(0.5, ratio=1.2, rate=0.5), knocked(-0.5, ratio=1.0, rate=0.4)),
+         (knocked(0.25, ratio=1.0, rate=0.5), knocked(0.75, ratio=1.0, rate=0.5))))
+
+
+def without(curve, **fields):
+    return dataclasses.replace(curve, ordered=tuple(dataclasses.replace(k, **fields) for k in curve.ordered))
+
+
+def test_the_curve_has_effects_with_intervals_and_every_control(curve):
+    draws, mean, ordered = plots.knockout_curve(curve).data[:3]
+    assert (list(ordered.x), list(ordered.y)) == ([16, 64], [1.0, 4.0])
+    assert (list(ordered.error_y.array), list(ordered.error_y.arrayminus)) == ([0.5, 0.5], [0.25, 0.25])
+    assert (list(draws.x), list(draws.y)) == ([16, 16, 64, 64], [0.25, 0.75, 0.5, -0.5])
+    assert (list(mean.x), list(mean.y)) == ([16, 64], [0.5, 0.0])
+    assert ordered.text[1].split("<br>") == [
+        "effect 4 nats per token", "95% interval [3.75, 4.5]", "NLL of toxic text +5, of neutral +1",
+        "perplexity +50.00%", "toxic completions 10.0%, before 50.0%"]
+
+
+def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve):
+    figure = plots.knockout_curve(curve)
+    perplexity, rate = figure.data[5], figure.data[8]
+    assert (perplexity.yaxis, list(perplexity.y)) == ("y2", [1.25, 1.5])
+    assert (rate.yaxis, list(rate.y)) == ("y3", [0.3, 0.1])
+    np.testing.assert_allclose(figure.data[7].y, [0.5, 0.45])
+    unedited = figure.layout.shapes[0]
+    assert (unedited.y0, unedited.y1, unedited.yref, unedited.line.dash) == (0.5, 0.5, "y3", "dash")
+    assert "nats per token" in figure.layout.yaxis.title.text
+    assert {axis.type for axis in figure.select_xaxes()} == {"log"}
+    assert figure.layout.xaxis3.title.text == "neurons removed (log scale)"
+
+
+def test_panels_of_what_was_not_measured_are_left_out(curve):
+    both = plots.knockout_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
+    assert len(both.data) == 3 and not both.layout.shapes
+    assert both.layout.xaxis.title.text == "neurons removed (log scale)"
+    rate = plots.knockout_curve(without(curve, perplexity_ratio=None))
+    assert list(rate.data[5].y) == [0.3, 0.1]
+
+
+def test_a_curve_without_controls_is_a_line_alone(curve):
+    figure = plots.knockout_curve(dataclasses.replace(curve, controls=((), ())))
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["highest attribution"]
+
+
+def test_of_many_counts_some_have_ticks():
+    n = 20
+    curve = KnockoutCurve("attribution", tuple(range(1, n + 1)), (knocked(1.0),) * n, ((),) * n)
+    ticks = plots.knockout_curve(curve).layout.xaxis.tickvals
+    assert len(ticks) <= 8 and set(ticks) <= set(range(1, n + 1))
+
+
+@pytest.fixture
+def proof():
+    return CausalProof(
+        (knocked(2.0, layers=(0,)), knocked(-0.1, layers=(1,))), (knocked(1.0, neurons=((0, 3),)),),
+        (Correlation("attribution", "layers", 2, 0.75, (0.5, 1.0)),
+         Correlation("attribution", "neurons", 9, 0.2, (0.0, 0.5)),
+         Correlation("auroc", "layers", 2, -0.5, (-1.0, 0.25)), Correlation("auroc", "neurons", 9, 0.0, (-0.5, 0.5))))
+
+
+def test_layers_have_bars_with_intervals_pale_where_these_cover_0(proof):
+    bars = plots.knockout_layers(proof).data[0]
+    assert (list(bars.x), list(bars.y)) == ([0, 1], [2.0, -0.1])
+    np.testing.assert_allclose(bars.error_y.array, [0.5, 0.5])
+    np.testing.assert_allclose(bars.error_y.arrayminus, [0.25, 0.25])
+    assert bars.marker.opacity[0] == 1 > bars.marker.opacity[1]
+    assert bars.marker.color[0] != bars.marker.color[1]
+    assert "NLL of toxic text +3, of neutral +1" in bars.text[0]
+
+
+def test_correlations_have_a_row_a_score_and_a_colour_for_each_kind_of_part(proof):
+    figure = plots.causal_correlations(proof)
+    layers, neurons = figure.data
+    assert (layers.name, neurons.name) == ("layers (n = 2)", "neurons (n = 9)")
+    assert list(layers.x) == [0.75, -0.5] and list(neurons.x) == [0.2, 0.0]
+    np.testing.assert_allclose(layers.error_x.array, [0.25, 0.75])
+    np.testing.assert_allclose(layers.error_x.arrayminus, [0.25, 0.5])
+    assert [round(y) for y in layers.y] == [round(y) for y in neurons.y] == [0, 1]
+    assert list(figure.layout.yaxis.ticktext) == ["attribution", "best neuron's<br>AUROC"]
+    assert layers.marker.color != neurons.marker.color
+    assert layers.text[1] == "best neuron's AUROC, 2 layers<br>ρ -0.50, 95% interval [-1.00, 0.25]"
+
+
+def test_correlations_of_layers_alone_have_one_colour(proof):
+    alone = dataclasses.replace(proof, correlations=proof.correlations[::2])
+    assert [trace.name for trace in plots.causal_correlations(alone).data] == ["layers (n = 2)"]

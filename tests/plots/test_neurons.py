@@ -1,0 +1,40 @@
+import numpy as np
+
+from toxloc import Localization, plots
+
+
+def of(rows, score="attribution"):
+    rows = np.array(rows)
+    return Localization({score: rows.max(1)}, {score: rows}, {"model": "m"}, np.ones(rows.shape))
+
+
+def test_neurons_are_sorted_and_the_extremes_are_kept(loc):
+    z = np.array(plots.neuron_map(loc, bins=50).data[0].z)
+    assert z.shape == (2, 50)
+    assert (np.diff(z, axis=1) <= 0).all()
+    np.testing.assert_allclose(z[:, 0], loc.neuron_scores("attribution").max(1))
+    np.testing.assert_allclose(z[:, -1], loc.neuron_scores("attribution").min(1))
+
+
+def test_a_cell_names_its_neuron_or_says_how_many_it_averages():
+    heat = plots.neuron_map(of([[1.0, -7.0, 9.0, 3.0, 2.0, -1.0]]), bins=3).data[0]
+    # In order: neurons 2, 3, 4, 0, 5, 1 with 9, 3, 2, 1, -1, -7.
+    assert [list(row) for row in heat.z] == [[9.0, 1.5, -7.0]]
+    assert list(heat.text[0]) == ["neuron 2<br>rank 1 of 6", "mean of 2 neurons<br>ranks 3 to 4 of 6",
+                                  "neuron 1<br>rank 6 of 6"]
+
+
+def test_with_room_for_all_every_cell_is_a_neuron():
+    heat = plots.neuron_map(of([[1.0, 3.0, 2.0]])).data[0]
+    assert [list(row) for row in heat.z] == [[3.0, 2.0, 1.0]]
+    assert [text.split("<br>")[0] for text in heat.text[0]] == ["neuron 1", "neuron 2", "neuron 0"]
+
+
+def test_colours_go_both_ways_around_the_value_that_says_nothing():
+    signed = plots.neuron_map(of([[2.0, -2.0]])).data[0]
+    assert (signed.zmin, signed.zmax) == (-2, 2)
+    chance = plots.neuron_map(of([[0.75, 0.25]], "auroc"), "auroc").data[0]
+    assert (chance.zmin, chance.zmax) == (0.25, 0.75)
+    size = plots.neuron_map(of([[2.0, 2.0]], "gradient_norm"), "gradient_norm").data[0]
+    assert (size.zmin, size.zmax) == (0, 2)
+    assert size.colorscale != signed.colorscale == chance.colorscale

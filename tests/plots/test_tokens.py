@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from toxloc import ToxlocError, plots
+from toxloc.inside import TokenView
+
+TOKENS = ["<s>", "You", " sil", "ly", " goose", "\n"]
+
+
+@pytest.fixture
+def view():
+    attribution = np.arange(12.0).reshape(2, 6) - 5
+    attribution[:, 0] = 40.0
+    return TokenView("You silly goose\n", TOKENS, attribution, attribution / 2)
+
+
+def labels(figure):
+    alias = figure.layout.xaxis.labelalias
+    return [alias[position] for position in figure.data[0].x]
+
+
+def test_cells_are_the_view_s_numbers_in_their_units(view):
+    heat, toxic = plots.token_heatmap(view).data[0], plots.token_heatmap(view, "activation").data[0]
+    np.testing.assert_array_equal(heat.z, view.attribution)
+    np.testing.assert_array_equal(toxic.z, view.activation)
+    assert (heat.colorbar.title.text, toxic.colorbar.title.text) == ("attribution (nats)", "activation (sd)")
+    assert list(heat.y) == ["layer 0", "layer 1"]
+    assert "nats" in heat.hovertemplate and "sd" in toxic.hovertemplate
+
+
+def test_colours_are_centred_and_not_spoilt_by_the_first_position(view):
+    figure = plots.token_heatmap(view)
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (-6, 6)
+    assert "first position" in figure.layout.title.text
+    view.attribution[:, 0] = 0
+    assert "first position" not in plots.token_heatmap(view).layout.title.text
+
+
+def test_words_are_masked_unless_asked_for(view):
+    figure = plots.token_heatmap(view)
+    assert labels(figure) == ["&lt;s&gt;", "Y··", "s··", "··", "g····", "⏎"]
+    assert figure.data[0].text[1][4] == "position 4: g····"
+    everything = figure.update_layout(template=None).to_json()
+    assert not any(piece in everything for piece in ("You", "sil", '"ly', "goose"))
+    assert labels(plots.token_heatmap(view, masked=False)) == ["&lt;s&gt;", "You", "sil", "ly", "goose", "⏎"]
+
+
+def test_a_token_that_comes_twice_has_two_columns():
+    figure = plots.token_heatmap(TokenView("a a", ["a", " a"], np.ones((1, 2)), None))
+    assert list(figure.data[0].x) == ["0", "1"]
+    assert labels(figure) == ["a", "a"]
+
+
+def test_what_cannot_be_drawn_is_refused(view):
+    with pytest.raises(ToxlocError, match="Unknown kind 'gradient'"):
+        plots.token_heatmap(view, "gradient")
+    with pytest.raises(ToxlocError, match="no activation"):
+        plots.token_heatmap(TokenView("a b", ["a", " b"], np.ones((1, 2)), None), "activation")

@@ -1,0 +1,68 @@
+"""Figures as PNG files, for papers and slides."""
+
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from ..errors import ToxlocError
+
+HEIGHT = 500  # of a figure that does not set its own
+
+
+def write_png(figure: go.Figure, path: str | PathLike[str], *, width: int = 1000, height: int | None = None,
+              scale: float = 2) -> None:
+    """Write a figure as a PNG with a white background, by means of kaleido and Chrome; nothing is fetched.
+
+    Args:
+        figure: any Plotly figure; it stays as it is.
+        path: the file; it is replaced only when the picture is there.
+        width: in layout pixels.
+        height: in layout pixels; None for the figure's own.
+        scale: pixels of the file per layout pixel.
+
+    Raises:
+        ToxlocError: kaleido or Chrome is missing, or the file cannot be written.
+
+    Example:
+        >>> write_png(loc.heatmap(), "depth.png")     # doctest: +SKIP
+    """
+    path = Path(path)
+    white = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
+    picture = _render(white, width, height or white.layout.height or HEIGHT, scale)
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = Path(file.name)
+            file.write(picture)
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ToxlocError(f"{path} cannot be written ({error.strerror}); choose another place.") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _render(figure: go.Figure, width: int, height: int, scale: float) -> bytes:
+    try:
+        import kaleido
+        from kaleido.errors import BrowserFailedError, ChromeNotFoundError
+    except ImportError:
+        raise ToxlocError("A PNG needs kaleido, version 1 or later; install it with: pip install 'toxloc[png]'"
+                          ) from None
+    # Not figure.to_image: that asks the web for MathJax, and versions of plotly before 6.1 know only the old kaleido.
+    try:
+        picture: bytes = kaleido.calc_fig_sync(
+            figure, opts={"format": "png", "width": width, "height": height, "scale": scale},
+            kopts={"page_generator": kaleido.PageGenerator(mathjax=False)})
+    except ChromeNotFoundError:
+        raise ToxlocError("A PNG needs Chrome or Chromium, and kaleido finds none; run plotly_get_chrome, or set "
+                          f"BROWSER_PATH to its program (now {os.environ.get('BROWSER_PATH') or 'not set'}).") from None
+    except BrowserFailedError:
+        raise ToxlocError("The browser that kaleido found does not start; run plotly_get_chrome, or set BROWSER_PATH "
+                          f"to a Chrome or Chromium (now {os.environ.get('BROWSER_PATH') or 'not set'}).") from None
+    return picture
