@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize
+from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
 from toxloc.model import LoadedModel
 from toxloc.scores import SCORES
 
@@ -90,8 +90,9 @@ class Finding:
         p_adjusted: of that layer; None where the score has no null.
         rank: of the true layer, 1 for the highest; None for controls.
         margin: true layer's score minus the best other layer's, over the range of the scores; None for controls.
-        precision: share of the 64 highest neurons that were planted; None but for neuron plants.
+        precision: share of the model's 64 highest neurons that were planted; None but for neuron plants.
         average_precision: mean precision at the places of the planted neurons; None but for neuron plants.
+        precision_in_layer: the same as precision among the neurons of the true layer alone.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Finding:
     margin: float | None = None
     precision: float | None = None
     average_precision: float | None = None
+    precision_in_layer: float | None = None
 
 
 def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) -> Iterator[Finding]:
@@ -116,13 +118,16 @@ def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) 
             yield Finding(model, contrast, score, top, p)
             continue
         others = np.delete(layers, truth.layer)
-        precision, average = None, None
+        precision, average, in_layer = None, None, None
         if truth.neurons:
             planted = np.zeros(loc.neuron_scores(score).shape, dtype=bool)
             planted[truth.layer, list(truth.neurons)] = True
             precision, average = retrieval(loc.neuron_scores(score), planted, len(truth.neurons))
-        yield Finding(model, contrast, score, top, p, 1 + int((others > layers[truth.layer]).sum()),
-                      float((layers[truth.layer] - others.max()) / (np.ptp(layers) or 1.0)), precision, average)
+            layer = [truth.layer]
+            in_layer, _ = retrieval(loc.neuron_scores(score)[layer], planted[layer], len(truth.neurons))
+        margin = float((layers[truth.layer] - others.max()) / (np.ptp(layers) or 1.0))
+        yield Finding(model, contrast, score, top, p, 1 + int((others > layers[truth.layer]).sum()), margin,
+                      precision, average, in_layer)
 
 
 def retrieval(scores: Float64[np.ndarray, "n_layers d_mlp"], planted: Bool[np.ndarray, "n_layers d_mlp"],
@@ -137,7 +142,7 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     """Return the built-in contrast set, or one sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
-    return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
+    return ContrastSet.from_model(lm, n=pairs, max_rounds=5, seed=seed)
 
 
 def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
@@ -155,6 +160,7 @@ def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None
                 "neuron_layers_found": sum(f.rank == 1 for f in neurons), "neuron_plants": len(neurons),
                 "precision_at_64": _mean([f.precision for f in neurons]),
                 "average_precision": _mean([f.average_precision for f in neurons]),
+                "precision_in_layer": _mean([f.precision_in_layer for f in neurons]),
             })
     return rows
 
@@ -167,15 +173,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; by default all.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; by default all.")] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 200,
-    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 64,
+    pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 400,
+    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 96,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG file to draw: attribution by depth in all layer plants, on "
+                                                     "the built-in contrast set. Needs toxloc[png].")] = None,
 ) -> None:
     """Localize in every planted model with every score and compare with the truth."""
     began = time.perf_counter()
     known = truths()
     found: list[Finding] = []
+    drawn: dict[str, Localization] = {}
     for name in models or [*known, *CONTROLS]:
         lm = planted_model(name)
         for kind, count in zip(CONTRASTS, (pairs, sampled_pairs), strict=True):
@@ -186,6 +195,8 @@ def main(
                 continue
             loc = localize(lm, contrast, tuple(score or SCORES), seed=seed)
             found += findings(loc, name, kind, known.get(name))
+            if kind == "builtin" and name in known and known[name].neurons is None:
+                drawn[name] = loc
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     result = {"command": f"python -m benchmarks.planted --pairs {pairs} --sampled-pairs {sampled_pairs} --seed {seed}",
               "seconds": round(time.perf_counter() - began), "summary": summary(found),
@@ -195,18 +206,21 @@ def main(
         partial = out.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         partial.replace(out)
+    if figure is not None:
+        plots.write_png(plots.relative_depth(drawn), figure)
 
 
 def show(found: Sequence[Finding]) -> None:
     """Print the summary, and what the scores name where nothing was planted."""
     console = Console()
-    table = Table("contrast", "score", "layer plants found", "mean rank", "margin", "neuron plants: layer found",
-                  "precision@64", "average precision", title="Planted toxicity")
+    table = Table("contrast", "score", "layers found", "mean rank", "margin", "neuron plants",
+                  "precision@64", "average precision", "in true layer", title="Planted toxicity")
     for row in summary(found):
         table.add_row(str(row["contrast"]), str(row["score"]), f"{row['layers_found']}/{row['layer_plants']}",
                       _number(row["mean_rank"], ".1f"), _number(row["mean_margin"], "+.2f"),
                       f"{row['neuron_layers_found']}/{row['neuron_plants']}",
-                      _number(row["precision_at_64"], ".2f"), _number(row["average_precision"], ".2f"))
+                      _number(row["precision_at_64"], ".2f"), _number(row["average_precision"], ".2f"),
+                      _number(row["precision_in_layer"], ".2f"))
     console.print(table)
     controls = Table("model", "contrast", "score", "names layer", "adjusted p", title="Controls: nothing planted")
     for f in found:

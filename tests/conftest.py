@@ -111,4 +111,4 @@ def neutral():
 def small_run(tmp_path_factory):
     """One whole run with small settings, shared by the tests of the pipeline, the report and the command line."""
     out = tmp_path_factory.mktemp("run") / "result"
-    return toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60)
+    return toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60, knockouts=6)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import toxloc
 from toxloc.cli import app, entry
 
-SMALL = ["--samples", "1", "--max-prompts", "4", "--max-texts", "30", "--max-neutral", "30"]
+SMALL = ["--samples", "1", "--max-prompts", "4", "--max-texts", "30", "--max-neutral", "30", "--knockouts", "0"]
 
 
 def plain(text):

@@ -6,12 +6,12 @@ import torch
 
 import toxloc
 from toxloc import Localization, RunResult, ToxlocError, load_intervention
-from toxloc.pipeline import Settings
+from toxloc.pipeline import SCORES, Settings, _load_texts
 
 from .conftest import bits, same_bits
 
 FILES = ["completions.jsonl", "localization", "meow2x", "report.html", "results.json", "trne"]
-SMALL = dict(samples=1, max_prompts=4, max_texts=30, max_neutral=30)
+SMALL = dict(samples=1, max_prompts=4, max_texts=30, max_neutral=30, knockouts=0)
 
 
 def test_everything_is_written(small_run):
@@ -32,6 +32,30 @@ def test_results_have_the_promised_schema(small_run):
     assert 1 < trne["config"]["tuned_perplexity_ratio"] <= 1.01
     assert trne["change"]["any"]["relative"] == pytest.approx(
         trne["toxicity"]["any"]["rate"] / base["toxicity"]["any"]["rate"] - 1)
+
+
+def test_scores_come_with_their_uncertainty_and_with_causal_proof(small_run):
+    r = small_run.results
+    assert r["localization"]["uncertainty"]["attribution"]["p_adjusted"][0] <= 1
+    assert set(r["localization"]["uncertainty"]) == set(SCORES)
+    proof, curve = r["causal"]["proof"], r["causal"]["curve"]
+    assert [k["layers"] for k in proof["layers"]] == [[layer] for layer in range(8)]
+    assert len(proof["neurons"]) == 6
+    found = {(c["score"], c["parts"]) for c in proof["correlations"]}
+    assert found == {(s, p) for s in SCORES for p in ("layers", "neurons")}
+    assert [k["neurons"] for k in curve["ordered"]] == curve["counts"] == [8, 32, 128, 512]
+    assert all(k["perplexity_ratio"] > 0 and 0 <= k["toxic_rate"] <= 1 for k in curve["ordered"])
+    tops = [(n["layer"], n["neuron"]) for n in r["top_neurons"]]
+    assert tops == Localization.load(small_run.path / "localization").top_neurons("attribution", len(tops))
+
+
+def test_a_model_can_be_its_own_contrast_set(tmp_path):
+    result = toxloc.run(out=tmp_path / "r", contrast="sampled", **SMALL | dict(max_prompts=60))
+    r = result.results
+    assert r["contrast"]["name"] == "sampled from toxloc-tiny"
+    assert r["prompts"]["n_judged"] == 30  # the other half was sampled from
+    assert r["causal"] is None
+    assert "--contrast sampled" in r["command"]
 
 
 def test_both_methods_turn_toxicity_down_even_in_a_small_run(small_run):
@@ -61,7 +85,7 @@ def test_what_was_fitted_can_be_used_again(small_run, lm):
     assert again.toxicity["any"].rate == entry["toxicity"]["any"]["rate"]
     assert again.fluency.perplexity == pytest.approx(entry["fluency"]["perplexity"], rel=1e-4)
     assert same_bits(before, lm)
-    assert Localization.load(small_run.path / "localization").scores == ("activation", "gradient_norm", "attribution")
+    assert Localization.load(small_run.path / "localization").scores == SCORES
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):
@@ -100,26 +124,25 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete(tmp_path, m
 
 
 def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path):
-    from toxloc.pipeline import _load_texts
-
     rows = [{"prompt": {"text": f"opening {i}", "toxicity": 0.9 if i % 2 else 0.1},
              "continuation": {"text": " goes on", "toxicity": 0.1}} for i in range(40)]
     path = tmp_path / "rtp.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    texts = _load_texts(Settings(contrast=str(path), prompts=str(path), max_prompts=5))
+    texts = _load_texts(Settings(contrast=str(path), prompts=str(path), max_prompts=5))(None, [])
     judged = set(texts.judged.texts) | set(texts.everyday.texts)
     assert len(judged) == 10
-    for text in [*texts.contrast.toxic, *texts.contrast.neutral]:
+    held_out = {*texts.held_out.toxic, *texts.held_out.neutral}
+    assert held_out
+    assert not held_out & {*texts.contrast.toxic, *texts.contrast.neutral}
+    for text in [*texts.contrast.toxic, *texts.contrast.neutral, *held_out]:
         assert not any(text.startswith(f"{prompt} ") for prompt in judged)
 
 
 def test_check_text_shares_nothing_with_the_tuning_text(tmp_path):
-    from toxloc.pipeline import _load_texts
-
     lines = [f"Line number {i} has quite a few words in it indeed." for i in range(60)]
     (tmp_path / "a.txt").write_text("\n".join(lines[:40]))
     (tmp_path / "b.txt").write_text("\n".join(lines[20:]))
-    texts = _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "b.txt")))
+    texts = _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "b.txt")))(None, [])
     assert not {*texts.check} & {*texts.neutral.fit, *texts.neutral.tune}
     with pytest.raises(ToxlocError, match="holds no text that"):
         _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "a.txt"), max_neutral=40)

@@ -163,3 +163,15 @@ def test_empty_sets():
         PromptSet([])
     with pytest.raises(ToxlocError, match="number 1"):
         PromptSet(["a", " "])
+
+
+def test_prompts_are_divided_whole_and_without_overlap():
+    prompts = PromptSet([f"opening {i}" for i in range(9)], ["a"] * 4 + ["b"] * 5)
+    one, two = prompts.split(0.4, seed=2)
+    assert (len(one), len(two)) == (4, 5)
+    assert {*one.texts} | {*two.texts} == {*prompts.texts}
+    for part in (one, two):
+        assert part.kinds == ["a" if int(t[-1]) < 4 else "b" for t in part.texts]
+    assert prompts.split(0.4, seed=2)[0].texts == one.texts
+    with pytest.raises(ToxlocError, match="is empty"):
+        PromptSet(["one"]).split(0.5)

@@ -7,12 +7,13 @@ from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.interventions.trne import TRNE
 from toxloc.linalg import factor, steepest, steepest_at_cost
 from toxloc.scores import RIDGE, SCORES, editability
+from toxloc.statistics import collect
 from toxloc.uncertainty import Weights
 
 from .conftest import TEXTS, random_model
 
 TOXIC, NEUTRAL = TEXTS[:3], TEXTS[2:]
-RESAMPLED = ["layered_attribution", "activation", "gradient_norm", "attribution", "auroc"]
+RESAMPLED = ["combined", "activation", "gradient_norm", "attribution", "auroc"]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def found(model):
-    return collect_contrast(model, ContrastSet(TOXIC, NEUTRAL), peaks=True, curvature=True)
+    return collect_contrast(model, ContrastSet(TOXIC, NEUTRAL), peaks=True, curvature=True, reliance=True)
 
 
 def weights(toxic, neutral, null, s):
@@ -57,17 +58,27 @@ def test_a_shuffling_equals_a_pass_with_other_labels(name, model, found):
     w = weights([1, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1], True, found)
     drawn = SCORES[name].formula(model, found, [w]).draws[0][0]
     other = ContrastSet([TOXIC[0], NEUTRAL[0], NEUTRAL[1]], [TOXIC[1], TOXIC[2], NEUTRAL[2]])
-    truth = SCORES[name].formula(model, collect_contrast(model, other, peaks=True), []).layers
+    truth = SCORES[name].formula(model, collect_contrast(model, other, peaks=True, reliance=True), []).layers
     np.testing.assert_allclose(drawn, truth, rtol=2e-3)
 
 
-def test_a_neuron_is_believed_as_far_as_its_layer(model, found):
-    plain, layered = (SCORES[name].formula(model, found, []) for name in ("attribution", "layered_attribution"))
-    np.testing.assert_array_equal(layered.layers, plain.layers)
+def test_combined_by_hand(model, found):
+    """Reliance token by token: the mean square of a_j times the mean square of w_j . δ, toxic side."""
+    plain, both = (SCORES[name].formula(model, found, []) for name in ("attribution", "combined"))
+    np.testing.assert_array_equal(both.layers, plain.layers)
     positive = [max(0.0, value) for value in plain.layers]
     for layer in range(model.n_layers):
-        share = positive[layer] / sum(positive)
-        np.testing.assert_allclose(layered.neurons[layer], plain.neurons[layer] * share)
+        W, S = model.W_out(layer).double(), collect(model, TOXIC, curvature=True).S[layer].double()
+        squares, count = 0.0, 0
+        for text in TOXIC:
+            ids = torch.tensor([[0, *model.tokenizer(text)["input_ids"]]])
+            _, cache = model.hooked.run_with_cache(ids, attention_mask=torch.ones_like(ids))
+            squares = squares + (cache[model.neuron_hook(layer)][0, 1:].double() ** 2).sum(0)
+            count += ids.shape[1] - 1
+        reliance = torch.stack([squares[j] / count * (W[j] @ S @ W[j]) for j in range(model.d_mlp)]).sqrt().numpy()
+        a = plain.neurons[layer]
+        truth = (a / a.std() + reliance / reliance.std()) * positive[layer] / sum(positive)
+        np.testing.assert_allclose(both.neurons[layer], truth, rtol=1e-3, atol=1e-6)
 
 
 def test_auroc_is_that_of_scikit_learn(lm, pairs):
@@ -126,6 +137,8 @@ def test_what_a_score_lacks_is_said(model):
     s = collect_contrast(model, ContrastSet(TOXIC, NEUTRAL))
     with pytest.raises(ToxlocError, match="peaks=True"):
         SCORES["auroc"].formula(model, s, [])
+    with pytest.raises(ToxlocError, match="reliance=True"):
+        SCORES["combined"].formula(model, s, [])
     with pytest.raises(ToxlocError, match="curvature=True"):
         SCORES["editability"].formula(model, s, [])
 

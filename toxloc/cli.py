@@ -54,7 +54,7 @@ def run(
     max_texts: Annotated[int, typer.Option(help="Contrast texts of each side, at most.", rich_help_panel=HOW)] = 600,
     max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", rich_help_panel=HOW)] = 500,
     knockouts: Annotated[int, typer.Option(help="Single neurons to remove in the causal test; 0 for no such test.",
-                                           rich_help_panel=HOW)] = 48,
+                                           rich_help_panel=HOW)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a completion in tokens.", rich_help_panel=HOW)] = 20,
     seed: Annotated[int, typer.Option(help="The same seed, machine and version give the same result.",
                                       rich_help_panel=HOW)] = 0,

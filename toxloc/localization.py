@@ -154,8 +154,8 @@ def localize(lm: LoadedModel, pairs: ContrastSet, scores: Sequence[str] = DEFAUL
     Args:
         lm: the model.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
-        scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc", "editability"
-            (formulas: the functions of those names in `toxloc.scores`).
+        scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc",
+            "editability" (formulas: the functions of those names in `toxloc.scores`).
         draws: bootstrap draws and shufflings for intervals and p; 0 for none. The model is not run again for them.
         seed: of the draws.
         statistics: what `collect_contrast` found before, to spare the passes.
@@ -180,8 +180,8 @@ def localize(lm: LoadedModel, pairs: ContrastSet, scores: Sequence[str] = DEFAUL
         raise ToxlocError(f"draws={draws}: give 0 for no intervals, or a number such as {DRAWS}.")
     if statistics is None:
         needs = frozenset().union(*(SCORES[name].needs for name in scores))
-        statistics = collect_contrast(lm, pairs, gradients="gradients" in needs, curvature="curvature" in needs,
-                                      peaks="peaks" in needs, skip_first=skip_first, max_length=max_length)
+        wanted: dict[str, Any] = {need: need in needs for need in ("gradients", "curvature", "reliance", "peaks")}
+        statistics = collect_contrast(lm, pairs, skip_first=skip_first, max_length=max_length, **wanted)
     weights = _weights(statistics, draws, seed) if draws else []
     found = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
     about = {"model": lm.name, "fingerprint": lm.fingerprint, "contrast": pairs.name,

@@ -41,7 +41,7 @@ SCORES = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "
 SAMPLED = "sampled"  # as a contrast set: texts that the model writes itself
 HELD_OUT = 0.2  # of the contrast set, for the knock-outs
 TOP_NEURONS = 12  # whose tokens the report shows
-KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 60, 40, 60  # at most; what every single knock-out is measured on
+KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 40, 40, 40  # at most; what every single knock-out is measured on
 
 
 class Settings(BaseModel):
@@ -62,7 +62,7 @@ class Settings(BaseModel):
     max_prompts: int = Field(200, ge=1, description="prompts of each kind, at most")
     max_texts: int = Field(600, ge=8, description="contrast texts of each side, at most")
     max_neutral: int = Field(500, ge=12, description="everyday texts, at most")
-    knockouts: int = Field(48, ge=0, description="single neurons to remove in the causal test; 0 for no such test")
+    knockouts: int = Field(32, ge=0, description="single neurons to remove in the causal test; 0 for no such test")
     max_new_tokens: int = Field(20, ge=1, description="length of a completion in tokens")
     seed: int = Field(0, ge=0, description="of every draw")
     device: str | None = Field(None, description="cpu, cuda, mps; default: CUDA where there is one")
@@ -127,7 +127,7 @@ class _Texts:
 def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, overwrite: bool = False,
         contrast: str = "builtin", prompts: str = "builtin", neutral: str = "builtin", check: str | None = None,
         evaluators: Sequence[str] = DEFAULT, budget: float = 0.01, meow2x_budget: float = 0.02, samples: int = 5,
-        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, knockouts: int = 48,
+        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, knockouts: int = 32,
         max_new_tokens: int = 20, seed: int = 0, device: str | None = None, dtype: str = "float32") -> RunResult:
     """Localize toxicity in a model, remove what was found, turn it down with Meow2X and TRNE, and judge all.
 
@@ -263,10 +263,9 @@ def _causal(lm: LoadedModel, loc: Localization, texts: _Texts, s: Settings,
     held_out = texts.held_out.limited(KNOCKOUT_TEXTS, s.seed)
     proof = causal_proof(KnockoutTest(lm, held_out, seed=s.seed), loc, n_neurons=s.knockouts, seed=s.seed)
     test = KnockoutTest(lm, held_out, neutral=texts.neutral.tune[:KNOCKOUT_NEUTRAL], evaluators=judges, seed=s.seed,
-                        prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed))
-    # From a thousandth of all neurons to a few hundredths, in steps of two.
-    few = max(1, loc.activation_size.size // 1024)
-    curve = knockout_curve(test, loc, "attribution", [few * 2**i for i in range(6)], controls=2, seed=s.seed)
+                        prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed), samples=1)
+    few = max(1, loc.activation_size.size // 1024)  # from a thousandth of all neurons to a sixteenth
+    curve = knockout_curve(test, loc, "attribution", [few * 4**i for i in range(4)], controls=2, seed=s.seed)
     return proof, curve
 
 

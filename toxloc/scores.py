@@ -51,7 +51,8 @@ class Score:
         title: what figures call it.
         question: what it answers.
         formula: computes it.
-        needs: what has to be gathered besides moments: "gradients", "curvature", "peaks".
+        needs: what has to be gathered besides moments: "gradients", "curvature", "reliance",
+            "peaks".
         signed: whether negative values mean something.
         bounds: smallest and largest value of a layer's score.
     """
@@ -138,16 +139,32 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
         _joined(toxic.attribution[layer], neutral.attribution[layer])[:, None], predicted, w)[:, 0], neurons)
 
 
-def layered_attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """Attribution, with a neuron believed as far as its layer is: for naming the neurons that learned toxicity.
+def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
+    """Name the neurons that learned toxicity: what they contribute, how much toxic text relies on them, in which layer.
 
-    Layer: its attribution. Neuron: its attribution times its layer's share of all positive layer attributions, 0 in a
-    layer whose own attribution is negative. Single neurons of busy layers have large attributions of either sign that
-    cancel in their layer; this leaves them behind.
+    Layer: its attribution. Neuron: (its attribution + its reliance, each in standard deviations over the layer's
+    neurons) times the layer's share of all positive layer attributions. Reliance is sqrt(E_T[a_j²] w_jᵀ S_T w_j), w_j
+    its row of W_out: to second order, how far removing it alone moves the predictions on toxic text. Attribution is of
+    first order and misses it: training drives the first-order effect of every weight on its training text to 0.
     """
+    if not s.toxic.S:
+        raise ToxlocError("combined needs S of the toxic texts; gather it with collect_contrast(reliance=True).")
     own = attribution(lm, s, weights)
     positive = np.maximum(own.layers, 0)
-    return own._replace(neurons=own.neurons * _ratio(positive, positive.sum(keepdims=True))[:, None])
+    share = _ratio(positive, positive.sum(keepdims=True))
+    both = _in_sd(own.neurons) + _in_sd(np.stack([_reliance(lm, s, layer) for layer in range(lm.n_layers)]))
+    return own._replace(neurons=both * share[:, None])
+
+
+def _reliance(lm: LoadedModel, s: ContrastStatistics, layer: int) -> Float64[np.ndarray, " d_mlp"]:
+    W, moments = lm.W_out(layer).double(), s.toxic.neurons[layer]
+    size = moments.var + moments.mean**2
+    reliance: np.ndarray = (size * ((W @ s.toxic.S[layer].double()) * W).sum(1).cpu()).clamp_min(0).sqrt().numpy()
+    return reliance
+
+
+def _in_sd(neurons: Float64[np.ndarray, "n_layers d_mlp"]) -> Float64[np.ndarray, "n_layers d_mlp"]:
+    return _ratio(neurons, neurons.std(1, keepdims=True))
 
 
 def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -215,8 +232,8 @@ SCORES: dict[str, Score] = {
                                  gradient_calibrated, _GRADIENTS),
     "attribution": Score("attribution", "what does it contribute itself?", attribution, _GRADIENTS, signed=True,
                          bounds=(-np.inf, np.inf)),
-    "layered_attribution": Score("layered attribution", "which neurons of the layers that contribute?",
-                                 layered_attribution, _GRADIENTS, signed=True, bounds=(-np.inf, np.inf)),
+    "combined": Score("attribution and reliance", "which neurons learned it?", combined,
+                      _GRADIENTS | {"reliance"}, signed=True, bounds=(-np.inf, np.inf)),
     "auroc": Score("best neuron's AUROC", "does it detect toxic text?", auroc, frozenset({"peaks"}), bounds=(0.0, 1.0)),
     "editability": Score("editability", "where is an edit cheap?", editability, frozenset({"gradients", "curvature"})),
 }

@@ -99,8 +99,9 @@ class TextStatistics:
 
 
 def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, curvature: bool = False,
-            moments: bool = True, peaks: bool = False, group: Int64[np.ndarray, " n_texts"] | None = None,
-            skip_first: bool = True, max_length: int = 128, describe: str = "statistics") -> TextStatistics:
+            output_curvature: bool = False, moments: bool = True, peaks: bool = False,
+            group: Int64[np.ndarray, " n_texts"] | None = None, skip_first: bool = True, max_length: int = 128,
+            describe: str = "statistics") -> TextStatistics:
     """Gather the statistics of one set of texts in one pass.
 
     Args:
@@ -108,6 +109,7 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         texts: at least one, none empty.
         gradients: gather G (a backward pass as well; without it the unembedding is not even computed).
         curvature: gather C and S (a backward pass as well).
+        output_curvature: gather S alone, which is much smaller than C.
         moments: gather means, variances and contributions.
         peaks: with the contributions, the largest activation of every neuron in every text (to a temporary file).
         group: the group of every text for the contributions; by default dealt at random (`contributions.deal`).
@@ -130,7 +132,8 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
     if moments and group is None:
         group = deal(len(texts), len(texts), paired=True)[0]
     gatherer = Gatherer(lm, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
-    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature, skip_first=skip_first)
+    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature,
+                           output_curvature=output_curvature, skip_first=skip_first)
     with collector.hooked():
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             collector.read(batch)
@@ -141,15 +144,15 @@ class _Collector:
     """The hooks of one pass and the sums they fill."""
 
     def __init__(self, lm: LoadedModel, gatherer: Gatherer | None, *, gradients: bool, curvature: bool,
-                 skip_first: bool):
+                 output_curvature: bool, skip_first: bool):
         self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
-        self.gradients, self.curvature = gradients, curvature
-        self.backward = gradients or curvature
+        self.gradients, self.curvature, self.output_curvature = gradients, curvature, curvature or output_curvature
+        self.backward = gradients or self.output_curvature
         self.normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
         self.neurons = [Moments() for _ in range(lm.n_layers)]
         self.G = self._zeros(lm.d_mlp, lm.d_model) if gradients else []
         self.C = self._zeros(lm.d_mlp, lm.d_mlp) if curvature else []
-        self.S = self._zeros(lm.d_model, lm.d_model) if curvature else []
+        self.S = self._zeros(lm.d_model, lm.d_model) if self.output_curvature else []
         self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
@@ -248,8 +251,10 @@ class _Collector:
                     bias = self.lm.b_out(layer)
                     self.gatherer.see_contribution(layer, m if bias is None else m - bias, counted)
         if self.curvature:
-            a, delta = a[self.real].float(), delta[self.real]
+            a = a[self.real].float()
             self.C[layer].addmm_(a.T, a)
+        if self.output_curvature:
+            delta = delta.view(-1, delta.shape[-1])
             self.S[layer].addmm_(delta.T, delta)
 
     def result(self, n_texts: int) -> TextStatistics:
@@ -312,8 +317,8 @@ class ContrastStatistics:
 
 
 def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
-                     peaks: bool = False, more_neutral: Sequence[str] = (), skip_first: bool = True,
-                     max_length: int = 128) -> ContrastStatistics:
+                     reliance: bool = False, peaks: bool = False, more_neutral: Sequence[str] = (),
+                     skip_first: bool = True, max_length: int = 128) -> ContrastStatistics:
     """Gather both sides of a contrast set; with `curvature`, C and S from its neutral side and `more_neutral`.
 
     Args:
@@ -321,6 +326,7 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
         pairs: the contrast set.
         gradients: gather G.
         curvature: gather C and S.
+        reliance: gather S of the toxic side too, which the score `combined` needs.
         peaks: gather the largest activations of every text, which `auroc` needs.
         more_neutral: further neutral texts for C and S alone, weighted by their tokens.
         skip_first: see `collect`.
@@ -331,7 +337,7 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
     """
     groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     how: dict[str, Any] = {"gradients": gradients, "peaks": peaks, "skip_first": skip_first, "max_length": max_length}
-    toxic = collect(lm, pairs.toxic, group=groups[0], describe="toxic texts", **how)
+    toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **how)
     neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature, describe="neutral texts", **how)
     C, S = neutral.C, neutral.S
     if curvature and more_neutral:

@@ -18,7 +18,7 @@ SCORE_UNITS = {
     "gradient_norm": "nats per token and unit of weight",
     "gradient_calibrated": "times its mean under shuffled labels",
     "attribution": "nats per token",
-    "layered_attribution": "nats per token",
+    "combined": "nats per token",
     "auroc": "0.5 is chance",
     "editability": "gain per unit of change on neutral text",
 }
