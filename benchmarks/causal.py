@@ -9,7 +9,6 @@ that of neutral text. A curve compares growing groups in the order of a score wi
 activation sizes.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from toxloc import KnockoutTest, causal_proof, knockout_curve, load_contrast, load_model, load_neutral, localize
 from toxloc.causal import CausalProof, Knockout, KnockoutCurve
+from toxloc.files import write_json
 from toxloc.scores import SCORES
 
 
@@ -55,9 +55,7 @@ def main(
         "proof": proof.to_dict(), "curves": [curve.to_dict() for curve in curves],
     }
     if out is not None:
-        partial = out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        partial.replace(out)
+        write_json(out, result)
     print(f"{result['seconds']} s")
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
+from toxloc.files import write_json
 from toxloc.model import LoadedModel
 from toxloc.scores import SCORES
 
@@ -142,7 +143,7 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     """Return the built-in contrast set, or one sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
-    return ContrastSet.from_model(lm, n=pairs, max_rounds=5, seed=seed)
+    return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
 
 
 def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
@@ -174,7 +175,7 @@ def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; by default all.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; by default all.")] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 400,
-    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 96,
+    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 64,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw: attribution by depth in all layer plants, on "
@@ -203,9 +204,7 @@ def main(
               "findings": [asdict(f) for f in found]}
     show(found)
     if out is not None:
-        partial = out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        partial.replace(out)
+        write_json(out, result)
     if figure is not None:
         plots.write_png(plots.relative_depth(drawn), figure)
 

@@ -493,16 +493,6 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def save(result: Mapping[str, Any], out: Path) -> None:
-    """Write JSON to a neighbour, then rename it into place."""
-    part = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        write_json(part, result)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main(
     model: Annotated[str, typer.Option(help="As in `toxloc run`.")] = "toxloc-tiny",
     texts: Annotated[int, typer.Option(help="Texts for the comparison.", min=1)] = 200,
@@ -531,7 +521,7 @@ def main(
     command += [] if memory else ["--no-memory"]
     result = {"command": shlex.join(command)} | measure(setting, texts, repeats, counts, growth_repeats, memory)
     if out is not None:
-        save(result, out)
+        write_json(out, result)
     if as_markdown:
         print(markdown(result))
     else:

@@ -68,3 +68,11 @@ def test_json_goes_and_comes_back(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ToxlocError, match="does not hold a thing"):
         read_json(tmp_path / "list.json", "thing")
+
+
+def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path):
+    write_json(tmp_path / "a.json", {"kept": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"cannot": object()})
+    assert read_json(tmp_path / "a.json", "thing") == {"kept": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -56,8 +56,13 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON, keys in the order given."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Write indented JSON, keys in the order given, to a neighbour, and rename that into place."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

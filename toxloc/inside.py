@@ -162,7 +162,7 @@ def token_view(lm: LoadedModel, text: str, statistics: ContrastStatistics | None
     -<m_t - b_out, dNLL/dm_t>; activation is <(m_t - (mean_T + mean_N) / 2) / sd_pooled, d> with d the unit vector
     along (mean_T - mean_N) / sd_pooled. The first position is shown too, though it may be an attention sink that
     dwarfs all others. A norm right after the MLP undoes whatever scales all neurons of a layer alike, so in gemma2,
-    gemma3 and olmo2 attribution is near 0 everywhere.
+    gemma3 and olmo2 attribution is that of the norm's output, as in the score of that name.
 
     Args:
         lm: the model.
@@ -181,28 +181,33 @@ def token_view(lm: LoadedModel, text: str, statistics: ContrastStatistics | None
     batch = pad(lm, encode(lm, [text], max_length), [0], "right")
     if batch.ids.shape[1] < 2:
         raise ToxlocError("A text of one token has nothing to predict; give a longer text or a larger max_length.")
-    outputs, gradients = _outputs_and_gradients(lm, batch)
-    biases = [lm.b_out(layer) for layer in range(lm.n_layers)]
-    own = [m if bias is None else m - bias.cpu().double() for m, bias in zip(outputs, biases, strict=True)]
-    attribution = -(torch.stack(own) * gradients).sum(2).numpy()
+    outputs, own, gradients = _outputs_and_gradients(lm, batch)
+    attribution = -(own * gradients).sum(2).numpy()
     activation = None if statistics is None else _toxic_side(lm, outputs, statistics)
     return TokenView(text, [_decode(lm, t) for t in batch.ids[0].tolist()], attribution, activation)
 
 
 def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tensor, "n_layers pos d_model"], ...]:
-    """Return m and dNLL/dm of every layer for a batch of one text."""
+    """Return every layer's m, what its neurons alone put into the stream, and dNLL by that, for a batch of one text."""
     outputs: list[Tensor] = []
+    written: list[Tensor] = []
+    normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
 
     def keep(m: Tensor, hook: Any) -> Tensor:
         # With frozen weights the graph begins here, at the first layer's output. Hooks run in the order of layers.
         outputs.append(m if m.requires_grad else m.detach().requires_grad_(True))
         return outputs[-1]
 
-    with torch.enable_grad(), lm.hooked.hooks(fwd_hooks=[(lm.output_hook(i), keep) for i in range(lm.n_layers)]):
+    hooks: list[tuple[str, Any]] = [(lm.output_hook(i), keep) for i in range(lm.n_layers)]
+    if normed:
+        hooks += [(lm.contribution_hook(i), lambda c, hook: written.append(c)) for i in range(lm.n_layers)]
+    with torch.enable_grad(), lm.hooked.hooks(fwd_hooks=hooks):
         loss, _ = summed_nll(lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
-        gradients = torch.autograd.grad(loss, outputs)
+        gradients = torch.autograd.grad(loss, written if normed else outputs)
+    biases = [None if normed else lm.b_out(layer) for layer in range(lm.n_layers)]
+    own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]
     return tuple(torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
-                 for tensors in (outputs, gradients))
+                 for tensors in (outputs, own, gradients))
 
 
 def _toxic_side(lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"], s: ContrastStatistics
