@@ -123,12 +123,12 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete(tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path):
+def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path, lm):
     rows = [{"prompt": {"text": f"opening {i}", "toxicity": 0.9 if i % 2 else 0.1},
              "continuation": {"text": " goes on", "toxicity": 0.1}} for i in range(40)]
     path = tmp_path / "rtp.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    texts = _load_texts(Settings(contrast=str(path), prompts=str(path), max_prompts=5))(None, [])
+    texts = _load_texts(Settings(contrast=str(path), prompts=str(path), max_prompts=5))(lm, [])
     judged = set(texts.judged.texts) | set(texts.everyday.texts)
     assert len(judged) == 10
     held_out = {*texts.held_out.toxic, *texts.held_out.neutral}
@@ -138,11 +138,11 @@ def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path):
         assert not any(text.startswith(f"{prompt} ") for prompt in judged)
 
 
-def test_check_text_shares_nothing_with_the_tuning_text(tmp_path):
+def test_check_text_shares_nothing_with_the_tuning_text(tmp_path, lm):
     lines = [f"Line number {i} has quite a few words in it indeed." for i in range(60)]
     (tmp_path / "a.txt").write_text("\n".join(lines[:40]))
     (tmp_path / "b.txt").write_text("\n".join(lines[20:]))
-    texts = _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "b.txt")))(None, [])
+    texts = _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "b.txt")))(lm, [])
     assert not {*texts.check} & {*texts.neutral.fit, *texts.neutral.tune}
     with pytest.raises(ToxlocError, match="holds no text that"):
         _load_texts(Settings(neutral=str(tmp_path / "a.txt"), check=str(tmp_path / "a.txt"), max_neutral=40)

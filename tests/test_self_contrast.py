@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_set(lm):
 
 def test_too_few_are_said_with_what_to_do(lm):
     never = FunctionEvaluator("never", lambda texts: [0.0] * len(texts))
-    with pytest.raises(ToxlocError, match=r"Of 8 completions of toxloc-tiny, never agreed on 0 toxic .* max_rounds="):
+    with pytest.raises(ToxlocError, match=r"Of 8 completions of toxloc-tiny, never agreed on 0 toxic .*max_rounds="):
         ContrastSet.from_model(lm, PROMPTS, [never], n=8, samples=1, max_rounds=2)
     with pytest.raises(ToxlocError, match="n=3 pairs are too few"):
         ContrastSet.from_model(lm, PROMPTS, [never], n=3)

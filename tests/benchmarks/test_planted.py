@@ -60,7 +60,8 @@ def test_findings_and_summary_by_hand():
 def test_attribution_finds_a_plant_and_removing_it_proves_it():
     lm = planted_model("neurons3")
     truth = truths()["neurons3"]
-    fit, held_out = load_contrast().limited(120).split(0.6)
+    fit, rest = load_contrast().split(0.5)
+    held_out = rest.limited(48)
     loc = localize(lm, fit, ["attribution", "combined", "gradient_norm"])
     found = {f.score: f for f in findings(loc, "neurons3", "builtin", truth)}
     assert found["attribution"].rank == 1
