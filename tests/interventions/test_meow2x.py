@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from toxloc import ContrastSet, Meow2X, ToxlocError, collect_contrast, load_intervention
+from toxloc import ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.batching import batches
 from toxloc.fluency import mean_nll
 from toxloc.interventions.meow2x import _costs
@@ -106,6 +106,14 @@ def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pai
     for layer, j in meow.neurons:
         assert -(s.G(layer)[j] @ lm.W_out(layer)[j]) > 0
     assert meow.fitted_on["fingerprint"] == lm.fingerprint
+
+
+@pytest.mark.parametrize("score", ["combined", "auroc"])
+def test_fit_gathers_what_its_score_needs(tiny, score):
+    meow = Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:4]), budget=0.5, score=score,
+                      neutral=NeutralText(TEXTS[:1], TEXTS[3:], TEXTS[2:3]))
+    assert meow.record["score"] == score
+    assert meow.neurons
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -94,7 +94,9 @@ class Meow2X(Intervention):
         check_budget(budget)
         neutral = neutral or load_neutral()
         if statistics is None:
-            statistics = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
+            needs = SCORES[score].needs
+            statistics = collect_contrast(lm, pairs, curvature=True, reliance="reliance" in needs,
+                                          peaks="peaks" in needs, more_neutral=neutral.fit)
         values = SCORES[score].formula(lm, statistics, []).neurons
         worth = values / np.sqrt(_costs(lm, statistics)) if per_cost else values
         worth = np.where(values > 0, worth, -np.inf)
