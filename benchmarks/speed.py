@@ -44,6 +44,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 import toxloc
@@ -52,7 +53,7 @@ from toxloc.batching import Batch, batches
 from toxloc.contributions import SKETCH
 from toxloc.files import write_json
 from toxloc.model import LoadedModel
-from toxloc.statistics import collect, summed_nll
+from toxloc.statistics import collect
 
 ROOT = Path(__file__).parents[1]
 MB = 10**6
@@ -106,10 +107,10 @@ def full_autograd(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
         for weight in weights:
             weight.requires_grad_(True)
         for batch in batches(lm, texts):
-            logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-            loss, count = summed_nll(logits, batch.ids, batch.mask)
-            loss.backward()  # type: ignore[no-untyped-call]
-            predicted += count
+            labels = batch.ids.masked_fill(batch.mask == 0, -100)
+            logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
+            functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()  # type: ignore[no-untyped-call]
+            predicted += int(batch.mask[:, 1:].sum())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
     finally:
         for weight, trained in zip(weights, before, strict=True):
@@ -160,7 +161,7 @@ def _means(lm: LoadedModel, caches: Iterable[tuple[Tensor, dict[str, Any]]]) -> 
     return [neurons[0].double() / count for neurons, _ in sums]
 
 
-def floor(lm: LoadedModel, length: float) -> dict[str, float]:
+def floor(lm: LoadedModel, length: float, predicting: float = 1.0) -> dict[str, float]:
     """What the passes would cost if nothing but their multiply-adds took time, as multiples of a plain forward pass.
 
     The multiply-adds of one position are counted:
@@ -175,12 +176,14 @@ def floor(lm: LoadedModel, length: float) -> dict[str, float]:
     * sketches: P a, Q δ and their product, in every layer.
     * attributions: <m, δ>, d_model in every layer.
 
-    A gradient pass is all of it, full autograd the same without sketches and attributions. Elementwise work (norms,
+    A gradient pass is all of it, but unembeds only where something is predicted. Full autograd unembeds everywhere and
+    makes neither sketches nor attributions. Elementwise work (norms,
     activation functions, the moments) is not counted.
 
     Args:
         lm: the model.
         length: positions that one position attends to: the width of a batch, averaged over positions.
+        predicting: share of the positions at which something is predicted.
     """
     config, layers = lm.hf.config, lm.n_layers
     blocks = list(lm.hf.get_submodule(architecture(config.model_type).blocks).children())
@@ -200,7 +203,7 @@ def floor(lm: LoadedModel, length: float) -> dict[str, float]:
         "plain": forward,
         "activation pass": forward - unembedding,
         "activation pass, with peaks": forward - unembedding,
-        "gradient pass": forward + sum(parts.values()),
+        "gradient pass": forward + sum(parts.values()) - 2 * (1 - predicting) * unembedding,
         "full autograd": forward + parts["backward"] + parts["G"],
     }
     return {name: count / forward for name, count in (totals | parts).items()}
@@ -341,7 +344,8 @@ def size(lm: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:
     """Count texts, tokens, positions (padding included) and batches, and average the width of a batch over these."""
     shapes = [(*batch.ids.shape, int(batch.mask.sum())) for batch in batches(lm, texts)]
     positions = sum(rows * width for rows, width, _ in shapes)
-    return {"texts": len(texts), "tokens": sum(tokens for *_, tokens in shapes), "positions": positions,
+    tokens = sum(tokens for *_, tokens in shapes)
+    return {"texts": len(texts), "tokens": tokens, "predicted": tokens - len(texts), "positions": positions,
             "batches": len(shapes), "mean_width": sum(rows * width**2 for rows, width, _ in shapes) / positions}
 
 
@@ -413,7 +417,7 @@ def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], gr
     result = describe(lm, setting) | size(lm, setting.texts(count)) | {"repeats": repeats}
     typer.echo(f"  time: {count} texts", err=True)
     result["contenders"] = compare(lm, setting, count, repeats, peaks)
-    result["floor"] = floor(lm, result["mean_width"])
+    result["floor"] = floor(lm, result["mean_width"], result["predicted"] / result["positions"])
     if sizes:
         typer.echo(f"  time: {', '.join(map(str, sizes))} texts", err=True)
         result["growth_repeats"] = growth_repeats

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from toxloc import ContrastSet, ToxlocError, collect_contrast
-from toxloc.statistics import Moments, collect, summed_nll
+from toxloc import ContrastSet, ToxlocError, collect_contrast, likelihood
+from toxloc.statistics import Moments, collect
 
 from .conftest import TEXTS, random_model
 
@@ -105,9 +105,11 @@ def test_memory_does_not_grow_with_the_number_of_texts(tiny, monkeypatch):
     assert alive[-1] == alive[1]
 
 
-def test_only_the_gradients_that_are_needed(tiny):
+def test_only_the_gradients_that_are_needed(tiny, monkeypatch):
     unembedded, earliest = [], []
-    tiny.hooked.original_model.lm_head.register_forward_hook(lambda *_: unembedded.append(1))
+    unembed = likelihood.logit_rows
+    monkeypatch.setattr(likelihood, "logit_rows", lambda *args: unembedded.append(1) or unembed(*args))
+    tiny.hooked.original_model.lm_head.register_forward_hook(lambda *_: pytest.fail("all positions were unembedded"))
     collect(tiny, TEXTS, gradients=False)
     assert not unembedded
 
@@ -148,13 +150,6 @@ def test_the_contrast_gradient_is_the_difference_and_more_neutral_text_is_weight
     torch.testing.assert_close(s.G(1), collect(tiny, TEXTS[:2]).G[1] - collect(tiny, TEXTS[2:4]).G[1])
     together = collect(tiny, TEXTS[2:], curvature=True)
     torch.testing.assert_close(s.S[1], together.S[1], rtol=1e-3, atol=1e-6)
-
-
-def test_summed_nll_by_hand():
-    logits = torch.tensor([[[0.0, 0.0], [0.0, 9.0], [5.0, 0.0]]])
-    loss, n = summed_nll(logits, torch.tensor([[0, 1, 1]]), torch.tensor([[1, 1, 0]]))
-    assert n == 1
-    assert loss.item() == pytest.approx(0.693147, abs=1e-5)
 
 
 def test_moments_of_chunks_are_those_of_the_rows_that_count():

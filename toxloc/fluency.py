@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch.nn import functional as F
 
 from .batching import batches
 from .errors import ToxlocError
+from .likelihood import logit_rows, predicting, summed_nll, targets, token_nll
 from .model import LoadedModel
-from .statistics import summed_nll
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, descr
     """
     total, count = 0.0, 0
     for batch in batches(lm, texts, max_length=max_length, describe=describe):
-        loss, n = summed_nll(lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
+        loss, n = summed_nll(lm, batch)
         total, count = total + loss.item(), count + n
     return total / _some(count)
 
@@ -58,10 +57,10 @@ def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
     """Summed negative log-likelihood of each text, in nats, and how many of its tokens are predicted."""
     nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
     for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
-        logits = lm.forward(batch.ids, batch.mask)[:, :-1].float()
-        losses = F.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none") * batch.mask[:, 1:]
-        nll[batch.index] = losses.sum(1).double().cpu().numpy()
-        predicted[batch.index] = batch.mask[:, 1:].sum(1).cpu().numpy()
+        losses = token_nll(lm, predicting(lm, batch), targets(batch))
+        counts = batch.mask[:, 1:].sum(1).cpu()
+        nll[batch.index] = [one.double().sum().item() for one in losses.cpu().split(counts.tolist())]
+        predicted[batch.index] = counts.numpy()
     return nll, predicted
 
 
@@ -80,18 +79,21 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
     edited = unedited = divergence = 0.0
     count = 0
     for batch in batches(lm, texts, max_length=max_length, describe="perplexity and KL"):
-        logits = lm.forward(batch.ids, batch.mask)
-        loss, n = summed_nll(logits, batch.ids, batch.mask)
-        edited, count = edited + loss.item(), count + n
+        now, token = predicting(lm, batch), targets(batch)
+        count += len(token)
         if not lm.applied:
-            unedited += loss.item()
+            edited += token_nll(lm, now, token).sum().item()
             continue
         with lm.unedited():
-            before = lm.forward(batch.ids, batch.mask)
-        unedited += summed_nll(before, batch.ids, batch.mask)[0].item()
-        predicting = batch.mask[:, 1:].bool()
-        p, q = (x[:, :-1][predicting].float().log_softmax(-1) for x in (before, logits))
-        divergence += (p.exp() * (p - q)).sum().item()
+            before = predicting(lm, batch)
+        # No intervention edits the unembedding, so both are read through it as it is now.
+        for (rows, q), (_, p) in zip(logit_rows(lm, now), logit_rows(lm, before), strict=True):
+            p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
+            unedited -= p.gather(1, own).sum().item()
+            edited -= q.gather(1, own).sum().item()
+            divergence += (p.exp() * (p - q)).sum().item()
+    if not lm.applied:
+        unedited = edited
     count = _some(count)
     return Fluency(_exp(edited / count), _exp((edited - unedited) / count), divergence / count, count)
 

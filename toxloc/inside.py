@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from .architectures import architecture, final_norm
 from .batching import Batch, batches, encode, pad
 from .errors import ToxlocError
+from .likelihood import summed_nll
 from .model import LoadedModel
-from .statistics import ContrastStatistics, summed_nll
+from .statistics import ContrastStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +203,7 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
     if normed:
         hooks += [(lm.contribution_hook(i), lambda c, hook: written.append(c)) for i in range(lm.n_layers)]
     with torch.enable_grad(), lm.hooked.hooks(fwd_hooks=hooks):
-        loss, _ = summed_nll(lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
+        loss, _ = summed_nll(lm, batch)
         gradients = torch.autograd.grad(loss, written if normed else outputs)
     biases = [None if normed else lm.b_out(layer) for layer in range(lm.n_layers)]
     own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]

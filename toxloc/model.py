@@ -143,9 +143,12 @@ class LoadedModel:
         logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits
 
-    def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> None:
-        """Run the hooked model for its hooks alone: everything but the unembedding, the costly last step."""
-        self.hooked.original_model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+                       ) -> Float[Tensor, "batch pos d_model"]:
+        """Run the hooked model to its final hidden states: everything but the unembedding, the costly last step."""
+        base = self.hooked.original_model.base_model
+        hidden: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        return hidden
 
     @contextmanager
     def unedited(self) -> Iterator[None]:

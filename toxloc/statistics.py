@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from .batching import Batch, batches
 from .contributions import Contributions, Gatherer, deal
 from .errors import ToxlocError
+from .likelihood import summed_nll
 from .model import LoadedModel
 from .prompts import ContrastSet
 
@@ -192,7 +192,7 @@ class _Collector:
         if not self.backward:
             self.lm.forward_hidden(batch.ids, batch.mask)
             return
-        loss, predicted = summed_nll(self.lm.forward(batch.ids, batch.mask), batch.ids, batch.mask)
+        loss, predicted = summed_nll(self.lm, batch)
         self.nll += loss.item()
         self.n_predicted += predicted
         if predicted:
@@ -266,18 +266,6 @@ class _Collector:
                 matrix /= count
         return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.neurons,
                               self.gatherer.found if self.gatherer else None, self.G, self.C, self.S)
-
-
-def summed_nll(logits: Float[Tensor, "batch pos d_vocab"], ids: Int[Tensor, "batch pos"],
-               mask: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, ""], int]:
-    """Negative log-likelihood in nats summed over the real tokens after the first, and how many those are.
-
-    Needs padding on the right.
-    """
-    targets = torch.full_like(ids, -100)  # torch's mark for "no target"; logits are neither cut nor copied
-    targets[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
-    return loss, int(mask[:, 1:].sum())
 
 
 @contextmanager

@@ -100,6 +100,8 @@ def test_the_floor_is_what_torch_counts(family):
     assert 1 < multiples["full autograd"] < multiples["gradient pass"]
     parts = ("plain", "backward", "G", "sketches", "attributions")
     assert multiples["gradient pass"] == pytest.approx(sum(multiples[part] for part in parts))
+    unembedding = multiples["plain"] - multiples["activation pass"]
+    assert speed.floor(lm, width, 0.75)["gradient pass"] == pytest.approx(multiples["gradient pass"] - unembedding / 2)
 
 
 def test_rounds_go_through_all_jobs_and_the_first_is_not_counted(monkeypatch):
