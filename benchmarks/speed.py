@@ -14,9 +14,9 @@ The contenders do the same work on the same batches, made by each of them from t
 
 Every round goes once through all contenders in a new order, so that a machine that slows down hits all alike; the
 first round warms up and is not counted. `× plain` is the median over the rounds of the ratio to the plain pass of the
-same round. Peak memory is measured in a process of its own for each number: how far its resident set (on CUDA, the
-memory torch allocated) rises above what it was with the model loaded, the texts tokenised and one text run. Temporary
-files are not in it. 1 MB is 10^6 bytes. Texts are the built-in contrast texts (1,040: toxic and neutral) in random
+same round. Peak memory, and the time that a pass takes on more and more texts, are measured in a process of its own for
+each number: how far its resident set (on CUDA, the memory torch allocated) rises above what it was with the model
+loaded, the texts tokenised and one text run. Temporary files are not in it. 1 MB is 10^6 bytes. Texts are the built-in contrast texts (1,040: toxic and neutral) in random
 order, repeated from the start where more are asked for.
 """
 
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -109,7 +109,8 @@ def full_autograd(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
         for batch in batches(lm, texts):
             labels = batch.ids.masked_fill(batch.mask == 0, -100)
             logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
-            functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()  # type: ignore[no-untyped-call]
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
             predicted += int(batch.mask[:, 1:].sum())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
     finally:
@@ -273,8 +274,16 @@ def interleaved(jobs: Mapping[K, Callable[[], object]], repeats: int, seed: int,
     return seconds
 
 
-def rise(lm: LoadedModel, texts: Sequence[str], name: str) -> int | None:
-    """Bytes by which memory rises at most while a contender runs; None if it does not fit the accelerator.
+@dataclass(frozen=True)
+class Alone:
+    """What a contender took in a process of its own; None where that was not measured."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def alone(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> Alone | None:
+    """Run a contender once, and see for how long and how far memory rises at most; None if it does not fit.
 
     Linux's own high-water mark is read: `getrusage` has a process inherit that of the one that started it.
 
@@ -284,12 +293,14 @@ def rise(lm: LoadedModel, texts: Sequence[str], name: str) -> int | None:
     list(batches(lm, texts))
     plain(lm, [min(texts, key=len)])  # reads the weights in, and lets libraries set themselves up
     gc.collect()
-    before = _mark(lm)
+    before = _mark(lm) if memory else 0
+    start = time.perf_counter()
     try:
         CONTENDERS[name](lm, texts)
     except torch.OutOfMemoryError:
         return None
-    return max(0, _peak(lm) - before)
+    _wait(lm)
+    return Alone(time.perf_counter() - start, max(0, _peak(lm) - before) if memory else None)
 
 
 def _mark(lm: LoadedModel) -> int:
@@ -322,22 +333,23 @@ def _resident(field: str) -> int:
     return 1024 * int(found[1])
 
 
-def peak_memory(name: str, count: int, setting: Setting) -> int | None:
-    """Run `rise` in a fresh process; None if memory did not suffice.
+def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> Alone | None:
+    """Run `alone` in a fresh process; None if memory did not suffice.
 
     Raises:
         ToxlocError: the process failed for another reason.
     """
-    typer.echo(f"  memory: {name}, {count} texts", err=True)
+    typer.echo(f"  alone: {name}, {count} texts", err=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one", name, "--texts", str(count),
-                           *setting.options()], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+                           *([] if memory else ["--no-memory"]), *setting.options()],
+                          env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     if done.returncode == -9:  # what Linux does to a process when memory is out
         return None
     if done.returncode:
-        raise toxloc.ToxlocError(f"The memory of {name!r} could not be measured: {done.stderr.strip()[-2000:]}")
-    peak: int | None = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
-    return peak
+        raise toxloc.ToxlocError(f"{name!r} could not be measured: {done.stderr.strip()[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Alone(**found) if found else None
 
 
 def size(lm: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:
@@ -356,33 +368,21 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def compare(lm: LoadedModel, setting: Setting, count: int, repeats: int,
-            memory: Mapping[str, int | None]) -> list[dict[str, Any]]:
+            known: Mapping[str, Alone | None]) -> list[dict[str, Any]]:
     """Time all contenders on the same texts; those that did not fit memory are not run."""
     texts = setting.texts(count)
-    jobs = {name: partial(run, lm, texts) for name, run in CONTENDERS.items() if memory.get(name, 0) is not None}
+    jobs = {name: partial(run, lm, texts) for name, run in CONTENDERS.items() if known.get(name, True) is not None}
     seconds = interleaved(jobs, repeats, setting.seed, partial(_wait, lm))
     found: list[dict[str, Any]] = []
     for name in CONTENDERS:
+        by_itself = known.get(name)
         entry: dict[str, Any] = {"name": name, "seconds": None, "of_plain": None, "times": [],
-                                 "peak_bytes": memory.get(name)}
+                                 "peak_bytes": by_itself.peak_bytes if by_itself else None}
         if name in seconds:
             ratios = [x / y for x, y in zip(seconds[name], seconds["plain"], strict=True)]
             entry |= {"seconds": quartiles(seconds[name]), "of_plain": quartiles(ratios), "times": seconds[name]}
         found.append(entry)
     return found
-
-
-def growth(lm: LoadedModel, setting: Setting, sizes: Sequence[int], repeats: int,
-           memory: Mapping[tuple[str, int], int | None]) -> list[dict[str, Any]]:
-    """Time some contenders on more and more texts; those that did not fit memory are not run."""
-    jobs = {(name, count): partial(CONTENDERS[name], lm, setting.texts(count))
-            for count in sizes for name in GROWING if memory.get((name, count), 0) is not None}
-    seconds = interleaved(jobs, repeats, setting.seed, partial(_wait, lm))
-    return [size(lm, setting.texts(count)) | {"contenders": {name: {
-        "seconds": quartiles(seconds[name, count]) if (name, count) in seconds else None,
-        "times": seconds.get((name, count), []),
-        "peak_bytes": memory.get((name, count)),
-    } for name in GROWING}} for count in sizes]
 
 
 def _wait(lm: LoadedModel) -> None:
@@ -405,23 +405,22 @@ def _processor(device: torch.device) -> str:
     return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
-def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], growth_repeats: int,
-            memory: bool) -> dict[str, Any]:
+def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], memory: bool) -> dict[str, Any]:
     """Measure everything; no growth without sizes.
 
-    Memory comes first, while this process does not hold a model itself.
+    What runs in processes of its own comes first, while this one does not hold a model itself.
     """
-    peaks = {name: peak_memory(name, count, setting) for name in CONTENDERS} if memory else {}
-    growing = {(name, n): peak_memory(name, n, setting) for n in sizes for name in GROWING} if memory else {}
+    known = {name: in_process(name, count, setting) for name in CONTENDERS} if memory else {}
+    growing = {n: {name: in_process(name, n, setting, memory) for name in GROWING} for n in sizes}
     lm = setting.load()
     result = describe(lm, setting) | size(lm, setting.texts(count)) | {"repeats": repeats}
     typer.echo(f"  time: {count} texts", err=True)
-    result["contenders"] = compare(lm, setting, count, repeats, peaks)
+    result["contenders"] = compare(lm, setting, count, repeats, known)
     result["floor"] = floor(lm, result["mean_width"], result["predicted"] / result["positions"])
     if sizes:
-        typer.echo(f"  time: {', '.join(map(str, sizes))} texts", err=True)
-        result["growth_repeats"] = growth_repeats
-        result["growth"] = growth(lm, setting, sizes, growth_repeats, growing)
+        result["growth"] = [size(lm, setting.texts(n)) | {
+            "contenders": {name: asdict(one) if one else None for name, one in found.items()}
+        } for n, found in growing.items()]
     return result
 
 
@@ -443,10 +442,10 @@ def contender_rows(result: Mapping[str, Any]) -> Rows:
     for entry in result["contenders"]:
         seconds, bound = entry["seconds"], result["floor"].get(entry["name"])
         body.append([
-            entry["name"], _seconds(seconds),
+            entry["name"], f"{seconds['median']:.3g}" if seconds else "does not fit",
             f"[{seconds['q25']:.3g}, {seconds['q75']:.3g}]" if seconds else "",
             f"{entry['of_plain']['median']:.2f}" if seconds else "",
-            f"{bound:.2f}" if bound else "", _megabytes(entry),
+            f"{bound:.2f}" if bound else "", _megabytes(entry["peak_bytes"]),
         ])
     return head, body
 
@@ -457,17 +456,14 @@ def growth_rows(result: Mapping[str, Any]) -> Rows:
     body = []
     for entry in result["growth"]:
         found = [entry["contenders"][name] for name in GROWING]
-        cells = [", ".join(filter(None, [_seconds(one["seconds"], " s"), _megabytes(one, " MB")])) for one in found]
+        cells = [f"{one['seconds']:.3g} s, {_megabytes(one['peak_bytes'])} MB" if one else "does not fit"
+                 for one in found]
         body.append([f"{entry['texts']:,}", f"{entry['tokens']:,}", *cells])
     return head, body
 
 
-def _seconds(found: Mapping[str, float] | None, unit: str = "") -> str:
-    return f"{found['median']:.3g}{unit}" if found else "does not fit"
-
-
-def _megabytes(entry: Mapping[str, Any], unit: str = "") -> str:
-    return f"{entry['peak_bytes'] / MB:,.0f}{unit}" if entry["peak_bytes"] is not None else ""
+def _megabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / MB:,.0f}"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -501,8 +497,7 @@ def main(
     model: Annotated[str, typer.Option(help="As in `toxloc run`.")] = "toxloc-tiny",
     texts: Annotated[int, typer.Option(help="Texts for the comparison.", min=1)] = 200,
     repeats: Annotated[int, typer.Option(help="Rounds to count.", min=1)] = 7,
-    sizes: Annotated[str, typer.Option(help="Numbers of texts for the growth.")] = "100,300,1000,3000",
-    growth_repeats: Annotated[int, typer.Option(help="Rounds to count for the growth.", min=1)] = 3,
+    sizes: Annotated[str, typer.Option(help="Numbers of texts for the growth.")] = "100,1000,3000",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: CUDA where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the order of texts and of contenders.")] = 0,
@@ -515,15 +510,16 @@ def main(
     """Compare the time and memory of localization's passes with a plain forward pass and with the alternatives."""
     setting = Setting(model, device, dtype, seed)
     if one is not None:
-        print(json.dumps({"peak_bytes": rise(setting.load(), setting.texts(texts), one)}))
+        found = alone(setting.load(), setting.texts(texts), one, memory)
+        print(json.dumps(found and asdict(found)))
         return
     counts = [int(count) for count in sizes.split(",")] if growth else []
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
     command = ["python", "-m", "benchmarks.speed", *setting.options(), "--texts", str(texts), "--repeats", str(repeats)]
-    command += ["--sizes", sizes, "--growth-repeats", str(growth_repeats)] if growth else ["--no-growth"]
+    command += ["--sizes", sizes] if growth else ["--no-growth"]
     command += [] if memory else ["--no-memory"]
-    result = {"command": shlex.join(command)} | measure(setting, texts, repeats, counts, growth_repeats, memory)
+    result = {"command": shlex.join(command)} | measure(setting, texts, repeats, counts, memory)
     if out is not None:
         write_json(out, result)
     if as_markdown:

@@ -38,10 +38,11 @@ def _one_thread(monkeypatch):
 
 @pytest.fixture
 def on_tiny(monkeypatch, tiny):
-    """The script with a tiny model, and with made-up peaks in the place of processes."""
+    """The script with a tiny model, and with made-up figures in the place of processes."""
     monkeypatch.setattr(speed.toxloc, "load_model", lambda *_, **__: tiny)
-    monkeypatch.setattr(speed, "peak_memory", lambda name, count, setting:
-                        None if name == "filtered cache" and count > 4 else 1_000_000 * count)
+    monkeypatch.setattr(speed, "in_process", lambda name, count, setting, memory=True:
+                        None if name == "filtered cache" and count > 4
+                        else speed.Alone(0.5 * count, 1_000_000 * count if memory else None))
     monkeypatch.setattr(speed.gc, "collect", lambda: 0)  # slow among all that tests have loaded
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -125,12 +126,16 @@ def test_texts_are_of_both_kinds_and_begin_again_at_the_end():
 @pytest.mark.skipif(not speed.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_memory_rises_by_what_is_kept(monkeypatch, tiny):
     monkeypatch.setitem(speed.CONTENDERS, "plain", lambda lm, texts: [torch.ones(16_000_000)])
-    assert speed.rise(tiny, TEXTS, "plain") == pytest.approx(64e6, rel=.1)
+    found = speed.alone(tiny, TEXTS, "plain", memory=True)
+    assert found.peak_bytes == pytest.approx(64e6, rel=.1)
+    assert found.seconds > 0
 
 
 @pytest.mark.skipif(not speed.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
-    assert 0 < speed.peak_memory("filtered cache", 8, speed.Setting(device="cpu")) < 200e6
+    found = speed.in_process("filtered cache", 8, speed.Setting(device="cpu"))
+    assert 0 < found.peak_bytes < 200e6
+    assert 0 < found.seconds < 60
 
 
 @pytest.mark.parametrize(("script", "raises"), [("kill -9 $$", False), ("echo no such model >&2; exit 1", True)])
@@ -140,17 +145,17 @@ def test_a_process_out_of_memory_has_no_peak_and_others_say_what_failed(monkeypa
     executable.chmod(0o755)
     monkeypatch.setattr(speed.sys, "executable", str(executable))
     with pytest.raises(toxloc.ToxlocError, match="no such model") if raises else nullcontext():
-        assert speed.peak_memory("plain", 1, speed.Setting("nothing")) is None
+        assert speed.in_process("plain", 1, speed.Setting("nothing")) is None
 
 
 @pytest.mark.usefixtures("on_tiny")
 def test_the_result_holds_everything(tmp_path):
     out = tmp_path / "new" / "speed.json"
-    printed = command("--texts", 4, "--repeats", 2, "--growth-repeats", 1, "--sizes", "2,6", "--seed", 3, "--out", out)
+    printed = command("--texts", 4, "--repeats", 2, "--sizes", "2,6", "--seed", 3, "--out", out)
     assert [path.name for path in out.parent.iterdir()] == ["speed.json"]
     result = json.loads(out.read_text())
     assert result["command"] == ("python -m benchmarks.speed --model toxloc-tiny --dtype float32 --seed 3 --texts 4 "
-                                 "--repeats 2 --sizes 2,6 --growth-repeats 1")
+                                 "--repeats 2 --sizes 2,6")
     assert {"device", "dtype", "threads", "torch", "tokens", "positions", "floor"} <= set(result)
     assert [entry["name"] for entry in result["contenders"]] == list(speed.CONTENDERS)
     for entry in result["contenders"]:
@@ -162,13 +167,13 @@ def test_the_result_holds_everything(tmp_path):
     small, large = result["growth"]
     assert (small["texts"], large["texts"]) == (2, 6) and small["tokens"] < large["tokens"]
     assert list(small["contenders"]) == list(speed.GROWING)
-    assert large["contenders"]["gradient pass"]["peak_bytes"] == 6_000_000
-    assert large["contenders"]["filtered cache"] == {"seconds": None, "times": [], "peak_bytes": None}
+    assert large["contenders"]["gradient pass"] == {"seconds": 3.0, "peak_bytes": 6_000_000}
+    assert large["contenders"]["filtered cache"] is None
 
 
 @pytest.mark.usefixtures("on_tiny")
 def test_markdown_has_both_tables():
-    lines = command("--texts", 2, "--repeats", 1, "--growth-repeats", 1, "--sizes", "5", "--markdown").splitlines()
+    lines = command("--texts", 2, "--repeats", 1, "--sizes", "5", "--markdown").splitlines()
     assert lines[0].startswith("`python -m benchmarks.speed")
     tables = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
     assert [len(row) for row in tables] == [6] * 9 + [5] * 3
@@ -177,7 +182,7 @@ def test_markdown_has_both_tables():
 
 @pytest.mark.usefixtures("on_tiny")
 def test_memory_and_growth_can_be_left_out(monkeypatch, tmp_path):
-    monkeypatch.delattr(speed, "peak_memory")
+    monkeypatch.delattr(speed, "in_process")
     command("--texts", 2, "--repeats", 1, "--no-memory", "--no-growth", "--out", tmp_path / "speed.json")
     result = json.loads((tmp_path / "speed.json").read_text())
     assert "growth" not in result
