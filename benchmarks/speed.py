@@ -16,8 +16,8 @@ Every round goes once through all contenders in a new order, so that a machine t
 first round warms up and is not counted. `× plain` is the median over the rounds of the ratio to the plain pass of the
 same round. Peak memory, and the time that a pass takes on more and more texts, are measured in a process of its own for
 each number: how far its resident set (on CUDA, the memory torch allocated) rises above what it was with the model
-loaded, the texts tokenised and one text run. Temporary files are not in it. 1 MB is 10^6 bytes. Texts are the built-in contrast texts (1,040: toxic and neutral) in random
-order, repeated from the start where more are asked for.
+loaded, the texts tokenised and one text run. Temporary files are not in it. 1 MB is 10^6 bytes. Texts are the built-in
+contrast texts (1,040: toxic and neutral) in random order, repeated from the start where more are asked for.
 """
 
 import ctypes
