@@ -1,6 +1,6 @@
 """Does removing what a score names remove toxicity? Knock-outs on texts that no score has seen.
 
-    python -m benchmarks.causal                                    # toxloc-tiny; --out causal.json saves it
+    python -m benchmarks.causal                # toxloc-tiny; --out causal.json saves it, --figures DIR draws it
     python -m benchmarks.causal --model SmolLM2-135M-Instruct.Q4_1.gguf --pairs 150 --texts 40
 
 One part of the built-in contrast set is localized with every score; on another every layer is removed, then a sample of
@@ -17,7 +17,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from toxloc import KnockoutTest, causal_proof, knockout_curve, load_contrast, load_model, load_neutral, localize
+from benchmarks.figures import SCALE, WIDTH
+from toxloc import (
+    KnockoutTest,
+    causal_proof,
+    knockout_curve,
+    load_contrast,
+    load_model,
+    load_neutral,
+    localize,
+    plots,
+)
 from toxloc.causal import CausalProof, Knockout, KnockoutCurve
 from toxloc.files import write_json
 from toxloc.scores import SCORES
@@ -33,6 +43,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for PNG files. Needs toxloc[png].")] = None,
 ) -> None:
     """Localize, remove, correlate, print."""
     began = time.perf_counter()
@@ -56,6 +67,10 @@ def main(
     }
     if out is not None:
         write_json(out, result)
+    if figures is not None:
+        plots.write_png(plots.knockout_layers(proof), figures / "knockout-layers.png", width=WIDTH, scale=SCALE)
+        plots.write_png(plots.causal_correlations(proof), figures / "correlations.png", width=WIDTH, scale=SCALE)
+        plots.write_png(plots.knockout_curve(curves[0]), figures / "knockout-curve.png", width=WIDTH, scale=SCALE)
     print(f"{result['seconds']} s")
 
 

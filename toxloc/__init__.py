@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .errors import ToxlocError
     from .evaluation import Evaluation, evaluate
     from .inside import Driven, Promoted, TokenView, driving_texts, promoted_tokens, token_view
-    from .interventions import TRNE, Intervention, Meow2X, load_intervention
+    from .interventions import TRNE, Budget, Chain, Intervention, Meow2X, load_intervention
     from .localization import Localization, localize
     from .model import LoadedModel, load_model
     from .pipeline import RunResult, run
@@ -27,8 +27,8 @@ _HOME = {
     "Evaluation": "evaluation", "evaluate": "evaluation",
     "Driven": "inside", "Promoted": "inside", "TokenView": "inside", "driving_texts": "inside",
     "promoted_tokens": "inside", "token_view": "inside",
-    "Intervention": "interventions", "Meow2X": "interventions", "TRNE": "interventions",
-    "load_intervention": "interventions",
+    "Budget": "interventions", "Chain": "interventions", "Intervention": "interventions", "Meow2X": "interventions",
+    "TRNE": "interventions", "load_intervention": "interventions",
     "Localization": "localization", "localize": "localization",
     "LoadedModel": "model", "load_model": "model",
     "RunResult": "pipeline", "run": "pipeline",
@@ -37,11 +37,12 @@ _HOME = {
     "ContrastStatistics": "statistics", "collect_contrast": "statistics",
 }
 __all__ = [
-    "TRNE", "CausalProof", "ContrastSet", "ContrastStatistics", "Driven", "Evaluation", "Intervention", "Knockout",
-    "KnockoutCurve", "KnockoutTest", "LoadedModel", "Localization", "Meow2X", "NeutralText", "Promoted", "PromptSet",
-    "RunResult", "TokenView", "ToxlocError", "causal_proof", "collect_contrast", "driving_texts", "evaluate",
-    "knockout", "knockout_curve", "load_contrast", "load_intervention", "load_model", "load_neutral", "load_prompts",
-    "localize", "promoted_tokens", "run", "token_view",
+    "TRNE", "Budget", "CausalProof", "Chain", "ContrastSet", "ContrastStatistics", "Driven", "Evaluation",
+    "Intervention", "Knockout", "KnockoutCurve", "KnockoutTest", "LoadedModel", "Localization", "Meow2X",
+    "NeutralText", "Promoted", "PromptSet", "RunResult", "TokenView", "ToxlocError", "causal_proof",
+    "collect_contrast", "driving_texts", "evaluate", "knockout", "knockout_curve", "load_contrast",
+    "load_intervention", "load_model", "load_neutral", "load_prompts", "localize", "promoted_tokens", "run",
+    "token_view",
 ]
 
 

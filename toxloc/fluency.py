@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
 from .batching import batches
 from .errors import ToxlocError
@@ -86,16 +87,75 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
             continue
         with lm.unedited():
             before = predicting(lm, batch)
-        # No intervention edits the unembedding, so both are read through it as it is now.
-        for (rows, q), (_, p) in zip(logit_rows(lm, now), logit_rows(lm, before), strict=True):
-            p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
-            unedited -= p.gather(1, own).sum().item()
-            edited -= q.gather(1, own).sum().item()
-            divergence += (p.exp() * (p - q)).sum().item()
+        sums = _compare(lm, before, now, token)
+        unedited, edited, divergence = unedited + sums[0], edited + sums[1], divergence + sums[2]
     if not lm.applied:
         unedited = edited
     count = _some(count)
     return Fluency(_exp(edited / count), _exp((edited - unedited) / count), divergence / count, count)
+
+
+class Unedited:
+    """What the model as it is now says of some texts, kept, so that each edit is compared with it in one pass.
+
+    Kept are the final hidden states, [n_tokens, d_model], on the model's device.
+
+    Args:
+        lm: the model.
+        texts: what to compare on.
+        kl: measure the KL too; without it nothing but the perplexity is kept, and `compare` gives a KL of nan.
+        max_length: tokens read of each text.
+
+    Raises:
+        ToxlocError: no text has two tokens.
+
+    Example:
+        >>> unedited = Unedited(lm, neutral.tune)                          # doctest: +SKIP
+        >>> with edit.applied(lm): unedited.compare().perplexity_ratio     # doctest: +SKIP
+    """
+
+    @torch.inference_mode()
+    def __init__(self, lm: LoadedModel, texts: Sequence[str], *, kl: bool = True, max_length: int = 256):
+        self.lm, self.kl = lm, kl
+        self._batches = list(batches(lm, texts, max_length=max_length, describe="perplexity"))
+        self._hidden = []
+        self._nll, self._count = 0.0, 0
+        for batch in self._batches:
+            hidden, token = predicting(lm, batch), targets(batch)
+            self._nll += token_nll(lm, hidden, token).sum().item()
+            self._count += len(token)
+            if kl:
+                self._hidden.append(hidden)
+        _some(self._count)
+
+    @torch.inference_mode()
+    def compare(self) -> Fluency:
+        """Compare the model as it is now."""
+        edited, divergence = 0.0, 0.0 if self.kl else math.nan
+        for i, batch in enumerate(self._batches):
+            now, token = predicting(self.lm, batch), targets(batch)
+            if self.kl:
+                _, nll, kl = _compare(self.lm, self._hidden[i], now, token)
+                edited, divergence = edited + nll, divergence + kl
+            else:
+                edited += token_nll(self.lm, now, token).sum().item()
+        n = self._count
+        return Fluency(_exp(edited / n), _exp((edited - self._nll) / n), divergence / n, n)
+
+
+def _compare(lm: LoadedModel, before: Float[Tensor, "n d_model"], now: Float[Tensor, "n d_model"],
+             token: Int[Tensor, " n"]) -> tuple[float, float, float]:
+    """Return the summed NLL before and now, and the summed KL(before || now).
+
+    No intervention edits the unembedding, so both are read through it as it is.
+    """
+    nll_before = nll_now = divergence = 0.0
+    for (rows, q), (_, p) in zip(logit_rows(lm, now), logit_rows(lm, before), strict=True):
+        p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
+        nll_before -= p.gather(1, own).sum().item()
+        nll_now -= q.gather(1, own).sum().item()
+        divergence += (p.exp() * (p - q)).sum().item()
+    return nll_before, nll_now, divergence
 
 
 def _exp(value: float) -> float:

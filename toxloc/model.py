@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .architectures import architecture, mlp_modules
+from .architectures import architecture, blocks_of
 from .errors import ToxlocError
 from .progress import quiet
 from .sources import not_on_hub, resolve
@@ -47,7 +47,7 @@ class LoadedModel:
     applied: "list[Intervention]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._down, self._contributions = mlp_modules(self.hf)
+        self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
         self.fingerprint = _fingerprint(self)
 
     @classmethod
@@ -80,7 +80,7 @@ class LoadedModel:
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return len(self._down)
+        return len(self._blocks)
 
     @property
     def d_mlp(self) -> int:
@@ -117,13 +117,17 @@ class LoadedModel:
         bias: Tensor | None = getattr(self.hooked.blocks[layer].mlp, "b_out", None)
         return bias
 
+    def block(self, layer: int) -> nn.Module:
+        """Return a layer's block in `hf`."""
+        return self._blocks[layer]
+
     def down_projection(self, layer: int) -> nn.Module:
         """Return the module of `hf` that maps a layer's neurons to its output: where hooks on `hf` go."""
-        return self._down[layer]
+        return self._blocks[layer].get_submodule(self._family.down)
 
     def contribution(self, layer: int) -> nn.Module:
         """Return the module of `hf` whose output a layer's MLP adds to the residual stream."""
-        return self._contributions[layer]
+        return self._blocks[layer].get_submodule(self._family.post_norm or self._family.down)
 
     def neuron_hook(self, layer: int) -> str:
         """Name of the hook point of the neurons' activations a [batch, pos, d_mlp]."""

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toxloc import ToxlocError
-from toxloc.interventions.budget import check_budget, largest_within
+from toxloc import TRNE, ToxlocError
+from toxloc.fluency import Fluency, measure_fluency
+from toxloc.interventions.budget import Budget, largest_within
 
 
 @given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3),
@@ -48,4 +49,31 @@ def test_nothing_fits():
 @pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
 def test_budgets_out_of_range(budget):
     with pytest.raises(ToxlocError, match=r"such as 0\.01"):
-        check_budget(budget)
+        Budget.of(budget)
+    with pytest.raises(ToxlocError, match=r"KL in nats that is allowed"):
+        Budget(kl=budget)
+
+
+def test_a_budget_needs_a_limit():
+    with pytest.raises(ToxlocError, match="needs perplexity= or kl="):
+        Budget()
+
+
+def test_the_tighter_of_two_limits_counts_and_a_ruin_is_over_any():
+    both = Budget(perplexity=0.01, kl=0.02)
+    assert both.share(Fluency(30, 1.005, 0.03, 9)) == pytest.approx(1.5)
+    assert both.share(Fluency(30, 1.02, 0.03, 9)) == pytest.approx(2.0)
+    assert Budget(kl=0.02).share(Fluency(30, 9.0, 0.01, 9)) == pytest.approx(0.5)
+    assert both.share(Fluency(math.inf, math.inf, 0.0, 9)) == both.share(Fluency(30, 1.0, math.nan, 9)) == math.inf
+
+
+@pytest.mark.parametrize("budget", [Budget(kl=0.004), Budget(perplexity=0.02, kl=0.004), Budget(perplexity=0.002)])
+def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budget):
+    edit = TRNE.fit(lm, pairs, budget=budget, neutral=neutral)
+    with edit.applied(lm):
+        cost = measure_fluency(lm, neutral.tune)
+    assert 0.9 <= budget.share(cost) <= 1 + 1e-3
+    assert edit.record["tuned_perplexity_ratio"] == pytest.approx(cost.perplexity_ratio, rel=1e-5)
+    assert edit.record["budget"] == budget.to_dict()
+    assert (edit.record["tuned_kl"] is None) == (budget.kl is None)
+    assert edit.record["evaluations"] <= 12

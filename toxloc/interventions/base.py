@@ -27,11 +27,14 @@ class Intervention(ABC):
     are registered under their `kind`.
 
     Attributes:
+        kind: name of the method, in files and results.
+        bakeable: whether the method has a form that lies in the weights.
         fitted_on: name and fingerprint of the model it was fitted on; empty if it was made by hand.
         record: what the fit found and chose (strength, cost on the tuning text, ...), for reports.
     """
 
     kind: ClassVar[str]
+    bakeable: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,6 +67,22 @@ class Intervention(ABC):
     @abstractmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Intervention":
         """Make the intervention that `config` and `_tensors` described."""
+
+    @property
+    def in_weights(self) -> bool:
+        """Whether all of it lies in the weights while it is applied, so that a saved model has it."""
+        return False
+
+    def baked(self) -> "Intervention":
+        """Return the same change in a form that lies in the weights; itself if it does so already.
+
+        Raises:
+            ToxlocError: there is no such form: it lives in hooks alone.
+        """
+        if self.in_weights:
+            return self
+        raise ToxlocError(f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
+                          f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}.")
 
     def apply(self, lm: LoadedModel) -> None:
         """Put the intervention in force on a model, until `revert`.
@@ -124,10 +143,10 @@ class Intervention(ABC):
                 "fitted_on": self.fitted_on, "record": self.record,
             })
 
-    def _note_fit(self, lm: LoadedModel, record: dict[str, Any]) -> None:
-        """Remember the model it was fitted on and what the fit found."""
+    def note_fit(self, lm: LoadedModel, record: dict[str, Any]) -> None:
+        """Remember the model it was fitted on and, besides what is known, what the fit found."""
         self.fitted_on = {"name": lm.name, "fingerprint": lm.fingerprint}
-        self.record = record
+        self.record = self.record | record
 
 
 def load_intervention(folder: str | PathLike[str]) -> Intervention:

@@ -1,42 +1,105 @@
-"""The largest strength of an intervention whose cost stays within a budget, found by a few forward evaluations."""
+"""How much an intervention may cost, and the largest strength that keeps to it, found by a few forward evaluations."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from ..errors import ToxlocError
-from ..fluency import mean_nll
+from ..fluency import Fluency, Unedited
 from ..model import LoadedModel
+from ..prompts import NeutralText, load_neutral
 from .base import Intervention
 
 CLOSE_ENOUGH = 0.95  # of the budget spent
+I = TypeVar("I", bound=Intervention)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much language quality an intervention may cost, on text that no statistic has seen.
+
+    Attributes:
+        perplexity: relative rise of perplexity that is allowed: .01 is 1%; None for no such limit.
+        kl: mean KL(unedited || edited) of the next-token distribution that is allowed, in nats per token; None for no
+            such limit. It sees changes that perplexity does not: of what the text does not happen to say.
+
+    Raises:
+        ToxlocError: no limit at all, or one that is not positive.
+
+    Example:
+        >>> Budget(perplexity=0.01, kl=0.02).share(Fluency(30.0, 1.005, 0.02, 1000))
+        1.0
+    """
+
+    perplexity: float | None = None
+    kl: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.perplexity is None and self.kl is None:
+            raise ToxlocError("A budget needs perplexity= or kl=; without either, any strength is within it.")
+        for name, limit, example in (("rise of perplexity", self.perplexity, 0.01), ("KL in nats", self.kl, 0.01)):
+            if limit is not None and not 0 < limit < 10:
+                raise ToxlocError(f"A budget is the {name} that is allowed, such as {example}, not {limit}.")
+
+    @classmethod
+    def of(cls, budget: "float | Budget") -> "Budget":
+        """Take a number for a rise of perplexity."""
+        return budget if isinstance(budget, Budget) else cls(perplexity=budget)
+
+    def share(self, cost: Fluency) -> float:
+        """Return how much of the budget is spent: 1 where the tighter of the limits is reached, inf for a ruin."""
+        shares = []
+        if self.perplexity is not None:
+            shares.append((cost.perplexity_ratio - 1) / self.perplexity)
+        if self.kl is not None:
+            shares.append(cost.kl / self.kl)
+        return max(shares) if all(map(math.isfinite, shares)) else math.inf
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the fields by name."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A strength, what it costs on the tuning text, and how many evaluations that took."""
+    """A strength, what it costs, and how many evaluations that took."""
 
     strength: float
     cost: float
     evaluations: int
 
 
-def check_budget(budget: float) -> None:
-    """Raise ToxlocError unless the budget is a positive share."""
-    if not 0 < budget < 10:
-        raise ToxlocError(f"A budget is the relative rise of perplexity that is allowed, such as 0.01, not {budget}.")
+def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: NeutralText | None, first: float, *,
+         limit: float = math.inf) -> I:
+    """Make an intervention as strong as the budget allows on `neutral.tune`, and note in it what that took.
 
+    Args:
+        lm: the model.
+        make: from a positive strength to the intervention.
+        budget: what it may cost.
+        neutral: everyday text, of which the part `tune` is read; by default the built-in one.
+        first: strength to try first.
+        limit: largest strength there is.
 
-def perplexity_rise(lm: LoadedModel, texts: Sequence[str]) -> Callable[[Intervention], float]:
-    """Return a function from an intervention to the relative rise of perplexity on `texts` that it brings."""
-    before = mean_nll(lm, texts)
+    Raises:
+        ToxlocError: every strength tried was over the budget.
+    """
+    unedited = Unedited(lm, (neutral or load_neutral()).tune, kl=budget.kl is not None)
+    costs: dict[float, Fluency] = {}
 
-    def rise(intervention: Intervention) -> float:
-        with intervention.applied(lm):
-            after = mean_nll(lm, texts, describe="tuning the strength")
-        return math.expm1(min(after - before, 50.0)) if math.isfinite(after) else math.inf
+    def share(strength: float) -> float:
+        with make(strength).applied(lm):
+            costs[strength] = unedited.compare()
+        return budget.share(costs[strength])
 
-    return rise
+    found = largest_within(share, 1.0, first, limit=limit)
+    cost, made = costs[found.strength], make(found.strength)
+    record = {"budget": budget.to_dict(), "strength": found.strength, "evaluations": found.evaluations,
+              "tuned_perplexity_ratio": cost.perplexity_ratio,
+              "tuned_kl": cost.kl if budget.kl is not None else None}
+    made.note_fit(lm, record)
+    return made
 
 
 def largest_within(cost: Callable[[float], float], budget: float, first: float, *, limit: float = math.inf,
@@ -78,8 +141,8 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
         previous = (strength, spent)
         strength = min(guess, limit)
     if low.strength == 0:
-        raise ToxlocError(f"No strength down to {strength:.2g} keeps the perplexity within {budget:.2%}; "
-                          "raise the budget or give more contrast text.")
+        raise ToxlocError(f"No strength down to {strength:.2g} keeps within the budget; raise it or give more "
+                          "contrast text.")
     return Tuned(low.strength, low.cost, evaluations)
 
 

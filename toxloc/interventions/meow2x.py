@@ -1,7 +1,7 @@
 """Meow2X: scale the located parts, with hooks at inference or the same baked into the weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -14,9 +14,11 @@ from ..errors import ToxlocError
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..scores import SCORES
+from ..sites import change, mlp_write
+from ..sites import neurons as neurons_of
 from ..statistics import ContrastStatistics, collect_contrast
 from .base import Intervention, overwrite
-from .budget import check_budget, largest_within, perplexity_rise
+from .budget import Budget, tune
 
 MODES = ("hooks", "weights")
 
@@ -47,6 +49,7 @@ class Meow2X(Intervention):
     """
 
     kind: ClassVar[str] = "meow2x"
+    bakeable: ClassVar[bool] = True
 
     def __init__(self, *, layers: Sequence[int] = (), neurons: Sequence[tuple[int, int]] = (), scale: float = 0.5,
                  mode: str = "hooks"):
@@ -66,7 +69,7 @@ class Meow2X(Intervention):
         return f"Meow2X({parts}, scale={self.scale:g}, mode={self.mode!r})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float = 0.02, scale: float = 0.5,
+    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float | Budget = 0.02, scale: float = 0.5,
             score: str = "attribution", per_cost: bool = True, mode: str = "hooks",
             neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "Meow2X":
         """Scale as many neurons, best first, as the budget allows.
@@ -78,7 +81,7 @@ class Meow2X(Intervention):
         Args:
             lm: the model.
             pairs: the contrast set to score neurons on.
-            budget: relative rise of perplexity allowed on `neutral.tune`.
+            budget: what it may cost on `neutral.tune`; a number is the relative rise of perplexity.
             scale: what chosen neurons are multiplied by.
             score: name of a localization score.
             per_cost: rank by score per square root of cost.
@@ -91,7 +94,7 @@ class Meow2X(Intervention):
         """
         if score not in SCORES:
             raise ToxlocError(f"Unknown score {score!r}; choose from {', '.join(SCORES)}.")
-        check_budget(budget)
+        limits = Budget.of(budget)
         neutral = neutral or load_neutral()
         if statistics is None:
             needs = SCORES[score].needs
@@ -105,16 +108,22 @@ class Meow2X(Intervention):
             raise ToxlocError(f"No neuron has a positive {score}; there is nothing to turn down.")
 
         def first(count: float) -> "Meow2X":
-            return cls(neurons=order[: math.floor(count)], scale=scale, mode=mode)
+            return cls(neurons=order[: max(1, math.floor(count))], scale=scale, mode=mode)
 
-        rise = perplexity_rise(lm, neutral.tune)
-        tuned = largest_within(lambda count: rise(first(count)) if count >= 1 else 0.0, budget,
-                               first=max(1.0, len(order) / 20), limit=len(order))
-        record = {"budget": budget, "tuned_perplexity_ratio": 1 + tuned.cost, "evaluations": tuned.evaluations,
-                  "score": score, "per_cost": per_cost, "n_neurons": math.floor(tuned.strength)}
-        meow = first(tuned.strength)
-        meow._note_fit(lm, record)
+        meow = tune(lm, first, limits, neutral, first=max(1.0, len(order) / 20), limit=len(order))
+        meow.note_fit(lm, {"score": score, "per_cost": per_cost, "n_neurons": len(meow.neurons)})
         return meow
+
+    @property
+    def in_weights(self) -> bool:
+        """Whether its mode is "weights"."""
+        return self.mode == "weights"
+
+    def baked(self) -> "Meow2X":
+        """Return the same with `mode="weights"`."""
+        baked = Meow2X(layers=self.layers, neurons=self.neurons, scale=self.scale, mode="weights")
+        baked.fitted_on, baked.record = self.fitted_on, self.record
+        return baked
 
     def config(self) -> dict[str, Any]:
         """Return the settings; which neurons they are is in the tensors."""
@@ -139,17 +148,10 @@ class Meow2X(Intervention):
             for layer in self.layers:
                 self._bake_layer(lm, layer, stack)
             return
-        hooks: list[tuple[str, Callable[..., Any]]] = []
         for layer, factor in factors.items():
-            factor = factor.to(lm.dtype)
-            hooks.append((lm.neuron_hook(layer), lambda a, hook, f=factor: a * f))
-            handle = lm.down_projection(layer).register_forward_pre_hook(lambda _, args, f=factor: (args[0] * f,))
-            stack.callback(handle.remove)
+            change(lm, neurons_of(lm, layer), factor.mul, stack)
         for layer in self.layers:
-            hooks.append((lm.contribution_hook(layer), lambda m, hook: m * self.scale))
-            handle = lm.contribution(layer).register_forward_hook(lambda _, args, m: m * self.scale)
-            stack.callback(handle.remove)
-        stack.enter_context(lm.hooked.hooks(fwd_hooks=hooks))
+            change(lm, mlp_write(lm, layer), lambda m: m * self.scale, stack)
 
     def _bake_layer(self, lm: LoadedModel, layer: int, stack: ExitStack) -> None:
         family = architecture(lm.hf.config.model_type)

@@ -17,7 +17,7 @@ from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..scores import gradient_norm
 from ..statistics import ContrastStatistics, collect_contrast
 from .base import Intervention, overwrite
-from .budget import check_budget, largest_within, perplexity_rise
+from .budget import Budget, tune
 
 METRICS = ("kl", "frobenius")
 DEFAULT_BUDGET = 0.01
@@ -60,6 +60,7 @@ class TRNE(Intervention):
     """
 
     kind: ClassVar[str] = "trne"
+    bakeable: ClassVar[bool] = True
 
     def __init__(self, edits: Sequence[RankOne], settings: dict[str, Any] | None = None):
         super().__init__()
@@ -72,7 +73,7 @@ class TRNE(Intervention):
         return f"TRNE({self.settings.get('metric', 'custom')}, layers={[edit.layer for edit in self.edits]})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | None = None,
+    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | Budget | None = None,
             norm: float | None = None, layers: int | Sequence[int] | None = None, ridge: float = 1.0,
             neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "TRNE":
         """Find the edit and its strength.
@@ -81,8 +82,8 @@ class TRNE(Intervention):
             lm: the model; unchanged when this returns.
             pairs: the contrast set that gives G, and whose neutral side gives C and S.
             metric: "kl" or "frobenius", see the class.
-            budget: the strength is the largest at which perplexity on `neutral.tune`, text that no statistic has
-                seen, rises by at most this share. Default .01 unless `norm` is given.
+            budget: the strength is the largest that costs no more than this on `neutral.tune`, text that no statistic
+                has seen; a number is the relative rise of perplexity. Default .01 unless `norm` is given.
             norm: instead, the relative norm ε: the squares of ||ΔW||_F / ||W_out||_F over layers add up to ε².
             layers: which layers to edit, or how many: those of the largest gradient norm (frobenius; default 1)
                 or editability (kl; default all).
@@ -103,8 +104,7 @@ class TRNE(Intervention):
             raise ToxlocError("Give either budget= or norm=, not both: each sets the strength.")
         if norm is not None and norm <= 0:
             raise ToxlocError(f"norm is the relative size of the edit and must be positive, not {norm}.")
-        if norm is None:
-            check_budget(budget := DEFAULT_BUDGET if budget is None else budget)
+        limits = Budget.of(DEFAULT_BUDGET if budget is None else budget)
         if ridge <= 0:
             raise ToxlocError(f"ridge must be positive, not {ridge}.")
         _check_layers(lm, layers)
@@ -118,23 +118,24 @@ class TRNE(Intervention):
         else:
             unit, editability = _frobenius_edits(lm, statistics, layers), {}
         settings: dict[str, Any] = {"metric": metric, "ridge": ridge if metric == "kl" else None}
-        record: dict[str, Any] = {"layers": [edit.layer for edit in unit]}
         relative = math.hypot(*(edit.norm / float(lm.W_out(edit.layer).float().norm()) for edit in unit))
+
+        def scaled(strength: float) -> "TRNE":
+            edit = cls([one.scaled(strength) for one in unit], settings)
+            edit.note_fit(lm, {"layers": [one.layer for one in unit], "strength": strength, "norm": strength * relative,
+                               "editability": {str(layer): value for layer, value in editability.items()}})
+            return edit
+
         if norm is not None:
-            strength = norm / relative
-        else:
-            assert budget is not None
-            assert neutral is not None
-            rise = perplexity_rise(lm, neutral.tune)
-            guess = math.sqrt(2 * budget / sum(s**2 for s in editability.values())) if editability else 0.02 / relative
-            tuned = largest_within(lambda s: rise(cls([edit.scaled(s) for edit in unit])), budget, first=guess)
-            strength = tuned.strength
-            record |= {"budget": budget, "tuned_perplexity_ratio": 1 + tuned.cost, "evaluations": tuned.evaluations}
-        record |= {"strength": strength, "norm": strength * relative,
-                   "editability": {str(layer): value for layer, value in editability.items()}}
-        edit = cls([edit.scaled(strength) for edit in unit], settings)
-        edit._note_fit(lm, record)
-        return edit
+            return scaled(norm / relative)
+        guess = math.sqrt(2 * (limits.perplexity or limits.kl or 0.0) / sum(s**2 for s in editability.values())
+                          ) if editability else 0.02 / relative
+        return tune(lm, scaled, limits, neutral, guess)
+
+    @property
+    def in_weights(self) -> bool:
+        """Always: an edit of W_out."""
+        return True
 
     def config(self) -> dict[str, Any]:
         """Return the metric and the ridge; the vectors are in the tensors."""

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from toxloc import TRNE, Chain, ContrastSet, Meow2X, ToxlocError, load_intervention
+from toxloc.batching import batches
+
+from ..conftest import TEXTS, bits, random_model, same_bits
+
+
+def logits(lm):
+    batch = next(batches(lm, TEXTS))
+    with torch.no_grad():
+        return (lm.forward(batch.ids, batch.mask)[batch.real],
+                lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+
+
+@pytest.fixture
+def parts(tiny):
+    """Two edits of the same weights, which do not commute, and hooks."""
+    return [TRNE.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), norm=0.3),
+            Meow2X(layers=[0, 1], scale=0.5, mode="weights"), Meow2X(neurons=[(1, 3)], scale=0.0)]
+
+
+def test_a_chain_is_its_parts_in_order_and_leaves_no_trace(tiny, parts):
+    before = bits(tiny)
+    with parts[0].applied(tiny), parts[1].applied(tiny), parts[2].applied(tiny):
+        expected = logits(tiny)
+    with Chain(parts).applied(tiny):
+        assert tiny.applied[-1].kind == "chain"
+        for found, wanted in zip(logits(tiny), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert same_bits(before, tiny)
+    with Chain([parts[1], parts[0], parts[2]]).applied(tiny):
+        assert (logits(tiny)[0] - expected[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ctrl_c_restores_every_weight(dtype, parts):
+    lm = random_model(dtype=dtype)
+    before = bits(lm)
+    with pytest.raises(KeyboardInterrupt), Chain(parts).applied(lm):
+        assert not same_bits(before, lm)
+        raise KeyboardInterrupt
+    assert same_bits(before, lm)
+
+
+def test_a_part_that_fails_takes_the_earlier_ones_with_it(tiny, parts, monkeypatch):
+    before = bits(tiny)
+    monkeypatch.setattr(parts[2], "_install", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Chain(parts).apply(tiny)
+    assert same_bits(before, tiny)
+    assert tiny.applied == []
+
+
+def test_save_load_and_bake(tiny, parts, tmp_path):
+    chain = Chain(parts)
+    assert not chain.in_weights
+    chain.save(tmp_path / "chain")
+    again = load_intervention(tmp_path / "chain")
+    with chain.applied(tiny):
+        expected = logits(tiny)[0]
+    for same in (again, again.baked()):
+        with same.applied(tiny):
+            torch.testing.assert_close(logits(tiny)[0], expected, rtol=1e-5, atol=1e-5)
+    assert again.baked().in_weights
+    assert again.parts[0].record == parts[0].record
+
+
+def test_what_cannot_be_chained(tiny, parts):
+    with pytest.raises(ToxlocError, match="got none"):
+        Chain([])
+    with pytest.raises(ToxlocError, match="each of them once"):
+        Chain([parts[0], parts[0]])
+    with parts[0].applied(tiny), pytest.raises(ToxlocError, match="revert it before the chain"):
+        Chain(parts).apply(tiny)
+    with pytest.raises(ToxlocError, match="Layer 7"):
+        Chain([Meow2X(layers=[7])]).apply(tiny)
