@@ -3,7 +3,7 @@
     python -m benchmarks.figures docs/assets
     python -m benchmarks.figures docs/assets --model toxloc-tiny --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Localizes the first model with every score on the built-in contrast set and writes `heatmap.png`, `depth.png`,
+Localizes the first model with every layer score on the built-in contrast set and writes `heatmap.png`, `depth.png`,
 `neurons.png` and, for one toxic text, masked, `tokens.png`; with several models also `models.png`, which lays them over
 each other by relative depth. Needs `toxloc[png]`. About a minute on two cores for toxloc-tiny.
 """
@@ -35,8 +35,9 @@ def main(
     for name in model:
         lm = load_model(name)
         first = not found
-        scores = tuple(SCORES) if first else (SCORE,)
-        statistics = collect_contrast(lm, contrast, curvature=first, reliance=first, peaks=first)
+        # The layer score of `combined` is that of attribution.
+        scores = tuple(name for name in SCORES if name != "combined") if first else (SCORE,)
+        statistics = collect_contrast(lm, contrast, curvature=first, peaks=first)
         found[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
         if first:
             shown = load_contrast().toxic[text]

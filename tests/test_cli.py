@@ -1,3 +1,4 @@
+import copy
 import os
 import re
 import signal
@@ -6,12 +7,22 @@ import sys
 import time
 
 import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import toxloc
 from toxloc.cli import app, entry
 
 SMALL = ["--samples", "1", "--max-prompts", "4", "--max-texts", "30", "--max-neutral", "30", "--knockouts", "0"]
+
+
+FEW = ["--max-texts", "20", "--max-neutral", "20"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
 
 
 def plain(text):
@@ -23,6 +34,15 @@ def test_help_names_every_option_and_the_warning():
     for word in ("--model", "--contrast", "--prompts", "--samples", "--seed", "--device", "--out", "offensive",
                  "three minutes"):
         assert word in text
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ("suppress", ("--method", "--budget", "--kl-budget", "--max-neutral", "--seed", "toxloc export")),
+    ("export", ("INTERVENTION_FOLDER", "--model", "--format", "--any-model", "model card")),
+])
+def test_help_of_the_other_commands(command, words):
+    text = plain(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output)
+    assert not [word for word in words if word not in text]
 
 
 def test_help_loads_no_heavy_library():
@@ -40,6 +60,79 @@ def test_a_run_ends_with_a_table_and_the_report(tmp_path):
     assert "trne" in result.output
     assert str(tmp_path / "r" / "report.html") in result.output
     assert (tmp_path / "r" / "results.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def suppressed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("suppress") / "trne"
+    result = invoke("suppress", "toxloc-tiny", "--out", out, "--budget", "0.05", "--kl-budget", "0.2", *FEW)
+    assert result.exit_code == 0, result.output
+    return out, plain(result.output)
+
+
+def test_suppress_saves_the_change_and_says_where_it_is_and_what_it_costs(suppressed):
+    out, text = suppressed
+    fitted = toxloc.load_intervention(out)
+    assert "Changes: layers 0 to 7" in text
+    assert str(out) in text.replace(" ", "")
+    assert fitted.record["budget"] == {"perplexity": 0.05, "kl": 0.2}
+    assert fitted.record["texts"] == {"contrast": "builtin", "n_toxic": 20, "n_neutral": 20, "neutral": "builtin"}
+    for part in ("tuned", "check"):
+        assert f"{fitted.record[f'{part}_perplexity_ratio'] - 1:+.2%}" in text
+        assert f"{fitted.record[f'{part}_kl']:.3g}" in text
+
+
+def test_export_writes_the_edited_model_and_the_adapter(suppressed, tmp_path, lm):
+    ids = lm.tokenizer("<|endoftext|>You are such a", return_tensors="pt").input_ids
+    with torch.no_grad(), toxloc.load_intervention(suppressed[0]).applied(lm):
+        wanted = lm.hf(ids).logits
+    for form in ("hf", "peft"):
+        result = invoke("export", suppressed[0], "--model", "toxloc-tiny", "--out", tmp_path / form, "--format", form)
+        assert result.exit_code == 0, result.output
+        assert "builtin (20 toxic, 20 neutral)" in (tmp_path / form / "README.md").read_text()
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, wanted, rtol=0, atol=0)
+        torch.testing.assert_close(adapted(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+        assert (wanted - lm.hf(ids).logits).abs().max() > 1e-3
+
+
+def test_export_is_for_the_model_it_was_fitted_on(suppressed, tmp_path, lm):
+    torch.manual_seed(0)
+    other = tmp_path / "other"
+    copy.deepcopy(lm.hf).apply(lm.hf._init_weights).save_pretrained(other)
+    lm.tokenizer.save_pretrained(other)
+    arguments = ["export", suppressed[0], "--model", other, "--out", tmp_path / "out"]
+    refused = invoke(*arguments)
+    assert isinstance(refused.exception, toxloc.ToxlocError)
+    assert f"was fitted on toxloc-tiny (fingerprint {lm.fingerprint}), and this is other (" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+    assert invoke(*arguments, "--any-model").exit_code == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["suppress", "./nowhere"], "There is no model folder at './nowhere'"),
+    (["suppress", "toxloc-tiny", "--method", "meow"], "Unknown method 'meow'; choose one of trne"),
+    (["suppress", "toxloc-tiny", "--budget", "-1"], "not -1.0"),
+    (["suppress", "toxloc-tiny", "--contrast", "none.csv"], "There is no file none.csv"),
+    (["suppress", "toxloc-tiny", "--device", "cuda:42"], "torch sees"),
+    (["export", "nowhere", "--model", "toxloc-tiny"], "holds no intervention"),
+    (["export", "nowhere", "--model", "toxloc-tiny", "--format", "gguf"], "Unknown format 'gguf'; choose one of hf"),
+    (["export", "steering", "--model", "toxloc-tiny"], "lives in hooks and has no form in the weights"),
+])
+def test_the_other_commands_errors(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    toxloc.Steering(torch.ones(256), layer=1, strength=1.0).save("steering")
+    monkeypatch.setattr(sys, "argv", ["toxloc", *arguments, "--out", "out"])
+    with pytest.raises(SystemExit) as stop:
+        entry()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["steering"]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

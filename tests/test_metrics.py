@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toxloc.metrics import Judgement, combine, mean_interval, relative_change, toxicity
+from toxloc.metrics import Judgement, combine, mean_interval, paired_difference, relative_change, toxicity
 
 SCORES = np.array([[0.9, 0.1, 0.2], [0.2, 0.4, 0.3], [0.7, 0.8, 0.6]])
 
@@ -64,3 +64,14 @@ def test_relative_change_is_paired():
     same = relative_change(judged(before), judged(before))
     assert (same.relative, same.ci) == (0.0, (0.0, 0.0))
     assert relative_change(judged(half * 0), judged(before)) is None
+
+
+def test_a_paired_difference_has_no_width_where_prompts_differ_alike():
+    low, high = np.tile([[0.1], [0.9]], (50, 4)), np.tile([[0.9], [0.9]], (50, 4))
+    half = paired_difference(judged(low), judged(high))
+    assert half.mean == 0.5
+    assert half.ci[0] < 0.5 < half.ci[1]
+    same = paired_difference(judged(low), judged(low))
+    assert (same.mean, same.ci) == (0.0, (0.0, 0.0))
+    every = paired_difference(judged(low * 0), judged(high))
+    assert (every.mean, every.ci) == (1.0, (1.0, 1.0))

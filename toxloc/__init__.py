@@ -12,8 +12,23 @@ if TYPE_CHECKING:
     from .causal import CausalProof, Knockout, KnockoutCurve, KnockoutTest, causal_proof, knockout, knockout_curve
     from .errors import ToxlocError
     from .evaluation import Evaluation, evaluate
+    from .export import export_hf, export_peft
     from .inside import Driven, Promoted, TokenView, driving_texts, promoted_tokens, token_view
-    from .interventions import TRNE, Budget, Chain, Intervention, Meow2X, load_intervention
+    from .interventions import (
+        TRNE,
+        AurA,
+        Budget,
+        Chain,
+        Damp,
+        DirectionalAblation,
+        Intervention,
+        LinearAcT,
+        Meow2X,
+        ProFS,
+        Steering,
+        ValueVector,
+        load_intervention,
+    )
     from .localization import Localization, localize
     from .model import LoadedModel, load_model
     from .pipeline import RunResult, run
@@ -27,8 +42,11 @@ _HOME = {
     "Evaluation": "evaluation", "evaluate": "evaluation",
     "Driven": "inside", "Promoted": "inside", "TokenView": "inside", "driving_texts": "inside",
     "promoted_tokens": "inside", "token_view": "inside",
-    "Budget": "interventions", "Chain": "interventions", "Intervention": "interventions", "Meow2X": "interventions",
-    "TRNE": "interventions", "load_intervention": "interventions",
+    "export_hf": "export", "export_peft": "export",
+    "AurA": "interventions", "Budget": "interventions", "Chain": "interventions", "Damp": "interventions",
+    "DirectionalAblation": "interventions", "Intervention": "interventions", "LinearAcT": "interventions",
+    "Meow2X": "interventions", "ProFS": "interventions", "Steering": "interventions", "TRNE": "interventions",
+    "ValueVector": "interventions", "load_intervention": "interventions",
     "Localization": "localization", "localize": "localization",
     "LoadedModel": "model", "load_model": "model",
     "RunResult": "pipeline", "run": "pipeline",
@@ -37,10 +55,11 @@ _HOME = {
     "ContrastStatistics": "statistics", "collect_contrast": "statistics",
 }
 __all__ = [
-    "TRNE", "Budget", "CausalProof", "Chain", "ContrastSet", "ContrastStatistics", "Driven", "Evaluation",
-    "Intervention", "Knockout", "KnockoutCurve", "KnockoutTest", "LoadedModel", "Localization", "Meow2X",
-    "NeutralText", "Promoted", "PromptSet", "RunResult", "TokenView", "ToxlocError", "causal_proof",
-    "collect_contrast", "driving_texts", "evaluate", "knockout", "knockout_curve", "load_contrast",
+    "TRNE", "AurA", "Budget", "CausalProof", "Chain", "ContrastSet", "ContrastStatistics", "Damp",
+    "DirectionalAblation", "Driven", "Evaluation", "Intervention", "Knockout", "KnockoutCurve", "KnockoutTest",
+    "LinearAcT", "LoadedModel", "Localization", "Meow2X", "NeutralText", "ProFS", "Promoted", "PromptSet",
+    "RunResult", "Steering", "TokenView", "ToxlocError", "ValueVector", "causal_proof", "collect_contrast",
+    "driving_texts", "evaluate", "export_hf", "export_peft", "knockout", "knockout_curve", "load_contrast",
     "load_intervention", "load_model", "load_neutral", "load_prompts", "localize", "promoted_tokens", "run",
     "token_view",
 ]

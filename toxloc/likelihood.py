@@ -49,6 +49,14 @@ def predicting(lm: LoadedModel, batch: Batch) -> Float[Tensor, "n d_model"]:
     return lm.forward_hidden(batch.ids, batch.mask)[predicted(batch)]
 
 
+def sampled(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Draw a next token from what the model itself predicts after each hidden state."""
+    with torch.no_grad():
+        drawn = [torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+                 for _, logits in logit_rows(lm, hidden.detach())]
+    return torch.cat(drawn).to(hidden.device)
+
+
 def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Negative log-likelihood of one token after each hidden state, in nats, float32; differentiable by `hidden`."""
     losses: Tensor = _TokenNLL.apply(hidden, token, lm)  # type: ignore[no-untyped-call]

@@ -37,6 +37,27 @@ def steepest_at_cost(G: Float[Tensor, "d_mlp d_model"], C: Float[Tensor, "d_mlp 
     return float(sigma), x / sigma.clamp_min(torch.finfo(torch.float64).tiny), y
 
 
+def steepest_beyond_noise(halves: tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, "d_mlp d_model"]],
+                          C: Float[Tensor, "d_mlp d_mlp"], S: Float[Tensor, "d_model d_model"], ridge: float
+                          ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
+    """`steepest_at_cost` of the mean G of two gradients A and B of different texts, with their noise left out of σ₁.
+
+    GᵀC̃⁻¹G holds the noise of both halves squared; the symmetric part of AᵀC̃⁻¹B has the same mean without it, since the
+    noises of different texts are independent. y is its leading eigenvector by S̃, σ₁² its eigenvalue: 0 if it is not
+    positive, where the halves agree on nothing.
+    """
+    A, B = (half.double() for half in halves)
+    K, L = factor(C, ridge), factor(S, ridge)
+    white = [torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(K, half, upper=False).T, upper=False)
+             for half in (A, B)]
+    cross = white[0] @ white[1].T
+    values, vectors = torch.linalg.eigh((cross + cross.T) / 2)
+    sigma = float(values[-1].clamp_min(0).sqrt())
+    y = torch.linalg.solve_triangular(L.T, vectors[:, -1:], upper=True)[:, 0]
+    x = torch.cholesky_solve(((A + B) / 2 @ y)[:, None], K)[:, 0]
+    return sigma, x / torch.linalg.vector_norm(K.T @ x).clamp_min(torch.finfo(torch.float64).tiny), y
+
+
 def factor(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
     """Cholesky factor, in float64, of M + ridge * mean eigenvalue of M * I; M is symmetric, no eigenvalue negative."""
     M = M.double()

@@ -119,3 +119,25 @@ def relative_change(before: Judgement, after: Judgement, seed: int = 0) -> Chang
         ratios = a[draws].mean(1) / b[draws].mean(1) - 1
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Change(float(a.mean() / b.mean() - 1), (float(low), float(high)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two rates of toxic completions, with its paired 95% bootstrap interval over prompts."""
+
+    mean: float
+    ci: Interval
+
+
+def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Difference:
+    """Rate of `other` minus rate of `one` on the same prompts, which are resampled together.
+
+    Example:
+        >>> a, b = (Judgement(np.zeros((2, 1)), np.array([[x], [True]])) for x in (False, True))
+        >>> paired_difference(a, b).mean
+        0.5
+    """
+    apart = other.toxic.mean(1) - one.toxic.mean(1)
+    draws = np.random.default_rng(seed).integers(len(apart), size=(RESAMPLES, len(apart)))
+    low, high = np.quantile(apart[draws].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(float(apart.mean()), (float(low), float(high)))

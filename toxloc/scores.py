@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from scipy.stats import rankdata
 from torch import Tensor
 
+from .auroc import auroc_of_ranks
 from .contributions import Contributions
 from .errors import ToxlocError
 from .linalg import factor, steepest_at_cost
@@ -189,7 +190,7 @@ def _auroc_of_layer(s: ContrastStatistics, layer: int, weights: Sequence[Weights
     groups = np.r_[toxic.group[text_T], neutral.group[text_N] + len(toxic.tokens)]
     ranks = rankdata(np.concatenate([x, y]), axis=0)
     n, m = len(x), len(y)
-    values = (ranks[:n].sum(0) - n * (n + 1) / 2) / (n * m)
+    values = auroc_of_ranks(ranks, n)
     # Placement: the share of the other side that a text is on the right side of; their mean is the AUROC.
     placements = np.concatenate([(ranks[:n] - rankdata(x, axis=0)) / m, 1 - (ranks[n:] - rankdata(y, axis=0)) / n])
     best = []

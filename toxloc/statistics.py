@@ -25,9 +25,11 @@ from torch import Tensor
 from .batching import Batch, batches
 from .contributions import Contributions, Gatherer, deal
 from .errors import ToxlocError
-from .likelihood import summed_nll
+from .likelihood import predicting, sampled, targets, token_nll
 from .model import LoadedModel
 from .prompts import ContrastSet
+
+FISHERS = ("empirical", "sampled")
 
 
 class Moments:
@@ -73,7 +75,7 @@ class Moments:
 
 @dataclass
 class TextStatistics:
-    """What one pass over a set of texts found; lists have one entry a layer.
+    """What one pass over a set of texts found; lists have one entry a layer, C and S one for each layer asked for.
 
     Attributes:
         n_texts: texts read.
@@ -94,12 +96,13 @@ class TextStatistics:
     neurons: list[Moments]
     contributions: Contributions | None
     G: list[Float[Tensor, "d_mlp d_model"]]
-    C: list[Float[Tensor, "d_mlp d_mlp"]]
-    S: list[Float[Tensor, "d_model d_model"]]
+    C: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    S: dict[int, Float[Tensor, "d_model d_model"]]
 
 
 def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, curvature: bool = False,
-            output_curvature: bool = False, moments: bool = True, peaks: bool = False,
+            output_curvature: bool = False, fisher: str = "empirical", layers: Sequence[int] | None = None,
+            moments: bool = True, peaks: bool = False,
             group: Int64[np.ndarray, " n_texts"] | None = None, skip_first: bool = True, max_length: int = 128,
             describe: str = "statistics") -> TextStatistics:
     """Gather the statistics of one set of texts in one pass.
@@ -110,6 +113,10 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         gradients: gather G (a backward pass as well; without it the unembedding is not even computed).
         curvature: gather C and S (a backward pass as well).
         output_curvature: gather S alone, which is much smaller than C.
+        fisher: "empirical" takes the gradients of the texts' own tokens, "sampled" those of tokens drawn from the
+            model's predictions, which makes S the factor of the true Fisher information (and G and nll those of the
+            drawn tokens).
+        layers: whose C and S are gathered; by default all. C takes d_mlp² numbers a layer.
         moments: gather means, variances and contributions.
         peaks: with the contributions, the largest activation of every neuron in every text (to a temporary file).
         group: the group of every text for the contributions; by default dealt at random (`contributions.deal`).
@@ -119,7 +126,7 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         describe: label of the progress bar.
 
     Raises:
-        ToxlocError: no texts, an empty text, or no text of two tokens while gradients are wanted.
+        ToxlocError: no texts, an empty text, no text of two tokens while gradients are wanted, an unknown fisher.
 
     Example:
         >>> from toxloc import load_model
@@ -129,11 +136,13 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
     """
     if not texts:
         raise ToxlocError("There are no texts to gather statistics from.")
+    if fisher not in FISHERS:
+        raise ToxlocError(f"Unknown fisher {fisher!r}; choose one of {', '.join(FISHERS)}.")
     if moments and group is None:
         group = deal(len(texts), len(texts), paired=True)[0]
     gatherer = Gatherer(lm, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
-    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature,
-                           output_curvature=output_curvature, skip_first=skip_first)
+    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature, output_curvature=output_curvature,
+                           draw=fisher == "sampled", layers=layers, skip_first=skip_first)
     with collector.hooked():
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             collector.read(batch)
@@ -144,23 +153,25 @@ class _Collector:
     """The hooks of one pass and the sums they fill."""
 
     def __init__(self, lm: LoadedModel, gatherer: Gatherer | None, *, gradients: bool, curvature: bool,
-                 output_curvature: bool, skip_first: bool):
+                 output_curvature: bool, draw: bool, layers: Sequence[int] | None, skip_first: bool):
         self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
-        self.gradients, self.curvature, self.output_curvature = gradients, curvature, curvature or output_curvature
+        self.gradients, self.output_curvature = gradients, curvature or output_curvature
         self.backward = gradients or self.output_curvature
         self.normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
         self.neurons = [Moments() for _ in range(lm.n_layers)]
-        self.G = self._zeros(lm.d_mlp, lm.d_model) if gradients else []
-        self.C = self._zeros(lm.d_mlp, lm.d_mlp) if curvature else []
-        self.S = self._zeros(lm.d_model, lm.d_model) if self.output_curvature else []
+        self.G = [self._zero(lm.d_mlp, lm.d_model) for _ in range(lm.n_layers if gradients else 0)]
+        curved = range(lm.n_layers) if layers is None else layers
+        self.C = {i: self._zero(lm.d_mlp, lm.d_mlp) for i in curved if curvature}
+        self.S = {i: self._zero(lm.d_model, lm.d_model) for i in curved if self.output_curvature}
+        self.generator = torch.Generator().manual_seed(0) if draw else None
         self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
         self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def _zeros(self, *shape: int) -> list[Tensor]:
-        return [torch.zeros(shape, device=self.lm.device) for _ in range(self.lm.n_layers)]
+    def _zero(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.lm.device)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -192,11 +203,14 @@ class _Collector:
         if not self.backward:
             self.lm.forward_hidden(batch.ids, batch.mask)
             return
-        loss, predicted = summed_nll(self.lm, batch)
-        self.nll += loss.item()
-        self.n_predicted += predicted
-        if predicted:
+        hidden, token = predicting(self.lm, batch), targets(batch)
+        if len(token):
+            if self.generator is not None:
+                token = sampled(self.lm, hidden, self.generator)
+            loss = token_nll(self.lm, hidden, token).sum()
             loss.backward()
+            self.nll += loss.item()
+            self.n_predicted += len(token)
         self.seen.clear()
 
     # Hooks see canonical names, not the alias asked for, so the layer comes in by closure.
@@ -250,10 +264,10 @@ class _Collector:
                 if not self.normed:
                     bias = self.lm.b_out(layer)
                     self.gatherer.see_contribution(layer, m if bias is None else m - bias, counted)
-        if self.curvature:
+        if layer in self.C:
             a = a[self.real].float()
             self.C[layer].addmm_(a.T, a)
-        if self.output_curvature:
+        if layer in self.S:
             delta = delta.view(-1, delta.shape[-1])
             self.S[layer].addmm_(delta.T, delta)
 
@@ -261,7 +275,7 @@ class _Collector:
         if self.backward and self.n_predicted == 0:
             raise ToxlocError("No text has two tokens, so there is nothing to predict; give longer texts.")
         n = max(1, self.n_predicted)
-        for sums, count in ((self.G, n), (self.C, self.n_real), (self.S, n)):
+        for sums, count in ((self.G, n), (self.C.values(), self.n_real), (self.S.values(), n)):
             for matrix in sums:
                 matrix /= count
         return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.neurons,
@@ -290,14 +304,14 @@ class ContrastStatistics:
         neutral: pass over the neutral texts.
         paired: whether groups of the same number on both sides hold the two halves of the same pairs.
         C: second moment of the keys on neutral text, one [d_mlp, d_mlp] a layer; empty if not gathered.
-        S: second moment of the output gradients on neutral text, one [d_model, d_model] a layer.
+        S: second moment of the output gradients on neutral text, one [d_model, d_model] a layer; likewise.
     """
 
     toxic: TextStatistics
     neutral: TextStatistics
     paired: bool
-    C: list[Float[Tensor, "d_mlp d_mlp"]]
-    S: list[Float[Tensor, "d_model d_model"]]
+    C: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    S: dict[int, Float[Tensor, "d_model d_model"]]
 
     def G(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Gradient of the contrast NLL_T - NLL_N by a layer's W_out."""
@@ -306,6 +320,7 @@ class ContrastStatistics:
 
 def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
                      reliance: bool = False, peaks: bool = False, more_neutral: Sequence[str] = (),
+                     fisher: str = "empirical", layers: Sequence[int] | None = None, moments: bool = True,
                      skip_first: bool = True, max_length: int = 128) -> ContrastStatistics:
     """Gather both sides of a contrast set; with `curvature`, C and S from its neutral side and `more_neutral`.
 
@@ -317,6 +332,9 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
         reliance: gather S of the toxic side too, which the score `combined` needs.
         peaks: gather the largest activations of every text, which `auroc` needs.
         more_neutral: further neutral texts for C and S alone, weighted by their tokens.
+        fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral side is read twice.
+        layers: whose C and S are gathered; by default all.
+        moments: gather means, variances and contributions, which scores need and TRNE does not.
         skip_first: see `collect`.
         max_length: tokens read of each text.
 
@@ -324,14 +342,25 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
         ToxlocError: as `collect` does.
     """
     groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
-    how: dict[str, Any] = {"gradients": gradients, "peaks": peaks, "skip_first": skip_first, "max_length": max_length}
+    how: dict[str, Any] = {"gradients": gradients, "moments": moments, "peaks": peaks, "skip_first": skip_first,
+                           "max_length": max_length}
+    curved: dict[str, Any] = {"curvature": curvature, "layers": layers, "fisher": fisher, "max_length": max_length}
+    apart = curvature and fisher == "sampled"  # G is the gradient of the texts' own tokens in any case
     toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **how)
-    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature, describe="neutral texts", **how)
-    C, S = neutral.C, neutral.S
-    if curvature and more_neutral:
-        more = collect(lm, more_neutral, gradients=False, curvature=True, moments=False, max_length=max_length,
-                       describe="neutral text for the curvature")
-        share = more.n_predicted / (more.n_predicted + neutral.n_predicted)
-        C = [torch.lerp(x, y, share) for x, y in zip(neutral.C, more.C, strict=True)]
-        S = [torch.lerp(x, y, share) for x, y in zip(neutral.S, more.S, strict=True)]
+    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature and not apart,
+                      layers=layers, describe="neutral texts", **how)
+    parts = [] if apart or not curvature else [neutral]
+    rest = [*(pairs.neutral if apart else ()), *more_neutral]
+    if curvature and rest:
+        parts.append(collect(lm, rest, gradients=False, moments=False, describe="neutral text for the curvature",
+                             **curved))
+    C, S = ({layer: _pooled([(one.n_predicted, getattr(one, factor)[layer]) for one in parts])
+             for layer in (getattr(parts[0], factor) if parts else ())} for factor in "CS")
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
+
+
+def _pooled(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Mean weighted by tokens."""
+    total = sum(count for count, _ in parts)
+    pooled: Tensor = parts[0][1] if len(parts) == 1 else sum(count / total * M for count, M in parts)  # type: ignore[assignment]
+    return pooled

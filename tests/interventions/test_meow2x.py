@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from toxloc import ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.batching import batches
@@ -120,6 +121,8 @@ def test_fit_gathers_what_its_score_needs(tiny, score):
     (dict(), "needs layers= or neurons="),
     (dict(layers=[0], scale=1.5), "not 1.5"),
     (dict(layers=[0], mode="sideways"), "Unknown mode 'sideways'"),
+    (dict(neurons=[(0, 1)], scale=[0.5, 0.1]), "2 scales were given for 1 neurons"),
+    (dict(layers=[0], scale=[0.5]), "1 scales were given for 0 neurons and 1 layers"),
 ])
 def test_bad_arguments(arguments, words):
     with pytest.raises(ToxlocError, match=words):
@@ -134,3 +137,57 @@ def test_parts_that_are_not_in_the_model(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X(**parts).apply(tiny)
     assert tiny.applied == []
+
+
+def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
+    meow = Meow2X(neurons=[(0, 3), (1, 5)], scale=[0.25, 0.75])
+    rows = tiny.W_out(0)[3].clone(), tiny.W_out(1)[5].clone()
+    with meow.baked().applied(tiny):
+        torch.testing.assert_close(tiny.W_out(0)[3], 0.25 * rows[0])
+        torch.testing.assert_close(tiny.W_out(1)[5], 0.75 * rows[1])
+    meow.save(tmp_path / "m")
+    again = load_intervention(tmp_path / "m")
+    assert again.neurons == {(0, 3): 0.25, (1, 5): 0.75}
+    with meow.applied(tiny):
+        expected = logits(tiny)
+    with again.baked().applied(tiny):
+        for found in logits(tiny):
+            torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(scale="graded"), dict(scale="graded", per_cost=False), dict(scale="auto"),
+                                     dict(parts="layers"), dict(parts="layers", k=3)])
+def test_every_form_keeps_its_budget(lm, pairs, neutral, options):
+    before = bits(lm)
+    s = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
+    meow = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, **options)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with meow.applied(lm):
+        assert 0.01 <= np.expm1(mean_nll(lm, neutral.tune) - base) <= 0.02
+    if options.get("scale") == "auto":
+        gains = {}
+        for scale in (0.0, 0.25, 0.5, 0.75):
+            one = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, scale=scale)
+            gains[scale] = sum(-(1 - scale) * (s.G(layer)[j] @ lm.W_out(layer)[j]).item() for layer, j in one.neurons)
+        assert meow.scale == max(gains, key=gains.get)
+    if "parts" in options:
+        assert 1 <= len(meow.layers) <= options.get("k", 1) and not meow.neurons
+
+
+def test_the_graded_form_gains_most_at_its_second_order_cost():
+    """Against a numerical search over all scales in [0, 1] of equal cost."""
+    rng = np.random.default_rng(0)
+    value, cost = rng.uniform(0.1, 1, 6), rng.uniform(0.1, 1, 6)
+    off = np.minimum(1, 0.7 * value / cost)  # 1 - scale
+    found = minimize(lambda x: -(x @ value), np.full(6, 0.1), bounds=[(0, 1)] * 6, method="SLSQP",
+                     constraints={"type": "ineq", "fun": lambda x: (off**2 * cost).sum() - (x**2 * cost).sum()})
+    assert off @ value == pytest.approx(-found.fun, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (dict(parts="heads"), "Unknown parts 'heads'"), (dict(scale="half"), "Unknown scale 'half'"),
+])
+def test_fits_that_cannot_be(tiny, options, words):
+    with pytest.raises(ToxlocError, match=words):
+        Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), **options)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError, collect_contrast, load_intervention
+from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.fluency import mean_nll
-from toxloc.interventions.trne import RankOne
-from toxloc.linalg import steepest, steepest_at_cost
+from toxloc.interventions.trne import RankOne, _contrast
+from toxloc.linalg import steepest, steepest_at_cost, steepest_beyond_noise
 
 from ..conftest import TEXTS, bits, random_model, same_bits
 
@@ -67,7 +67,7 @@ def test_frobenius_edit_has_the_norm_asked_for_and_lies_in_the_layer_of_the_larg
 
 def test_layers_share_the_norm(tiny):
     edit = TRNE.fit(tiny, PAIRS, metric="frobenius", norm=0.1, layers=2)
-    shares = [e.norm / tiny.W_out(e.layer).norm().item() for e in edit.edits]
+    shares = [(e.u.norm() * e.v.norm() / tiny.W_out(e.layer).norm()).item() for e in edit.edits]
     assert shares == pytest.approx([0.1 / math.sqrt(2)] * 2, rel=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_weights_come_back_bit_for_bit(dtype):
 def test_an_interrupt_in_the_middle_of_applying_restores_the_weights(tiny, monkeypatch):
     before = bits(tiny)
     edit = TRNE([RankOne(i, torch.randn(tiny.d_mlp), torch.randn(tiny.d_model)) for i in range(2)])
-    real, calls = torch.addr, []
+    real, calls = torch.addmm, []
 
     def interrupted(*args):
         calls.append(1)
@@ -150,7 +150,7 @@ def test_an_interrupt_in_the_middle_of_applying_restores_the_weights(tiny, monke
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(torch, "addr", interrupted)
+    monkeypatch.setattr(torch, "addmm", interrupted)
     with pytest.raises(KeyboardInterrupt):
         edit.apply(tiny)
     assert len(calls) == 2
@@ -209,3 +209,91 @@ def test_an_edit_for_another_shape_is_refused(tiny):
 def test_the_kl_metric_needs_the_curvature(tiny):
     with pytest.raises(ToxlocError, match="needs the curvature"):
         TRNE.fit(tiny, PAIRS, norm=0.1, statistics=collect_contrast(tiny, PAIRS))
+
+
+def test_sigma_without_noise_is_that_of_the_mean_gradient_and_near_the_truth_with_it():
+    rng = np.random.default_rng(2)
+    truth, C, S = 3 * np.outer(rng.normal(size=12), rng.normal(size=8)), random_spd(rng, 12), random_spd(rng, 8)
+    C, S = (torch.tensor(M + np.eye(len(M))) for M in (C, S))
+    exact = steepest_at_cost(torch.tensor(truth), C, S, 0.5)
+    same = steepest_beyond_noise((torch.tensor(truth), torch.tensor(truth)), C, S, 0.5)
+    assert same[0] == pytest.approx(exact[0])
+    torch.testing.assert_close(torch.outer(same[1], same[2]), torch.outer(exact[1], exact[2]))
+    noise_only, both = [], []
+    for _ in range(40):
+        A, B = (torch.tensor(6 * rng.normal(size=truth.shape)) for _ in "AB")
+        noise_only.append([steepest_at_cost((A + B) / 2, C, S, 0.5)[0], steepest_beyond_noise((A, B), C, S, 0.5)[0]])
+        both.append([steepest_at_cost((A + B) / 2 + truth, C, S, 0.5)[0],
+                     steepest_beyond_noise((A + truth, B + truth), C, S, 0.5)[0]])
+    plain, beyond = np.mean(noise_only, axis=0)
+    assert beyond < 0.9 * plain
+    plain, beyond = np.mean(both, axis=0)
+    assert abs(beyond - exact[0]) < abs(plain - exact[0])
+
+
+def test_halves_that_agree_on_nothing_leave_the_layer_alone():
+    G = torch.eye(5, 4)
+    sigma, u, _ = steepest_beyond_noise((G, -G), torch.eye(5), torch.eye(4), 1.0)
+    assert sigma == 0
+    assert u.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [dict(shrink=True), dict(fisher="sampled"), dict(rounds=2), dict(ridge="auto"),
+                                     dict(emphasis={0: 0.0, 1: 2.0}), dict(ridge="auto", shrink=True, rounds=2)])
+def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_alone(options):
+    lm = random_model("llama", scale=4.0)
+    pairs = ContrastSet(TEXTS[:2] * 3, TEXTS[2:4] * 3)
+    neutral = NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3])
+    before, contrast = bits(lm), _contrast(lm, pairs)
+    edit = TRNE.fit(lm, pairs, budget=0.02, neutral=neutral, **options)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with edit.applied(lm):
+        assert 0 < np.expm1(mean_nll(lm, neutral.tune) - base) <= 0.02
+        assert _contrast(lm, pairs) > contrast
+        norms = relative_norms(lm)
+    rounds = options.get("rounds", 1)
+    assert edit.record["rounds"] == rounds
+    assert len(edit.edits) == 2 * rounds
+    assert edit.record["relative_norm"]["1"] == pytest.approx(norms[1], rel=0.05)
+    assert sum(edit.record["share_of_cost"].values()) == pytest.approx(1)
+    if options.get("ridge") == "auto":
+        rises = edit.record["ridges"]
+        assert list(rises) == ["0.1", "0.3", "1.0", "3.0"]
+        assert edit.settings["ridge"] == float(max(rises, key=rises.get))
+    if "emphasis" in options:
+        assert edit.record["relative_norm"]["0"] == 0
+
+
+def relative_norms(lm):
+    """||ΔW|| / ||W||, by layer, of what is in force."""
+    after = [lm.W_out(layer).clone() for layer in range(lm.n_layers)]
+    with lm.unedited():
+        return [float((W - lm.W_out(layer)).norm() / lm.W_out(layer).norm()) for layer, W in enumerate(after)]
+
+
+def test_layers_taken_in_turn_for_want_of_memory_give_the_same_edit(tiny):
+    whole = TRNE.fit(tiny, PAIRS, norm=0.05)
+    one_by_one = TRNE.fit(tiny, PAIRS, norm=0.05, memory=1)
+    for a, b in zip(whole.edits, one_by_one.edits, strict=True):
+        assert a.layer == b.layer
+        torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (dict(ridge="none"), 'or "auto", not'),
+    (dict(metric="frobenius", shrink=True), "for metric=\"kl\""),
+    (dict(rounds=0), "rounds=0"),
+    (dict(rounds=2, norm=0.1), "instead of norm="),
+    (dict(fisher="true"), "Unknown fisher 'true'"),
+    (dict(emphasis={5: 1.0}), "has layers 0 to 1"),
+    (dict(emphasis={0: -1.0}), "factors of 0 or more"),
+])
+def test_options_that_do_not_go_together(tiny, options, words):
+    with pytest.raises(ToxlocError, match=words):
+        TRNE.fit(tiny, PAIRS, **options)
+
+
+def test_options_that_divide_the_set_take_no_statistics(tiny):
+    with pytest.raises(ToxlocError, match="leave statistics= out"):
+        TRNE.fit(tiny, PAIRS, shrink=True, statistics=collect_contrast(tiny, PAIRS, curvature=True))

@@ -47,6 +47,10 @@ class Budget:
         """Take a number for a rise of perplexity."""
         return budget if isinstance(budget, Budget) else cls(perplexity=budget)
 
+    def scaled(self, factor: float) -> "Budget":
+        """Return the budget with each of its limits multiplied."""
+        return Budget(*(None if limit is None else factor * limit for limit in (self.perplexity, self.kl)))
+
     def share(self, cost: Fluency) -> float:
         """Return how much of the budget is spent: 1 where the tighter of the limits is reached, inf for a ruin."""
         shares = []

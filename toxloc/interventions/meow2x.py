@@ -21,6 +21,9 @@ from .base import Intervention, overwrite
 from .budget import Budget, tune
 
 MODES = ("hooks", "weights")
+PARTS = ("neurons", "layers")
+SCALES = ("graded", "auto")
+AUTO_SCALES = (0.0, 0.25, 0.5, 0.75)
 
 
 class Meow2X(Intervention):
@@ -34,11 +37,12 @@ class Meow2X(Intervention):
     Args:
         layers: layers to scale.
         neurons: (layer, neuron) pairs to scale.
-        scale: from 0 (removed) to 1 (left alone).
+        scale: from 0 (removed) to 1 (left alone); for neurons also one number for each.
         mode: "hooks" places hooks on both module trees of the model; "weights" edits the weights.
 
     Raises:
-        ToxlocError: neither or empty parts, a scale outside [0, 1], an unknown mode.
+        ToxlocError: neither or empty parts, a scale outside [0, 1], scales that are not one for each neuron, an unknown
+            mode.
 
     Source: "Where Does Toxicity Live?", arXiv:2605.27997.
 
@@ -51,68 +55,115 @@ class Meow2X(Intervention):
     kind: ClassVar[str] = "meow2x"
     bakeable: ClassVar[bool] = True
 
-    def __init__(self, *, layers: Sequence[int] = (), neurons: Sequence[tuple[int, int]] = (), scale: float = 0.5,
-                 mode: str = "hooks"):
+    def __init__(self, *, layers: Sequence[int] = (), neurons: Sequence[tuple[int, int]] = (),
+                 scale: float | Sequence[float] = 0.5, mode: str = "hooks"):
         super().__init__()
         if not layers and not neurons:
             raise ToxlocError("Meow2X needs layers= or neurons= to scale; neither was given.")
-        if not 0 <= scale <= 1:
-            raise ToxlocError(f"A scale from 0 (remove) to 1 (leave alone) is needed, not {scale}.")
+        scales = [float(scale)] if isinstance(scale, int | float) else [float(one) for one in scale]
+        if not isinstance(scale, int | float) and (layers or len(scales) != len(neurons)):
+            raise ToxlocError(f"{len(scales)} scales were given for {len(neurons)} neurons and {len(layers)} layers; "
+                              "give one for each neuron and none for layers, or a single number.")
+        if not all(0 <= one <= 1 for one in scales):
+            raise ToxlocError(f"A scale from 0 (remove) to 1 (leave alone) is needed, not "
+                              f"{next(one for one in scales if not 0 <= one <= 1)}.")
         if mode not in MODES:
             raise ToxlocError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")
         self.layers = sorted({int(layer) for layer in layers})
-        self.neurons = list(dict.fromkeys((int(layer), int(j)) for layer, j in neurons))
-        self.scale, self.mode = float(scale), mode
+        each = scales * len(neurons) if len(scales) == 1 else scales
+        self.neurons = {(int(layer), int(j)): one for (layer, j), one in zip(neurons, each, strict=True)}
+        self.scale: float | None = scales[0] if len(set(scales)) == 1 else None
+        self.mode = mode
 
     def __repr__(self) -> str:
-        parts = f"layers={self.layers}" if self.layers else f"{len(self.neurons)} neurons"
-        return f"Meow2X({parts}, scale={self.scale:g}, mode={self.mode!r})"
+        parts = [f"layers={self.layers}"] if self.layers else []
+        parts += [f"{len(self.neurons)} neurons"] if self.neurons else []
+        return f"Meow2X({', '.join(parts)}, scale={'graded' if self.scale is None else self.scale}, mode={self.mode!r})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float | Budget = 0.02, scale: float = 0.5,
-            score: str = "attribution", per_cost: bool = True, mode: str = "hooks",
-            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "Meow2X":
-        """Scale as many neurons, best first, as the budget allows.
+    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, parts: str = "neurons", budget: float | Budget = 0.02,
+            scale: float | str = 0.5, score: str = "attribution", per_cost: bool = True, k: int = 1,
+            mode: str = "hooks", neutral: NeutralText | None = None,
+            statistics: ContrastStatistics | None = None) -> "Meow2X":
+        """Scale neurons or layers as far as the budget allows; for both, fit twice and make a `Chain`.
 
-        Neurons with a positive score are ranked by it or, with `per_cost`, by score / sqrt(C_jj w_jᵀ S w_j): the
-        denominator is the second-order change of the model's predictions on neutral text when neuron j (row w_j of
-        W_out) is scaled, so that no costly neuron spends the budget alone.
+        Neurons with a positive score are ranked by it or, with `per_cost`, by score / sqrt(cost) where
+        cost = C_jj w_jᵀ S w_j is the second-order change of the model's predictions on neutral text when neuron j (row
+        w_j of W_out) is removed, so that no costly neuron spends the budget alone. As many as the budget allows are
+        multiplied by `scale`. With `scale="graded"` every neuron with a positive score is scaled, by
+        1 - min(1, s score / cost): the largest first-order gain at a given second-order cost, s set by the budget (not
+        `per_cost`: 1 - min(1, s score / largest score)).
 
         Args:
             lm: the model.
-            pairs: the contrast set to score neurons on.
+            pairs: the contrast set to score on.
+            parts: "neurons" or "layers".
             budget: what it may cost on `neutral.tune`; a number is the relative rise of perplexity.
-            scale: what chosen neurons are multiplied by.
+            scale: what chosen neurons are multiplied by; "graded", see above; "auto" takes, of 0, .25, .5 and .75, the
+                one that gains most to first order (the sum of (1 - scale) score) within the budget. For layers the
+                budget sets it.
             score: name of a localization score.
-            per_cost: rank by score per square root of cost.
+            per_cost: rank neurons by score per square root of cost.
+            k: how many layers, those with the highest positive score, are scaled.
             mode: see the class.
             neutral: everyday text; by default the built-in one.
             statistics: what `collect_contrast(..., curvature=True)` found before.
 
         Raises:
-            ToxlocError: an unknown score, a budget that is not positive, no neuron with a positive score.
+            ToxlocError: unknown parts, score or scale, a budget that is not positive, no part with a positive score.
         """
+        if parts not in PARTS:
+            raise ToxlocError(f"Unknown parts {parts!r}; choose one of {', '.join(PARTS)}.")
         if score not in SCORES:
             raise ToxlocError(f"Unknown score {score!r}; choose from {', '.join(SCORES)}.")
-        limits = Budget.of(budget)
-        neutral = neutral or load_neutral()
+        if isinstance(scale, str) and scale not in SCALES:
+            raise ToxlocError(f"Unknown scale {scale!r}; give a number from 0 to 1, or one of {', '.join(SCALES)}.")
+        limits, neutral = Budget.of(budget), neutral or load_neutral()
         if statistics is None:
             needs = SCORES[score].needs
             statistics = collect_contrast(lm, pairs, curvature=True, reliance="reliance" in needs,
                                           peaks="peaks" in needs, more_neutral=neutral.fit)
-        values = SCORES[score].formula(lm, statistics, []).neurons
-        worth = values / np.sqrt(_costs(lm, statistics)) if per_cost else values
-        worth = np.where(values > 0, worth, -np.inf)
-        order = [divmod(int(i), lm.d_mlp) for i in np.argsort(-worth, axis=None, kind="stable")[: (values > 0).sum()]]
-        if not order:
-            raise ToxlocError(f"No neuron has a positive {score}; there is nothing to turn down.")
-
-        def first(count: float) -> "Meow2X":
-            return cls(neurons=order[: max(1, math.floor(count))], scale=scale, mode=mode)
-
-        meow = tune(lm, first, limits, neutral, first=max(1.0, len(order) / 20), limit=len(order))
-        meow.note_fit(lm, {"score": score, "per_cost": per_cost, "n_neurons": len(meow.neurons)})
+        scored = SCORES[score].formula(lm, statistics, [])
+        values = scored.neurons if parts == "neurons" else scored.layers
+        if not (values > 0).any():
+            raise ToxlocError(f"None of the {parts} has a positive {score}; there is nothing to turn down.")
+        if parts == "layers":
+            best = [int(i) for i in np.argsort(-values, kind="stable")[:k] if values[i] > 0]
+            meow = tune(lm, lambda s: cls(layers=best, scale=1 - s, mode=mode), limits, neutral, first=0.1, limit=1.0)
+        elif scale == "graded":
+            meow = cls._graded(lm, values, values / (_costs(lm, statistics) if per_cost else values.max()), limits,
+                               neutral, mode)
+        else:
+            worth = values / np.sqrt(_costs(lm, statistics)) if per_cost else values
+            tried = [cls._counted(lm, values, worth, limits, neutral, one, mode)
+                     for one in (AUTO_SCALES if isinstance(scale, str) else (scale,))]
+            meow = max(tried, key=lambda one: one._gain(values))
+        meow.note_fit(lm, {"parts": parts, "score": score, "per_cost": per_cost, "scale": scale,
+                           "n_neurons": len(meow.neurons), "gain": meow._gain(values) if meow.neurons else None})
         return meow
+
+    @classmethod
+    def _counted(cls, lm: LoadedModel, values: np.ndarray, worth: np.ndarray, limits: Budget, neutral: NeutralText,
+                 scale: float, mode: str) -> "Meow2X":
+        """Scale as many neurons of positive value as the budget allows, those of the greatest worth first."""
+        order = np.argsort(-np.where(values > 0, worth, -np.inf), axis=None, kind="stable")[: (values > 0).sum()]
+        neurons = [divmod(int(i), lm.d_mlp) for i in order]
+        return tune(lm, lambda count: cls(neurons=neurons[: max(1, math.floor(count))], scale=scale, mode=mode), limits,
+                    neutral, first=max(1.0, len(neurons) / 20), limit=len(neurons))
+
+    @classmethod
+    def _graded(cls, lm: LoadedModel, values: np.ndarray, slope: np.ndarray, limits: Budget, neutral: NeutralText,
+                mode: str) -> "Meow2X":
+        """Scale every neuron of positive value by 1 - min(1, s slope), s set by the budget."""
+        chosen = np.argwhere(values > 0)
+        mine = slope[values > 0]
+        neurons = [(int(layer), int(j)) for layer, j in chosen]
+        return tune(lm, lambda s: cls(neurons=neurons, scale=(1 - np.minimum(1, s * mine)).tolist(), mode=mode), limits,
+                    neutral, first=0.2 / float(np.median(mine)), limit=1 / float(mine.min()))
+
+    def _gain(self, values: np.ndarray) -> float:
+        """First-order rise of the contrast if `values` are attributions: sum of (1 - scale) value."""
+        return float(sum((1 - scale) * values[neuron] for neuron, scale in self.neurons.items()))
 
     @property
     def in_weights(self) -> bool:
@@ -121,12 +172,12 @@ class Meow2X(Intervention):
 
     def baked(self) -> "Meow2X":
         """Return the same with `mode="weights"`."""
-        baked = Meow2X(layers=self.layers, neurons=self.neurons, scale=self.scale, mode="weights")
+        baked = Meow2X._restore(self.config() | {"mode": "weights"}, self._tensors())
         baked.fitted_on, baked.record = self.fitted_on, self.record
         return baked
 
     def config(self) -> dict[str, Any]:
-        """Return the settings; which neurons they are is in the tensors."""
+        """Return the settings; which neurons they are, and their scales, are in the tensors."""
         return {"layers": self.layers, "n_neurons": len(self.neurons), "scale": self.scale, "mode": self.mode}
 
     def check(self, lm: LoadedModel) -> None:
@@ -151,31 +202,38 @@ class Meow2X(Intervention):
         for layer, factor in factors.items():
             change(lm, neurons_of(lm, layer), factor.mul, stack)
         for layer in self.layers:
-            change(lm, mlp_write(lm, layer), lambda m: m * self.scale, stack)
+            change(lm, mlp_write(lm, layer), lambda m: m * self._layer_scale, stack)
+
+    @property
+    def _layer_scale(self) -> float:
+        assert self.scale is not None  # layers come with one scale
+        return self.scale
 
     def _bake_layer(self, lm: LoadedModel, layer: int, stack: ExitStack) -> None:
         family = architecture(lm.hf.config.model_type)
         if family.post_norm:
             norm = lm.contribution(layer).get_parameter("weight")
-            overwrite(norm, self.scale * (family.norm_offset + norm.float()) - family.norm_offset, stack)
+            overwrite(norm, self._layer_scale * (family.norm_offset + norm.float()) - family.norm_offset, stack)
             return
         for weight in (lm.W_out(layer), lm.b_out(layer)):
             if weight is not None:
-                overwrite(weight, weight.float() * self.scale, stack)
+                overwrite(weight, weight.float() * self._layer_scale, stack)
 
     def _neuron_factors(self, lm: LoadedModel) -> dict[int, Tensor]:
         factors: dict[int, Tensor] = {}
-        for layer, j in self.neurons:
-            factors.setdefault(layer, torch.ones(lm.d_mlp, device=lm.device))[j] = self.scale
+        for (layer, j), scale in self.neurons.items():
+            factors.setdefault(layer, torch.ones(lm.d_mlp, device=lm.device))[j] = scale
         return factors
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"neurons": torch.tensor(self.neurons, dtype=torch.int64).reshape(-1, 2)}
+        return {"neurons": torch.tensor(list(self.neurons), dtype=torch.int64).reshape(-1, 2),
+                "scales": torch.tensor(list(self.neurons.values()), dtype=torch.float64)}
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Meow2X":
         neurons = [(int(layer), int(j)) for layer, j in tensors["neurons"].tolist()]
-        return cls(layers=config["layers"], neurons=neurons, scale=config["scale"], mode=config["mode"])
+        scale = tensors["scales"].tolist() if config["scale"] is None else config["scale"]
+        return cls(layers=config["layers"], neurons=neurons, scale=scale, mode=config["mode"])
 
 
 def _costs(lm: LoadedModel, statistics: ContrastStatistics) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""TRNE: one norm-bounded rank-one write into W_out per layer, in closed form, without gradient descent."""
+"""TRNE: norm-bounded rank-one writes into W_out, in closed form, without gradient descent."""
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,21 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..linalg import steepest, steepest_at_cost
+from ..fluency import mean_nll
+from ..linalg import steepest, steepest_at_cost, steepest_beyond_noise
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
-from ..scores import gradient_norm
-from ..statistics import ContrastStatistics, collect_contrast
+from ..statistics import FISHERS, ContrastStatistics, collect_contrast
 from .base import Intervention, overwrite
 from .budget import Budget, tune
 
 METRICS = ("kl", "frobenius")
 DEFAULT_BUDGET = 0.01
+RIDGES = (0.1, 0.3, 1.0, 3.0)  # what ridge="auto" chooses from
+HELD_OUT = 0.2  # of the contrast set, for that choice
+MEMORY = 4 << 30  # bytes of C that are held at once
 
 
 @dataclass(frozen=True)
 class RankOne:
-    """The change u vᵀ of one layer's W_out."""
+    """A change u vᵀ of one layer's W_out."""
 
     layer: int
     u: Float[Tensor, " d_mlp"]
@@ -34,11 +37,6 @@ class RankOne:
     def scaled(self, strength: float) -> "RankOne":
         """Return strength * u vᵀ."""
         return RankOne(self.layer, strength * self.u, self.v)
-
-    @property
-    def norm(self) -> float:
-        """Frobenius norm of u vᵀ."""
-        return float(self.u.norm() * self.v.norm())
 
 
 class TRNE(Intervention):
@@ -53,7 +51,7 @@ class TRNE(Intervention):
       ΔW = s σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ, one strength s for all layers. σ₁ is the layer's editability: gain per
       unit of cost, comparable across depth.
 
-    Make one with `TRNE.fit`; the constructor takes ready rank-one changes.
+    Make one with `TRNE.fit`; the constructor takes ready rank-one changes, of one layer also several.
 
     Source: "Where Does Toxicity Live?", arXiv:2605.27997 (frobenius); the curvature is that of Martens and Grosse
     2015, arXiv:1503.05671.
@@ -70,12 +68,14 @@ class TRNE(Intervention):
         self.settings = settings or {}
 
     def __repr__(self) -> str:
-        return f"TRNE({self.settings.get('metric', 'custom')}, layers={[edit.layer for edit in self.edits]})"
+        return f"TRNE({self.settings.get('metric', 'custom')}, layers={sorted({edit.layer for edit in self.edits})})"
 
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | Budget | None = None,
-            norm: float | None = None, layers: int | Sequence[int] | None = None, ridge: float = 1.0,
-            neutral: NeutralText | None = None, statistics: ContrastStatistics | None = None) -> "TRNE":
+            norm: float | None = None, layers: int | Sequence[int] | None = None,
+            emphasis: Mapping[int, float] | None = None, ridge: float | str = 1.0, shrink: bool = False,
+            fisher: str = "empirical", rounds: int = 1, neutral: NeutralText | None = None,
+            statistics: ContrastStatistics | None = None, memory: int = MEMORY, seed: int = 0) -> "TRNE":
         """Find the edit and its strength.
 
         Args:
@@ -87,50 +87,97 @@ class TRNE(Intervention):
             norm: instead, the relative norm ε: the squares of ||ΔW||_F / ||W_out||_F over layers add up to ε².
             layers: which layers to edit, or how many: those of the largest gradient norm (frobenius; default 1)
                 or editability (kl; default all).
-            ridge: multiple of the mean eigenvalue added to C and S (kl).
+            emphasis: factors on the strength of single layers; to second order, the same for all is best.
+            ridge: multiple of the mean eigenvalue added to C and S (kl). "auto" holds a fifth of the contrast set out
+                and takes, of .1, .3, 1 and 3, the one whose edit raises the contrast there most within the budget.
+            shrink: take G from each half of the contrast set, and σ₁ and the direction from what the halves agree on
+                (kl), so that a layer whose gradient is mostly noise gets little. One more pass over the set.
+            fisher: "empirical" or "sampled", what S is made of (kl; see `toxloc.statistics.collect`).
+            rounds: with 2 or more, half (a third, ...) of the budget is spent, G, C and S are computed again on the
+                edited model, and a further rank-one change is added: a few large steps of natural gradient descent
+                instead of one closed form.
             neutral: everyday text; its part `fit` joins C and S. By default the built-in one.
-            statistics: what `collect_contrast(..., curvature=True)` found before.
+            statistics: what `collect_contrast(..., curvature=True)` found before, for the first round.
+            memory: bytes that the C of several layers may take at once; if all do not fit, layers are taken in turn,
+                with a pass over the texts for each group of them. The result is the same.
+            seed: of the division of the contrast set that `ridge="auto"` and `shrink` make.
 
         Raises:
-            ToxlocError: an unknown metric, both budget and norm, a bad layer, or no strength within the budget.
+            ToxlocError: an unknown metric or fisher, both budget and norm, a bad layer, options that do not go
+                together, or no strength within the budget.
 
         Example:
             >>> e = TRNE.fit(lm, toxloc.load_contrast(), budget=0.01)     # doctest: +SKIP
             >>> with e.applied(lm): ...                                    # doctest: +SKIP
         """
-        if metric not in METRICS:
-            raise ToxlocError(f"Unknown metric {metric!r}; choose one of {', '.join(METRICS)}.")
+        how = _Options(metric, layers, dict(emphasis or {}), ridge, shrink, fisher, memory, seed)
+        how.check(lm, statistics)
         if budget is not None and norm is not None:
             raise ToxlocError("Give either budget= or norm=, not both: each sets the strength.")
         if norm is not None and norm <= 0:
             raise ToxlocError(f"norm is the relative size of the edit and must be positive, not {norm}.")
-        limits = Budget.of(DEFAULT_BUDGET if budget is None else budget)
-        if ridge <= 0:
-            raise ToxlocError(f"ridge must be positive, not {ridge}.")
-        _check_layers(lm, layers)
-        if neutral is None and (statistics is None or norm is None):
+        if rounds < 1 or (rounds > 1 and norm is not None):
+            raise ToxlocError(f"rounds={rounds}: give 1 or more, and with more than one a budget instead of norm=.")
+        limits = None if norm is not None else Budget.of(DEFAULT_BUDGET if budget is None else budget)
+        if neutral is None and (statistics is None or limits is not None):
             neutral = load_neutral()
-        if statistics is None:
-            more = neutral.fit if neutral else ()
-            statistics = collect_contrast(lm, pairs, curvature=metric == "kl", more_neutral=more)
-        if metric == "kl":
-            unit, editability = _kl_edits(lm, statistics, layers, ridge)
-        else:
-            unit, editability = _frobenius_edits(lm, statistics, layers), {}
-        settings: dict[str, Any] = {"metric": metric, "ridge": ridge if metric == "kl" else None}
-        relative = math.hypot(*(edit.norm / float(lm.W_out(edit.layer).float().norm()) for edit in unit))
+        if ridge == "auto":
+            return cls._with_best_ridge(lm, pairs, how, limits, norm, rounds, neutral)
+        edit: TRNE | None = None
+        for nth in range(rounds):
+            with edit.applied(lm) if edit else nullcontext():
+                found = _unit_edits(lm, pairs, how, neutral, statistics if nth == 0 else None)
+            edit = cls._strong(lm, edit, found, how, limits and limits.scaled((nth + 1) / rounds), norm, neutral)
+        assert edit is not None
+        return edit
+
+    @classmethod
+    def _strong(cls, lm: LoadedModel, before: "TRNE | None", found: "_Unit", how: "_Options", limits: Budget | None,
+                norm: float | None, neutral: NeutralText | None) -> "TRNE":
+        """Add the unit changes to what there is already, as strongly as asked for."""
+        earlier = before.edits if before else []
 
         def scaled(strength: float) -> "TRNE":
-            edit = cls([one.scaled(strength) for one in unit], settings)
-            edit.note_fit(lm, {"layers": [one.layer for one in unit], "strength": strength, "norm": strength * relative,
-                               "editability": {str(layer): value for layer, value in editability.items()}})
+            edit = cls([*earlier, *(one.scaled(strength) for one in found.edits)], how.to_dict())
+            by_layer = edit._relative_norms(lm)
+            total = sum(value**2 for value in found.editability.values())
+            edit.note_fit(lm, {
+                "layers": sorted(by_layer), "strength": strength, "rounds": len(edit.edits) // len(found.edits),
+                "norm": math.hypot(*by_layer.values()),
+                "editability": {str(layer): value for layer, value in found.editability.items()},
+                "share_of_cost": {str(layer): value**2 / total for layer, value in found.editability.items()},
+                "relative_norm": {str(layer): value for layer, value in by_layer.items()},
+            })
             return edit
 
+        relative = math.hypot(*cls(found.edits)._relative_norms(lm).values())
         if norm is not None:
             return scaled(norm / relative)
-        guess = math.sqrt(2 * (limits.perplexity or limits.kl or 0.0) / sum(s**2 for s in editability.values())
-                          ) if editability else 0.02 / relative
+        assert limits is not None
+        guess = 0.02 / relative
+        if found.editability:
+            spend = 2 * (limits.perplexity or limits.kl or 0.0)
+            guess = math.sqrt(spend / sum(value**2 for value in found.editability.values()))
         return tune(lm, scaled, limits, neutral, guess)
+
+    @classmethod
+    def _with_best_ridge(cls, lm: LoadedModel, pairs: ContrastSet, how: "_Options", limits: Budget | None,
+                         norm: float | None, rounds: int, neutral: NeutralText | None) -> "TRNE":
+        fitted, held_out = pairs.split(1 - HELD_OUT, how.seed)
+        statistics = None
+        if not how.shrink and lm.n_layers <= how.layers_at_once(lm):
+            statistics = collect_contrast(lm, fitted, curvature=True, moments=False, fisher=how.fisher,
+                                          more_neutral=neutral.fit if neutral else ())
+        before, tried = _contrast(lm, held_out), []
+        for ridge in RIDGES:
+            edit = cls.fit(lm, fitted, metric=how.metric, budget=limits, norm=norm, layers=how.layers,
+                           emphasis=how.emphasis, ridge=ridge, shrink=how.shrink, fisher=how.fisher, rounds=rounds,
+                           neutral=neutral, statistics=statistics, memory=how.memory, seed=how.seed)
+            with edit.applied(lm):
+                tried.append((_contrast(lm, held_out) - before, ridge, edit))
+        best = max(tried, key=lambda one: one[0])[2]
+        best.record["ridges"] = {str(ridge): rise for rise, ridge, _ in tried}
+        return best
 
     @property
     def in_weights(self) -> bool:
@@ -138,7 +185,7 @@ class TRNE(Intervention):
         return True
 
     def config(self) -> dict[str, Any]:
-        """Return the metric and the ridge; the vectors are in the tensors."""
+        """Return the settings of the fit; the vectors are in the tensors."""
         return dict(self.settings)
 
     def check(self, lm: LoadedModel) -> None:
@@ -149,44 +196,133 @@ class TRNE(Intervention):
                 raise ToxlocError(f"This TRNE edit is for d_mlp={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
                                   f"d_mlp={lm.d_mlp}, d_model={lm.d_model}. Fit it on this model.")
 
+    def by_layer(self) -> dict[int, tuple[Float[Tensor, "r d_mlp"], Float[Tensor, "r d_model"]]]:
+        """Return each layer's vectors u and v, stacked: its ΔW is uᵀ v."""
+        layers = sorted({edit.layer for edit in self.edits})
+        mine = {layer: [edit for edit in self.edits if edit.layer == layer] for layer in layers}
+        return {layer: (torch.stack([edit.u for edit in edits]), torch.stack([edit.v for edit in edits]))
+                for layer, edits in mine.items()}
+
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        for edit in self.edits:
-            W = lm.W_out(edit.layer)
-            u, v = edit.u.to(lm.device).float(), edit.v.to(lm.device).float()
-            overwrite(W, torch.addr(W.float(), u, v), stack)
+        for layer, (u, v) in self.by_layer().items():
+            W = lm.W_out(layer)
+            overwrite(W, torch.addmm(W.float(), u.to(W.device).float().T, v.to(W.device).float()), stack)
+
+    def _relative_norms(self, lm: LoadedModel) -> dict[int, float]:
+        """||ΔW||_F / ||W_out||_F by layer, ||uᵀ v||_F from the small Gram matrices."""
+        return {layer: float(((u @ u.T) * (v @ v.T)).sum().clamp_min(0).sqrt() / lm.W_out(layer).float().norm())
+                for layer, (u, v) in self.by_layer().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{edit.layer}.{part}": getattr(edit, part) for edit in self.edits for part in "uv"}
+        return {"layer": torch.tensor([edit.layer for edit in self.edits]),
+                "u": torch.stack([edit.u for edit in self.edits]), "v": torch.stack([edit.v for edit in self.edits])}
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "TRNE":
-        layers = sorted({int(name.partition(".")[0]) for name in tensors})
-        return cls([RankOne(i, tensors[f"{i}.u"], tensors[f"{i}.v"]) for i in layers], config)
+        return cls([RankOne(int(layer), u, v) for layer, u, v in
+                    zip(tensors["layer"], tensors["u"], tensors["v"], strict=True)], config)
 
 
-def _frobenius_edits(lm: LoadedModel, s: ContrastStatistics, layers: int | Sequence[int] | None) -> list[RankOne]:
+@dataclass(frozen=True)
+class _Options:
+    """How to find the unit changes; see `TRNE.fit`."""
+
+    metric: str
+    layers: int | Sequence[int] | None
+    emphasis: dict[int, float]
+    ridge: float | str
+    shrink: bool
+    fisher: str
+    memory: int
+    seed: int
+
+    def check(self, lm: LoadedModel, statistics: ContrastStatistics | None) -> None:
+        if self.metric not in METRICS:
+            raise ToxlocError(f"Unknown metric {self.metric!r}; choose one of {', '.join(METRICS)}.")
+        if self.fisher not in FISHERS:
+            raise ToxlocError(f"Unknown fisher {self.fisher!r}; choose one of {', '.join(FISHERS)}.")
+        automatic = self.ridge == "auto"
+        if not automatic and (isinstance(self.ridge, str) or self.ridge <= 0):
+            raise ToxlocError(f'ridge must be positive, or "auto", not {self.ridge!r}.')
+        if self.metric == "frobenius" and (automatic or self.shrink):
+            raise ToxlocError('ridge="auto" and shrink=True are for metric="kl"; the frobenius form has no curvature.')
+        if statistics is not None and (automatic or self.shrink):
+            raise ToxlocError('ridge="auto" and shrink=True divide the contrast set and gather their own statistics; '
+                              "leave statistics= out.")
+        _check_layers(lm, self.layers)
+        if self.emphasis:
+            _check_layers(lm, list(self.emphasis))
+            if min(self.emphasis.values()) < 0:
+                raise ToxlocError(f"emphasis needs factors of 0 or more, not {self.emphasis}.")
+
+    def layers_at_once(self, lm: LoadedModel) -> int:
+        """How many layers' C fit the memory, at least one."""
+        return max(1, self.memory // (4 * lm.d_mlp**2))
+
+    def to_dict(self) -> dict[str, Any]:
+        curved = self.metric == "kl"
+        return {"metric": self.metric, "ridge": self.ridge if curved else None, "shrink": self.shrink,
+                "fisher": self.fisher if curved else None, "seed": self.seed,
+                "emphasis": {str(layer): factor for layer, factor in self.emphasis.items()}}
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Changes to be multiplied by one strength, and the layers' editability (empty for frobenius)."""
+
+    edits: list[RankOne]
+    editability: dict[int, float]
+
+
+def _unit_edits(lm: LoadedModel, pairs: ContrastSet, how: _Options, neutral: NeutralText | None,
+                statistics: ContrastStatistics | None) -> _Unit:
+    if how.metric == "kl":
+        found = _kl_edits(lm, pairs, how, neutral, statistics)
+    else:
+        found = _frobenius_edits(lm, statistics or collect_contrast(lm, pairs, moments=False), how.layers)
+    return _Unit([edit.scaled(how.emphasis.get(edit.layer, 1.0)) for edit in found.edits],
+                 {layer: how.emphasis.get(layer, 1.0) * sigma for layer, sigma in found.editability.items()})
+
+
+def _frobenius_edits(lm: LoadedModel, s: ContrastStatistics, layers: int | Sequence[int] | None) -> _Unit:
     """Per layer ||W_out||_F / sqrt(k) u₁ v₁ᵀ, to be multiplied by ε."""
-    chosen = _choose(gradient_norm(lm, s, []).layers.tolist(), 1 if layers is None else layers)
+    chosen = _choose([float(s.G(layer).norm()) for layer in range(lm.n_layers)], 1 if layers is None else layers)
     edits = []
     for layer in chosen:
         _, u, v = steepest(s.G(layer))
         share = lm.W_out(layer).float().norm() / math.sqrt(len(chosen))
         edits.append(RankOne(layer, (share * u).float(), v.float()))
-    return edits
+    return _Unit(edits, {})
 
 
-def _kl_edits(lm: LoadedModel, s: ContrastStatistics, layers: int | Sequence[int] | None,
-              ridge: float) -> tuple[list[RankOne], dict[int, float]]:
+def _kl_edits(lm: LoadedModel, pairs: ContrastSet, how: _Options, neutral: NeutralText | None,
+              statistics: ContrastStatistics | None) -> _Unit:
     """Per layer σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ, to be multiplied by s, and the layers' editability σ₁."""
-    if not s.C:
+    if statistics is not None and not statistics.C:
         raise ToxlocError('metric="kl" needs the curvature; gather it with collect_contrast(curvature=True).')
+    halves = [collect_contrast(lm, half, moments=False) for half in pairs.split(0.5, how.seed)] if how.shrink else None
+    assert not isinstance(how.ridge, str)
     edits, editability = [], []
-    for layer in range(lm.n_layers):
-        sigma, u, v = steepest_at_cost(s.G(layer), s.C[layer], s.S[layer], ridge)
-        edits.append(RankOne(layer, (sigma * u).float(), v.float()))
-        editability.append(sigma)
-    chosen = _choose(editability, lm.n_layers if layers is None else layers)
-    return [edits[layer] for layer in chosen], {layer: editability[layer] for layer in chosen}
+    at_once = lm.n_layers if statistics is not None else how.layers_at_once(lm)
+    for start in range(0, lm.n_layers, at_once):
+        group = range(start, min(start + at_once, lm.n_layers))
+        s = statistics or collect_contrast(lm, pairs, curvature=True, layers=group, moments=False, fisher=how.fisher,
+                                           more_neutral=neutral.fit if neutral else ())
+        for layer in group:
+            if halves is None:
+                sigma, u, v = steepest_at_cost(s.G(layer), s.C[layer], s.S[layer], how.ridge)
+            else:
+                gradients = halves[0].G(layer), halves[1].G(layer)
+                sigma, u, v = steepest_beyond_noise(gradients, s.C[layer], s.S[layer], how.ridge)
+            edits.append(RankOne(layer, (sigma * u).float(), v.float()))
+            editability.append(sigma)
+    chosen = _choose(editability, lm.n_layers if how.layers is None else how.layers)
+    return _Unit([edits[layer] for layer in chosen], {layer: editability[layer] for layer in chosen})
+
+
+def _contrast(lm: LoadedModel, pairs: ContrastSet) -> float:
+    """NLL_T - NLL_N, each the mean per token."""
+    return mean_nll(lm, pairs.toxic, 128) - mean_nll(lm, pairs.neutral, 128)
 
 
 def _choose(values: list[float], layers: int | Sequence[int]) -> list[int]:

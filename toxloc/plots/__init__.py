@@ -1,6 +1,7 @@
 """Plotly figures. None shows text of a model or a prompt, unless it is asked for with `masked=False`."""
 
 from .causal import causal_correlations, knockout_curve, knockout_layers
+from .frontier import frontier
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
 from .png import write_png
@@ -9,7 +10,7 @@ from .style import METHOD_TITLES, SCORE_TITLES
 from .tokens import token_heatmap
 
 __all__ = [
-    "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "cost", "editability", "knockout_curve",
-    "knockout_layers", "layer_heatmap", "neuron_map", "relative_depth", "token_heatmap", "toxicity_by_depth",
-    "write_png",
+    "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "cost", "editability", "frontier",
+    "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map", "relative_depth", "token_heatmap",
+    "toxicity_by_depth", "write_png",
 ]

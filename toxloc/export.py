@@ -1,0 +1,297 @@
+"""Take an edited model elsewhere: as a plain Hugging Face folder, or as a PEFT adapter that is exactly the edit."""
+
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from . import __version__
+from .errors import ToxlocError
+from .files import check_free, new_folder, read_json
+from .interventions.base import KINDS, Intervention
+from .interventions.chain import Chain
+from .interventions.meow2x import Meow2X
+from .interventions.methods import PAPERS
+from .interventions.trne import TRNE
+from .model import LoadedModel
+from .progress import quiet
+
+Factors = tuple[Float[Tensor, "r d_mlp"], Float[Tensor, "r d_model"]]
+FORMATS = ("hf", "peft")
+PEFT = "peft>=0.13,<1"
+
+
+def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
+              effect: dict[str, Any] | None = None) -> None:
+    """Write the model as it is now, interventions included, as a folder that needs no toxloc.
+
+    It holds safetensors weights, the configurations, the tokenizer, and a model card that says what was edited, on
+    what it was fitted, what was measured, and what it is not good for.
+
+    Args:
+        lm: the model, with whatever interventions are in force; none is fine.
+        folder: to write; it appears only when it is complete.
+        overwrite: replace the folder if it holds something.
+        effect: what was measured, for the card: `{"before": entry, "after": entry}`, each an `Evaluation.to_dict()` or
+            an entry of `runs` in results.json. By default the card says that toxicity was not measured.
+
+    Raises:
+        ToxlocError: an intervention in force lives in hooks, `effect` is of another method, the folder is not empty
+            (and `overwrite` is off), or something cannot be written.
+
+    Example:
+        >>> with edit.applied(lm): export_hf(lm, "detoxified")             # doctest: +SKIP
+        >>> AutoModelForCausalLM.from_pretrained("detoxified")             # doctest: +SKIP
+    """
+    hooked = [one for one in lm.applied if not one.in_weights]
+    if hooked:
+        raise _lives_in_hooks(hooked)
+    card = _card(lm, lm.applied, effect, adapter=False)
+    with new_folder(folder, overwrite) as partial, quiet():
+        try:
+            lm.hf.save_pretrained(partial)
+            lm.tokenizer.save_pretrained(partial)
+        except (OSError, ValueError) as error:
+            raise ToxlocError(f"{lm.name} cannot be saved: {error}") from error
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _readable(partial)
+
+
+def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
+                effect: dict[str, Any] | None = None) -> None:
+    """Write an intervention that changes nothing but W_out as a LoRA adapter to the unedited model.
+
+    LoRA adds B A to a linear map's weight, with A [r, d_mlp] and B [d_model, r]; here Aᵀ Bᵀ is each layer's ΔW_out in
+    float32, also for a model in 16 bits. TRNE's own vectors are taken as they are; any other change is factored by a
+    singular value decomposition, down to the rounding of W_out. All layers have one rank, filled up with zeros, and
+    lora_alpha equals it, so that the scaling is 1 for every reader of the format.
+
+    Args:
+        intervention: what to write; its form in the weights is taken. It need not be in force, and others that are in
+            force play no part.
+        lm: the model it is for; unchanged when this returns. A copy of it, in float32, is made meanwhile.
+        folder: to write; it appears only when it is complete.
+        overwrite: replace the folder if it holds something.
+        effect: see `export_hf`.
+
+    Raises:
+        ToxlocError: peft is not installed; the intervention lives in hooks, changes something else than W_out, changes
+            nothing, or is of so high a rank that the adapter would be larger than the matrices; `effect` is of
+            another method; the folder is not empty (and `overwrite` is off) or cannot be written.
+
+    Example:
+        >>> export_peft(edit, lm, "adapter")                               # doctest: +SKIP
+        >>> PeftModel.from_pretrained(base, "adapter")                     # doctest: +SKIP
+
+    Source: LoRA (Hu et al. 2021, arXiv:2106.09685).
+    """
+    check_free(Path(folder), overwrite)
+    check_format("peft")
+    baked = intervention.baked()
+    card = _card(lm, [baked], effect, adapter=True)
+    with lm.unedited():
+        copied = LoadedModel.from_hf(copy.deepcopy(lm.hf).float(), lm.tokenizer, lm.name, lm.prepend_bos)
+        factors = _factors(baked, copied, lm)
+    with new_folder(folder, overwrite) as partial, quiet():
+        _adapter(copied, factors, lm.hf.name_or_path or lm.name).save_pretrained(partial, save_embedding_layers=False)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _readable(partial)
+
+
+def _readable(folder: Path) -> None:
+    """Let others read the files: safetensors writes files that only their owner can read, but an export is to serve."""
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
+    """Raise ToxlocError if the intervention, or a part of it, was fitted on another model; by hand is fine."""
+    for part in [intervention, *parts_of([intervention])]:
+        if part.fitted_on and part.fitted_on["fingerprint"] != lm.fingerprint:
+            raise ToxlocError(
+                f"{part!r} was fitted on {part.fitted_on['name']} (fingerprint {part.fitted_on['fingerprint']}), and "
+                f"this is {lm.name} ({lm.fingerprint}); give that model, in the --dtype it was fitted in, or allow any "
+                "model of the same shape with --any-model."
+            )
+
+
+def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: LoadedModel) -> dict[str, Any] | None:
+    """Look up what a run measured of the intervention it saved in `folder`, for a model card.
+
+    Returns None where the folder lies in no run, or the run is of another intervention or model.
+    """
+    path = Path(folder).resolve().parent / "results.json"
+    if not path.is_file():
+        return None
+    results = read_json(path, "finished run")
+    if results["about_model"]["fingerprint"] != lm.fingerprint:
+        return None
+    before, *runs = results["runs"]
+    known = intervention.describe()
+    return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
+
+
+def check_format(name: str) -> None:
+    """Raise ToxlocError unless something can be exported in this format here: "hf", or "peft" with peft installed."""
+    if name not in FORMATS:
+        raise ToxlocError(f"Unknown format {name!r}; choose one of {', '.join(FORMATS)}.")
+    if name == "hf":
+        return
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise ToxlocError("Adapters are written with the peft library, which is not installed; "
+                          f"run: pip install '{PEFT}'") from None
+
+
+def parts_of(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """Return the interventions with chains replaced by what they are made of."""
+    return [part for one in interventions
+            for part in (parts_of(one.parts) if isinstance(one, Chain) else [one])]
+
+
+def where(intervention: Intervention) -> str:
+    """Say in words which layers, neurons or units an intervention changes.
+
+    Example:
+        >>> where(Meow2X(neurons=[(0, 5), (3, 17)]))
+        '2 neurons (layer 0: 1, layer 3: 1)'
+    """
+    known = intervention.describe()
+    places = [f"{known['n_units']} units"] if known.get("n_units") else []
+    if isinstance(intervention, Meow2X) and intervention.neurons:
+        owners = [layer for layer, _ in intervention.neurons]
+        counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
+        places.append(f"{len(owners)} neuron{'s' if len(owners) > 1 else ''} ({counts})")
+    if isinstance(intervention, TRNE):
+        layers = sorted(intervention.by_layer())
+    else:
+        layers = known.get("layers") or ([known["layer"]] if "layer" in known else [])
+    if layers:
+        places.append(_layers(layers))
+    return " and ".join(places) or "all layers"
+
+
+def _layers(layers: list[int]) -> str:
+    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def _lives_in_hooks(hooked: list[Intervention]) -> ToxlocError:
+    kinds = ", ".join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))
+    message = (f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
+               f"kinds have a form in the weights: {kinds}.")
+    bakeable = [one for one in hooked if all(type(part).bakeable for part in parts_of([one]))]
+    if bakeable:
+        message += f" Apply .baked() instead of {', '.join(map(repr, bakeable))}."
+    return ToxlocError(message)
+
+
+@torch.no_grad()
+def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[int, Factors]:
+    """Return each edited layer's ΔW_out as uᵀ v: what `edit` does to `copied`, which is `lm` in float32."""
+    names = {layer: f"{name}.weight" for layer, name in _down_projections(lm).items()}
+    with edit.applied(copied):
+        changed = {name for (name, after), before in zip(copied.hf.named_parameters(), lm.hf.parameters(), strict=True)
+                   if not torch.equal(after, before.float())}
+        others = sorted(changed - set(names.values()))
+        if others:
+            raise ToxlocError(f"An adapter can hold changes of W_out alone, but {edit!r} changes "
+                              f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; use export_hf "
+                              "(--format hf).")
+        if not changed:
+            raise ToxlocError(f"{edit!r} changes no weight of {lm.name}; there is nothing to export.")
+        found = _own_factors(edit) or {layer: _factored(copied.W_out(layer), lm.W_out(layer).float())
+                                       for layer, name in names.items() if name in changed}
+    rank = max(len(u) for u, _ in found.values())
+    if rank * (lm.d_mlp + lm.d_model) >= lm.d_mlp * lm.d_model:
+        raise ToxlocError(f"{edit!r} changes W_out by a matrix of rank {rank}: an adapter would be larger than W_out "
+                          f"[{lm.d_mlp}, {lm.d_model}]; use export_hf (--format hf).")
+    return found
+
+
+def _own_factors(edit: Intervention) -> dict[int, Factors]:
+    """Return the vectors that TRNE has already; nothing if it, or a part of it, is another method."""
+    parts = parts_of([edit])
+    trne = [part for part in parts if isinstance(part, TRNE)]
+    return TRNE([one for part in trne for one in part.edits]).by_layer() if len(trne) == len(parts) else {}
+
+
+def _factored(after: Float[Tensor, "d_mlp d_model"], before: Float[Tensor, "d_mlp d_model"]) -> Factors:
+    """Factor after - before by singular values, leaving out those within the rounding of the matrix."""
+    change = (after - before).double()
+    rows = change.any(1)  # of scaled neurons only their rows, which makes the decomposition a small one
+    left, sigma, right = torch.linalg.svd(change[rows], full_matrices=False)
+    rank = max(1, int((sigma > torch.finfo(torch.float32).eps * before.norm()).sum()))
+    root = sigma[:rank].sqrt()
+    u = change.new_zeros(rank, len(change))
+    u[:, rows] = (left[:, :rank] * root).T
+    return u.float(), (root[:, None] * right[:rank]).float()
+
+
+def _adapter(copied: LoadedModel, factors: dict[int, Factors], base: str) -> Any:
+    """Wrap the copied model in LoRA layers that hold the factors."""
+    from peft import LoraConfig, get_peft_model
+
+    names = {layer: name for layer, name in _down_projections(copied).items() if layer in factors}
+    rank = max(len(u) for u, _ in factors.values())
+    copied.hf.name_or_path = base  # peft writes it down as the adapter's base model
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names.values()), task_type="CAUSAL_LM",
+                        fan_in_fan_out=isinstance(copied.down_projection(0), Conv1D))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+        adapter = get_peft_model(copied.hf, config)
+    # Of many names peft keeps only common endings, and in no fixed order; the full names say what is meant.
+    adapter.peft_config["default"].target_modules = list(names.values())
+    with torch.no_grad():
+        for layer, (u, v) in factors.items():
+            module: Any = copied.hf.get_submodule(names[layer])
+            for weight, rows in ((module.lora_A["default"].weight, u), (module.lora_B["default"].weight.T, v)):
+                weight.zero_()
+                weight[:len(rows)] = rows
+    return adapter
+
+
+def _down_projections(lm: LoadedModel) -> dict[int, str]:
+    """Names in `hf` of the modules that hold W_out."""
+    names = {module: name for name, module in lm.hf.named_modules()}
+    return {layer: names[lm.down_projection(layer)] for layer in range(lm.n_layers)}
+
+
+def _card(lm: LoadedModel, interventions: Sequence[Intervention], effect: dict[str, Any] | None, *,
+          adapter: bool) -> str:
+    """Return README.md."""
+    _check_effect(effect, interventions)
+    edits = [{"where": where(part), "paper": PAPERS.get(part.kind, "not recorded"), "known": part.describe(),
+              "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False)}
+             for part in parts_of(interventions)]
+    adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
+    environment = Environment(loader=PackageLoader("toxloc"), trim_blocks=True, lstrip_blocks=True,
+                              undefined=StrictUndefined, autoescape=False)
+    environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.2%}".format, "short": "{:.3g}".format}
+    return environment.get_template("model_card.md.j2").render(
+        lm=lm, type=lm.hf.config.model_type, dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
+        effect=effect, version=__version__, bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
+        base=lm.name if lm.name == lm.hf.name_or_path else f"path/to/{lm.name}",
+    )
+
+
+def _check_effect(effect: dict[str, Any] | None, interventions: Sequence[Intervention]) -> None:
+    if effect is None:
+        return
+    if set(effect) != {"before", "after"}:
+        raise ToxlocError(f"effect needs \"before\" and \"after\", each an Evaluation.to_dict(); it has "
+                          f"{', '.join(effect) or 'nothing'}.")
+    method = "+".join(one.kind for one in interventions) or "baseline"
+    if effect["after"]["method"] != method:
+        raise ToxlocError(f"effect was measured with {effect['after']['method']!r}, but what is exported is "
+                          f"{method!r}; give the figures of that.")

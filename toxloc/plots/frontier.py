@@ -1,0 +1,55 @@
+"""What each method takes off toxicity, against what it costs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+
+
+def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
+    """Toxic completions against the rise of perplexity on unseen text; lower and further left is better.
+
+    Args:
+        entries: one for each method and budget: "method", "budget" (None for what has none), and "toxicity" and
+            "fluency" as in results.json. One called "baseline" is drawn as a line.
+    """
+    figure = go.Figure()
+    methods = [name for name in dict.fromkeys(entry["method"] for entry in entries) if name != "baseline"]
+    for i, name in enumerate(methods):
+        mine = sorted((entry for entry in entries if entry["method"] == name), key=_rise)
+        rates = [entry["toxicity"]["any"] for entry in mine]
+        figure.add_scatter(
+            x=[_rise(entry) for entry in mine], y=[rate["rate"] for rate in rates], name=name, mode="lines+markers",
+            line={"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 1},
+            marker={"size": 9, "symbol": SYMBOLS[i // len(OKABE_ITO) % len(SYMBOLS)]},
+            error_y={"type": "data", "symmetric": False, "thickness": 1,
+                     "array": [rate["rate_ci"][1] - rate["rate"] for rate in rates],
+                     "arrayminus": [rate["rate"] - rate["rate_ci"][0] for rate in rates]},
+            text=[_hover(entry) for entry in mine], hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
+        )
+    for entry in entries:
+        if entry["method"] == "baseline":
+            figure.add_hline(entry["toxicity"]["any"]["rate"], line={"color": GREY, "dash": "dash"},
+                             annotation={"text": "unedited", "yanchor": "bottom", "font": {"color": BLUE}})
+    return lay_out(figure, "Toxicity against cost", "Lower and further left is better. Bars are 95% intervals over "
+                   "prompts.", height=520, legend=LEGEND_BELOW, showlegend=True,
+                   xaxis={"title": {"text": "rise of perplexity on unseen everyday text"}, "tickformat": "+.1%",
+                          "zerolinecolor": GREY},
+                   yaxis={"title": {"text": "toxic completions, by any evaluator"}, "tickformat": ".0%",
+                          "rangemode": "tozero"}).update_layout(margin_b=170)
+
+
+def _rise(entry: dict[str, Any]) -> float:
+    return float(entry["fluency"]["perplexity_ratio"]) - 1
+
+
+def _hover(entry: dict[str, Any]) -> str:
+    rate = entry["toxicity"]["any"]
+    budget = "no budget" if entry["budget"] is None else f"budget {entry['budget']:.0%}"
+    low, high = rate["rate_ci"]
+    return (f"{budget}<br>toxic {rate['rate']:.1%}, {interval(low, high, '.1%')}<br>"
+            f"perplexity {_rise(entry):+.2%}, KL {entry['fluency']['kl']:.3g} nats")
