@@ -6,6 +6,7 @@ import tempfile
 # Before anything imports `datasets`: its cache must not depend on, or end up in, the user's.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 from jaxtyping import install_import_hook
 
@@ -76,8 +77,8 @@ def same_bits(before, lm):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
