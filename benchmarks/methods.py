@@ -142,7 +142,7 @@ def main(
             with fitted.applied(lm):
                 return judge(name, limit, None) | {"described": fitted.describe()}
         main = evaluate(lm, judged, judges, samples=samples, seed=seed, neutral=unseen)
-        entry = {"method": name, "budget": limit, **main.to_dict(), **wording(main.completions)}
+        entry = main.to_dict() | {"method": name, "budget": limit} | wording(main.completions)
         if everyday is not None:
             calm = evaluate(lm, everyday, judges, samples=1, seed=seed, fluency=False)
             entry["everyday_rate"] = calm.toxicity["any"].rate

@@ -141,7 +141,7 @@ def test_padding_side_of_the_tokenizer_does_not_matter(tiny):
 
 def test_half_precision_models_are_summed_in_float32():
     found = collect(random_model(dtype=torch.bfloat16), TEXTS, curvature=True)
-    assert {t.dtype for t in [*found.G, *found.C, *found.S]} == {torch.float32}
+    assert {t.dtype for t in [*found.G, *found.C.values(), *found.S.values()]} == {torch.float32}
 
 
 def test_the_contrast_gradient_is_the_difference_and_more_neutral_text_is_weighted_by_tokens(tiny):

@@ -37,6 +37,18 @@ def test_a_cost_that_first_falls_is_followed_until_it_rises():
     assert tuned.strength > 0.15
 
 
+def test_a_cost_that_falls_below_nothing_and_then_rises_steeply_is_met_within_few_evaluations():
+    calls = []
+
+    def cost(s):
+        calls.append(s)
+        return 0.01 * s**3 * (s - 1.9) / 0.8
+
+    tuned = largest_within(cost, 0.01, first=1.0)
+    assert 0.0095 <= tuned.cost <= 0.01
+    assert len(calls) <= 9
+
+
 def test_the_limit_is_kept():
     assert largest_within(lambda s: 1e-6 * s, 0.01, first=3, limit=10).strength == 10
 

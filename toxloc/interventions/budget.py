@@ -111,8 +111,9 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
     """Find the largest strength with cost <= budget, for a cost that is 0 at 0 and rises.
 
     Between two known points the cost is taken for a power of the strength (2 for a small change of weights), which
-    needs far fewer evaluations than halving; a bracket guards against that being wrong. It stops once 95% of the
-    budget are spent.
+    needs far fewer evaluations than halving. Once one strength is within the budget and one over it, these are the two
+    points, and every third evaluation halves what lies between them, in case the cost is nothing like a power. It stops
+    once 95% of the budget are spent.
 
     Args:
         cost: of a strength; each call is one evaluation.
@@ -128,7 +129,7 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
         >>> largest_within(lambda s: s**2, 0.01, first=1.0).strength
         0.099...
     """
-    low, high = Tuned(0.0, 0.0, 0), math.inf
+    low, high, over = Tuned(0.0, 0.0, 0), math.inf, math.inf
     strength, previous = min(first, limit), (0.0, 0.0)
     for used in range(1, evaluations + 1):
         spent = cost(strength)
@@ -137,17 +138,29 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
             if spent >= CLOSE_ENOUGH * budget or strength >= limit:
                 return low
         else:
-            high = strength
-        guess = strength * _factor(strength, spent, previous, budget)
-        if math.isfinite(high):
+            high, over = strength, spent
+        if low.strength > 0 and math.isfinite(high):
             room = high - low.strength
+            guess = (low.strength + high) / 2 if used % 3 == 0 else _between(low, high, over, budget)
             guess = min(max(guess, low.strength + 0.05 * room), high - 0.05 * room)
+        else:
+            guess = min(strength * _factor(strength, spent, previous, budget), 0.95 * high)
         previous = (strength, spent)
         strength = min(guess, limit)
     if low.strength == 0:
         raise ToxlocError(f"No strength down to {strength:.2g} keeps within the budget; raise it or give more "
                           "contrast text.")
     return Tuned(low.strength, low.cost, evaluations)
+
+
+def _between(low: Tuned, high: float, over: float, budget: float) -> float:
+    """Where the cost is 98% of the budget: a power between the ends if both are positive, else a straight line."""
+    if not math.isfinite(over):
+        return (low.strength + high) / 2
+    if low.cost <= 0:
+        return low.strength + (0.98 * budget - low.cost) / (over - low.cost) * (high - low.strength)
+    power = math.log(over / low.cost) / math.log(high / low.strength)
+    return float(low.strength * (0.98 * budget / low.cost) ** (1 / power))
 
 
 def _factor(strength: float, spent: float, previous: tuple[float, float], budget: float) -> float:
