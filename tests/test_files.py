@@ -76,3 +76,13 @@ def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path):
         write_json(tmp_path / "a.json", {"cannot": object()})
     assert read_json(tmp_path / "a.json", "thing") == {"kept": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_others_can_read_what_is_in_a_new_folder(tmp_path):
+    with new_folder(tmp_path / "new") as partial:
+        (partial / "inner").mkdir()
+        for path in (partial / "a", partial / "inner" / "b"):
+            path.write_text("x")
+            path.chmod(0o600)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
+    assert modes["a"] == modes["b"] == 0o644

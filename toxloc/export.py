@@ -63,7 +63,6 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
         except (OSError, ValueError) as error:
             raise ToxlocError(f"{lm.name} cannot be saved: {error}") from error
         (partial / "README.md").write_text(card, encoding="utf-8")
-        _readable(partial)
 
 
 def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
@@ -104,13 +103,6 @@ def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathL
     with new_folder(folder, overwrite) as partial, quiet():
         _adapter(copied, factors, lm.hf.name_or_path or lm.name).save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        _readable(partial)
-
-
-def _readable(folder: Path) -> None:
-    """Let others read the files: safetensors writes files that only their owner can read, but an export is to serve."""
-    for path in folder.iterdir():
-        path.chmod(0o644)
 
 
 def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:

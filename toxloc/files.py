@@ -43,6 +43,9 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     old = partial.with_suffix(".old")
     try:
         yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes files that only their owner can read
         if target.exists():
             target.rename(old)
         partial.rename(target)

@@ -13,10 +13,10 @@ from ..errors import ToxlocError
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText
 from ..sites import attention_write, change, mlp_write
-from .base import Intervention, overwrite
+from .base import Intervention, check_layers, overwrite
 from .budget import Budget, tune
 from .profs import check_strength, without
-from .steering import both_sides, check_layers, check_width, mean_difference
+from .steering import both_sides, check_width, mean_difference
 from .units import check_mode
 from .value_vectors import check_unit
 
@@ -94,6 +94,9 @@ class DirectionalAblation(Intervention):
         check_mode(mode)
         if mode == "weights":
             _check_writes_are_bare(lm)
+        if layers is not None and not layers:
+            raise ToxlocError("layers=[] leaves nothing to ablate; give layers, or leave it out for all but the last "
+                              "20%.")
         limits = None if budget is None else Budget.of(budget)
         early = range(lm.n_layers - lm.n_layers // 5)
         layers = early if layers is None else layers

@@ -1,7 +1,7 @@
 """One interface for every way to turn toxicity down: apply, revert, save, load; nothing of the model is lost."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -172,6 +172,13 @@ def load_intervention(folder: str | PathLike[str]) -> Intervention:
     except (KeyError, OSError) as error:
         raise ToxlocError(f"The intervention in {folder} is damaged or incomplete: {error}") from error
     return intervention
+
+
+def check_layers(lm: LoadedModel, layers: Iterable[int]) -> None:
+    """Raise ToxlocError if one of the layers is not in the model."""
+    for layer in layers:
+        if not 0 <= layer < lm.n_layers:
+            raise ToxlocError(f"Layer {layer} was asked for; {lm.name} has layers 0 to {lm.n_layers - 1}.")
 
 
 @torch.no_grad()

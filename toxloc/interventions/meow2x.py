@@ -17,7 +17,7 @@ from ..scores import SCORES
 from ..sites import change, mlp_write
 from ..sites import neurons as neurons_of
 from ..statistics import ContrastStatistics, collect_contrast
-from .base import Intervention, overwrite
+from .base import Intervention, check_layers, overwrite
 from .budget import Budget, tune
 
 MODES = ("hooks", "weights")
@@ -182,9 +182,7 @@ class Meow2X(Intervention):
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a layer or neuron is not in the model."""
-        for layer in [*self.layers, *(layer for layer, _ in self.neurons)]:
-            if not 0 <= layer < lm.n_layers:
-                raise ToxlocError(f"Layer {layer} was asked for; {lm.name} has layers 0 to {lm.n_layers - 1}.")
+        check_layers(lm, [*self.layers, *(layer for layer, _ in self.neurons)])
         for layer, j in self.neurons:
             if not 0 <= j < lm.d_mlp:
                 raise ToxlocError(f"Neuron {j} of layer {layer} was asked for; {lm.name} has neurons 0 to "

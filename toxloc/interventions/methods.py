@@ -1,6 +1,6 @@
 """The methods that can be fitted by name, and where each kind of intervention was published."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import ToxlocError
 from ..fluency import measure_fluency
@@ -80,8 +80,12 @@ def fit_method(name: str, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralT
     with fitted.applied(lm):
         cost = measure_fluency(lm, neutral.check)
     fitted.note_fit(lm, {
-        "texts": {"contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral),
-                  "neutral": neutral.name},
-        "check_perplexity_ratio": cost.perplexity_ratio, "check_kl": cost.kl,
+        "texts": texts_of(pairs, neutral), "check_perplexity_ratio": cost.perplexity_ratio, "check_kl": cost.kl,
     })
     return fitted
+
+
+def texts_of(pairs: ContrastSet, neutral: NeutralText) -> dict[str, Any]:
+    """Say which texts an intervention was fitted on, for its record and a model card."""
+    return {"contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral),
+            "neutral": neutral.name}

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..errors import ToxlocError
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText
-from .base import Intervention, overwrite
+from .base import Intervention, check_layers, overwrite
 from .budget import Budget, tune
-from .steering import both_sides, check_layers, check_width
+from .steering import both_sides, check_width
 
 
 class ProFS(Intervention):

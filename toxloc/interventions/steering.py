@@ -12,7 +12,7 @@ from ..errors import ToxlocError
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText
 from ..sites import change, pooled, residual
-from .base import Intervention
+from .base import Intervention, check_layers
 from .budget import Budget, tune
 
 
@@ -138,13 +138,6 @@ def mean_difference(toxic: Float64[Tensor, "n_toxic d_model"], neutral: Float64[
         raise ToxlocError("The toxic and the neutral texts leave the same mean in the residual stream, so there is no "
                           "direction from one to the other; give other contrast text.")
     return v
-
-
-def check_layers(lm: LoadedModel, layers: Sequence[int]) -> None:
-    """Raise ToxlocError if one of the layers is not in the model."""
-    for layer in layers:
-        if not 0 <= layer < lm.n_layers:
-            raise ToxlocError(f"Layer {layer} was asked for; {lm.name} has layers 0 to {lm.n_layers - 1}.")
 
 
 def check_width(lm: LoadedModel, intervention: Intervention, direction: Float[Tensor, "*some d_model"]) -> None:

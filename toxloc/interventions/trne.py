@@ -16,7 +16,7 @@ from ..linalg import steepest, steepest_at_cost, steepest_beyond_noise
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..statistics import FISHERS, ContrastStatistics, collect_contrast
-from .base import Intervention, overwrite
+from .base import Intervention, check_layers, overwrite
 from .budget import Budget, tune
 
 METRICS = ("kl", "frobenius")
@@ -190,7 +190,7 @@ class TRNE(Intervention):
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a layer is not in the model or a vector has another length."""
-        _check_layers(lm, [edit.layer for edit in self.edits])
+        check_layers(lm, (edit.layer for edit in self.edits))
         for edit in self.edits:
             if (len(edit.u), len(edit.v)) != (lm.d_mlp, lm.d_model):
                 raise ToxlocError(f"This TRNE edit is for d_mlp={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
@@ -251,7 +251,7 @@ class _Options:
                               "leave statistics= out.")
         _check_layers(lm, self.layers)
         if self.emphasis:
-            _check_layers(lm, list(self.emphasis))
+            check_layers(lm, self.emphasis)
             if min(self.emphasis.values()) < 0:
                 raise ToxlocError(f"emphasis needs factors of 0 or more, not {self.emphasis}.")
 
@@ -338,5 +338,7 @@ def _check_layers(lm: LoadedModel, layers: int | Sequence[int] | None) -> None:
     if isinstance(layers, int):
         if not 1 <= layers <= lm.n_layers:
             raise ToxlocError(f"Asked for {layers} layers; {lm.name} has {lm.n_layers}.")
-    elif not layers or not all(0 <= layer < lm.n_layers for layer in layers):
-        raise ToxlocError(f"Layers {list(layers)} were asked for; {lm.name} has layers 0 to {lm.n_layers - 1}.")
+        return
+    if not layers:
+        raise ToxlocError("layers=[] leaves nothing to edit; give layers, how many, or leave it out.")
+    check_layers(lm, layers)

@@ -14,9 +14,9 @@ from ..errors import ToxlocError
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText
 from ..sites import change, residual
-from .base import Intervention
+from .base import Intervention, check_layers
 from .budget import Budget, tune
-from .steering import both_sides, check_layers, check_width, mean_difference
+from .steering import both_sides, check_width, mean_difference
 
 ALPHAS = {"probe": 50.0, "row": 20.0, "svd": 100.0}  # by source: the paper's, for GPT-2 medium
 STACKED = 512  # rows whose first singular vector is taken
