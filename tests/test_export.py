@@ -17,7 +17,7 @@ from toxloc.interventions.trne import RankOne
 
 from .conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
 
-FAMILIES = ["gpt2", "llama", "opt", "gemma2"]
+FAMILIES = ["gpt2", "llama", "opt", "gpt_neox", "gemma2"]
 
 
 def rank_ones(lm, layers, size=0.5):

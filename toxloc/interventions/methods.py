@@ -1,6 +1,6 @@
 """The methods that can be fitted by name, and where each kind of intervention was published."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ToxlocError
 from ..fluency import measure_fluency
@@ -19,6 +19,7 @@ from .trne import TRNE
 from .value_vectors import ValueVector
 
 
+@runtime_checkable
 class Method(Protocol):
     """A class of interventions that finds its own strength."""
 
