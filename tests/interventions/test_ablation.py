@@ -176,7 +176,7 @@ def test_a_baked_one_remembers_its_fit(tiny):
 @pytest.mark.parametrize(("arguments", "words"), [
     (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
     (dict(layers=[0, 7]), "Layer 7"),
-    (dict(layers=[], budget=None), "none were given"),
+    (dict(layers=[], budget=None), "leaves nothing to ablate"),
     (dict(mode="sideways"), "Unknown mode 'sideways'"),
     (dict(budget=0.0), "not 0.0"),
 ])
