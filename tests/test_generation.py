@@ -6,7 +6,8 @@ from scipy import stats
 from transformers import TopPLogitsWarper
 
 from toxloc import Meow2X, ToxlocError
-from toxloc.generation import FEW, Nucleus, SeededRows, generate
+from toxloc.batching import encode
+from toxloc.generation import FEW, SeededRows, draw, generate
 
 from .conftest import random_model
 
@@ -20,6 +21,28 @@ def test_batched_equals_single(lm, settings):
     assert together == alone
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
+def test_no_batch_is_larger_than_asked_for_and_nothing_is_missing(lm, batch_size, monkeypatch):
+    seen, generate_with = [], lm.hf.generate
+    monkeypatch.setattr(lm.hf, "generate", lambda **settings: seen.append(settings) or generate_with(**settings))
+    found = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size)
+    sampled = [len(one["input_ids"]) for one in seen if one["max_new_tokens"] > 1]
+    assert max(sampled) <= batch_size
+    assert sum(sampled) == 28
+    assert found == generate(lm, PROMPTS, samples=7, seed=3)
+
+
+def test_greedy_equals_generate_of_transformers(any_family):
+    """In every family, although the prompt's keys and values are computed once for all its samples."""
+    lm = any_family
+    texts = ["a", "a b c d e f", "b c"]
+    found = generate(lm, texts, samples=2, temperature=0, max_new_tokens=6)
+    for text, (one, other) in zip(texts, found, strict=True):
+        ids = torch.tensor(encode(lm, [text], 64))
+        written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert one == other == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
+
+
 def test_left_padding_changes_no_logit(any_family):
     lm = any_family
     short = torch.tensor([[0, 7, 9]])
@@ -31,14 +54,15 @@ def test_left_padding_changes_no_logit(any_family):
     assert a.tolist() == b.tolist()
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
 @pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more, and of less, than FEW tokens
-def test_the_nucleus_is_that_of_transformers(sharpness):
-    scores = sharpness * torch.randn(6, 5000, generator=torch.Generator().manual_seed(0))
-    ids = torch.zeros(6, 1, dtype=torch.long)
-    ours, theirs = Nucleus(0.9)(ids, scores), TopPLogitsWarper(0.9)(ids, scores)
-    assert ((theirs > -torch.inf).sum(1) > FEW).all() == (sharpness == 0.1)
-    assert ((ours == theirs) | (ours.isinf() & theirs.isinf())).float().mean() > 0.9999
-    assert ((ours > -torch.inf).sum(1) - (theirs > -torch.inf).sum(1)).abs().max() <= 1  # a token at the very edge
+def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
+    generator = torch.Generator().manual_seed(0)
+    scores, uniform = sharpness * torch.randn(50, 5000, generator=generator), torch.rand(50, 5000, generator=generator)
+    nucleus = TopPLogitsWarper(top_p)(torch.zeros(50, 1, dtype=torch.long), scores)
+    assert (nucleus > -torch.inf).sum(1).gt(FEW).all() == (sharpness == 0.1 or top_p == 1)
+    expected = (nucleus - (-uniform.log()).log()).argmax(1)
+    assert draw(scores, uniform, top_p).tolist() == expected.tolist()
 
 
 def test_seeds(lm):

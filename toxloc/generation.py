@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import Cache, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from .batching import encode, filler, pad
+from .batching import Batch, encode, filler, pad
 from .errors import ToxlocError
 from .model import LoadedModel
 from .progress import track
@@ -19,44 +19,49 @@ FEW = 1024  # tokens among which the nucleus is looked for first
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 1024}
 
 
-class Nucleus(LogitsProcessor):  # type: ignore[misc]
-    """Keep the smallest set of tokens with probability `top_p`: what TopPLogitsWarper does, without sorting them all.
+def draw(scores: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],
+         top_p: float = 1.0) -> Int[Tensor, " rows"]:
+    """Draw a token per row from softmax(scores), cut to the smallest set of tokens with probability `top_p`.
 
-    The most likely `FEW` tokens almost always hold the nucleus; where they do not, that class takes over.
+    argmax(scores + Gumbel noise) is distributed as softmax(scores) (Gumbel 1954), the noise being -log(-log(uniform)).
+    The `FEW` most likely tokens almost always hold the nucleus; rows where they do not are sorted in full.
+
+    Example:
+        >>> draw(torch.tensor([[0.0, 9.0]]), torch.tensor([[0.5, 0.5]]))
+        tensor([1])
     """
+    few, token = scores.topk(min(FEW, scores.shape[1]))
+    shares = (few - scores.logsumexp(-1, keepdim=True)).exp()
+    ahead = shares.cumsum(-1) - shares  # probability of the tokens more likely than this one
+    noisy = (few + _gumbel(uniform.gather(1, token))).masked_fill(ahead >= top_p, -torch.inf)
+    drawn = token.gather(1, noisy.argmax(1, keepdim=True))[:, 0]
+    wider = ahead[:, -1] < top_p
+    if few.shape[1] < scores.shape[1] and bool(wider.any()):
+        kept = scores[wider] if top_p == 1 else TopPLogitsWarper(top_p)(token[wider], scores[wider])
+        drawn[wider] = (kept + _gumbel(uniform[wider])).argmax(1)
+    return drawn
 
-    def __init__(self, top_p: float):
-        self.top_p, self.exact = top_p, TopPLogitsWarper(top_p)
 
-    def __call__(self, input_ids: Int[Tensor, "rows pos"],
-                 scores: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, "rows d_vocab"]:
-        scores = scores.float()
-        few = scores.topk(min(FEW, scores.shape[1])).values
-        shares = (few - scores.logsumexp(-1, keepdim=True)).exp()
-        ahead = shares.cumsum(-1) - shares  # probability of the tokens more likely than this one
-        last = few.gather(1, (ahead < self.top_p).sum(-1, keepdim=True) - 1)
-        kept = scores.masked_fill(scores < last, -torch.inf)
-        wider = ahead[:, -1] < self.top_p
-        if few.shape[1] < scores.shape[1] and bool(wider.any()):
-            kept[wider] = self.exact(input_ids[wider], scores[wider])
-        return kept
+def _gumbel(uniform: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+    return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
 
 
 class SeededRows(LogitsProcessor):  # type: ignore[misc]
-    """Sample by adding Gumbel noise of each row's own generator, so that the largest logit is a fair draw.
+    """Sampling as a step of greedy decoding: give the token that `draw` chose a 1 and every other one a 0.
 
-    argmax(logits + Gumbel noise) is distributed as softmax(logits) (Gumbel 1954). With a generator per row, a
-    completion depends on its prompt, its number and the seed, and not on what else is in the batch; and two
-    models are compared with the same noise.
+    With a generator per row, a completion depends on its prompt, its number and the seed, and not on what else is in
+    the batch; and two models are compared with the same noise.
     """
 
-    def __init__(self, seeds: Sequence[int]):
+    def __init__(self, seeds: Sequence[int], temperature: float = 1.0, top_p: float = 1.0):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, input_ids: Int[Tensor, "rows pos"],
                  scores: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, "rows d_vocab"]:
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
-        return scores.float() - (-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log().to(scores.device)
+        drawn = draw(scores.float() / self.temperature, uniform.to(scores.device), self.top_p)
+        return torch.zeros_like(scores).scatter_(1, drawn[:, None], 1.0)
 
 
 @torch.inference_mode()
@@ -93,32 +98,58 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
             raise ToxlocError(f"{name}={value} is out of range for {lm.name} (context of {lm.context} tokens).")
     rows = encode(lm, prompts, lm.context - max_new_tokens)
     seeds = _seeds(prompts, samples, seed)
-    order = sorted(((i, k) for i in range(len(rows)) for k in range(samples)), key=lambda ik: len(rows[ik[0]]))
     size = batch_size or ROWS_PER_BATCH["cpu" if lm.device.type == "cpu" else "cuda"]
     completions = [[""] * samples for _ in prompts]
-    for start in track(range(0, len(order), size), "sampling"):
-        part = order[start : start + size]
-        batch = pad(lm, [rows[i] for i, _ in part], [i for i, _ in part], "left")
-        noise = [] if temperature == 0 else _samplers(temperature, top_p, [seeds[i][k] for i, k in part])
+    for group in track(_groups([len(row) for row in rows], samples, size), "sampling"):
+        batch = pad(lm, [rows[i] for i, _ in group], [i for i, _ in group], "left")
+        each = torch.tensor([len(numbers) for _, numbers in group], device=lm.device)
+        places = [(i, k) for i, numbers in group for k in numbers]
+        noise = [] if temperature == 0 else [SeededRows([seeds[i][k] for i, k in places], temperature, top_p)]
         written = lm.hf.generate(
-            input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, do_sample=False,
-            logits_processor=LogitsProcessorList(noise), pad_token_id=filler(lm), use_cache=True, **_PLAIN,
+            input_ids=batch.ids.repeat_interleave(each, 0), attention_mask=batch.mask.repeat_interleave(each, 0),
+            past_key_values=_read(lm, batch, each), max_new_tokens=max_new_tokens,
+            logits_processor=LogitsProcessorList(noise), **_plain(lm),
         )
-        for (i, k), ids in zip(part, written[:, batch.ids.shape[1] :].tolist(), strict=True):
+        for (i, k), ids in zip(places, written[:, batch.ids.shape[1] :].tolist(), strict=True):
             completions[i][k] = lm.tokenizer.decode(_until_end(ids, lm), skip_special_tokens=True)
     return completions
 
 
-# A folder's generation_config.json may ask for beams, penalties or its own top-p; none of it belongs in a measurement.
-_PLAIN: dict[str, Any] = {"num_beams": 1, "temperature": None, "top_p": None, "top_k": None,
-                          "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+Group = list[tuple[int, range]]  # prompts, and the numbers of the completions of each that are sampled
 
 
-def _samplers(temperature: float, top_p: float, seeds: Sequence[int]) -> list[Any]:
-    steps: list[Any] = [] if temperature == 1 else [TemperatureLogitsWarper(temperature)]
-    if top_p < 1:
-        steps.append(Nucleus(top_p))
-    return [*steps, SeededRows(seeds)]
+def _groups(lengths: Sequence[int], samples: int, size: int) -> list[Group]:
+    """Divide prompts, shortest first, so that no group has more than `size` completions.
+
+    Prompts of one token have groups of their own: of them there is nothing to read ahead.
+    """
+    groups: list[Group] = []
+    room, short = 0, False
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        for start in range(0, samples, size):
+            numbers = range(start, min(start + size, samples))
+            if len(numbers) > room or short != (lengths[i] == 1):
+                groups.append([])
+                room, short = size, lengths[i] == 1
+            groups[-1].append((i, numbers))
+            room -= len(numbers)
+    return groups
+
+
+def _read(lm: LoadedModel, batch: Batch, each: Int[Tensor, " prompts"]) -> Cache | None:
+    """Keys and values of all but the last token of every prompt, computed once and repeated for each completion."""
+    if batch.ids.shape[1] == 1:
+        return None
+    cache: Cache = lm.hf.generate(input_ids=batch.ids[:, :-1], attention_mask=batch.mask[:, :-1], max_new_tokens=1,
+                                  return_dict_in_generate=True, **_plain(lm)).past_key_values
+    cache.batch_select_indices(torch.arange(len(each), device=each.device).repeat_interleave(each))
+    return cache
+
+
+def _plain(lm: LoadedModel) -> dict[str, Any]:
+    """Greedy decoding and nothing else, whatever beams or penalties a folder's generation_config.json asks for."""
+    return {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None,
+            "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True, "pad_token_id": filler(lm)}
 
 
 def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
