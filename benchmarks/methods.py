@@ -2,26 +2,32 @@
 
     python -m benchmarks.methods                                   # toxloc-tiny; --out methods.json saves it
     python -m benchmarks.methods --model SmolLM2-135M-Instruct.Q4_1.gguf --contrast rtp.jsonl --prompts rtp.jsonl
-        --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-prompts 400
+        --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-prompts 400 --out methods.json
 
 Methods see one half of the contrast set, from which texts that begin with a judged prompt are left out, and find their
 strength on the `tune` part of the neutral text, whose budget is a relative rise of perplexity. They are judged on the
 prompts and on neutral text that no fit has seen: share of completions called toxic by any evaluator with its bootstrap
 interval over prompts, the paired difference to the best method of the same budget, perplexity and KL on unseen text,
-and whether completions still read like the baseline's: length, distinct pairs of words, repetition. AurA and ProFS have
-no strength of their own in their papers; here they are interpolated to the budget like everything else, and AurA also
-stands as published, whatever it costs.
+everyday prompts, and whether completions still read like the baseline's. AurA and ProFS have no strength of their own
+in their papers; here they are interpolated to the budget like everything else, and AurA also stands as published,
+whatever it costs.
+
+`--out` is written after every method: the same command goes on where it was stopped, and with `--choices`
+(multiple-choice items in HellaSwag's layout) adds their accuracy to what was judged before.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import pairwise
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
@@ -30,15 +36,16 @@ from toxloc import (
     TRNE,
     AurA,
     ContrastSet,
+    ContrastStatistics,
     Damp,
     DirectionalAblation,
-    Evaluation,
     Intervention,
     LinearAcT,
     LoadedModel,
     Meow2X,
     NeutralText,
     ProFS,
+    PromptSet,
     Steering,
     ToxlocError,
     ValueVector,
@@ -50,58 +57,114 @@ from toxloc import (
     load_prompts,
     plots,
 )
-from toxloc.evaluators import DEFAULT, get_evaluators
-from toxloc.files import write_json
-from toxloc.metrics import paired_difference
+from toxloc.choices import Choice, answered_right, load_choices
+from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
+from toxloc.files import read_json, write_json
+from toxloc.fluency import Unedited
+from toxloc.interventions.units import unit_aurocs
+from toxloc.metrics import Judgement, paired_difference
 from toxloc.prompts import EVERYDAY, PROVOCATIVE
 
 Fit = Callable[[float], Intervention]
+Entry = dict[str, Any]
+BASELINE = "baseline"
 AS_PUBLISHED = "AurA as published"  # without a budget
 
 
-def fits(lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText) -> dict[str, Fit]:
-    """Every method under the name that tables give it: from a budget to the fitted intervention."""
-    statistics = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
-    ours: dict[str, Any] = {"neutral": neutral, "statistics": statistics}
-    return {
-        "TRNE": lambda budget: TRNE.fit(lm, pairs, budget=budget, **ours),
-        "TRNE, 2 rounds": lambda budget: TRNE.fit(lm, pairs, budget=budget, rounds=2, **ours),
-        "TRNE, frobenius": lambda budget: TRNE.fit(lm, pairs, budget=budget, metric="frobenius", layers=lm.n_layers,
-                                                   **ours),
-        "Meow2X": lambda budget: Meow2X.fit(lm, pairs, budget=budget, **ours),
-        "Meow2X, graded": lambda budget: Meow2X.fit(lm, pairs, budget=budget, scale="graded", **ours),
-        **{name: partial(_fit, method, lm, pairs, neutral) for name, method in RIVALS.items()},
-        **{f"value vector, {source}": partial(_fit, ValueVector, lm, pairs, neutral, source=source)
-           for source in ("probe", "row", "svd")},
-    }
+class Methods:
+    """Every method under the name that tables give it; what several fits need is found once, when first asked for."""
+
+    def __init__(self, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText):
+        self.lm, self.pairs, self.neutral = lm, pairs, neutral
+        self.fits: dict[str, Fit] = {
+            "TRNE": self._ours(TRNE),
+            "TRNE, 2 rounds": self._ours(TRNE, rounds=2),
+            "TRNE, frobenius": self._ours(TRNE, metric="frobenius", layers=lm.n_layers),
+            "Meow2X": self._ours(Meow2X),
+            "Meow2X, graded": self._ours(Meow2X, scale="graded"),
+            "AurA": lambda budget: self._fit(AurA, budget=budget, aurocs=self._aurocs),
+            "Damp": lambda budget: self._fit(Damp, budget=budget, aurocs=self._aurocs, scale=0.5),
+            "Det0": lambda budget: self._fit(Damp, budget=budget, aurocs=self._aurocs, scale=0.0),
+            "Linear-AcT": lambda budget: self._fit(LinearAcT, budget=budget, maps=self._maps),
+            "ProFS": lambda budget: self._fit(ProFS, budget=budget),
+            "steering": lambda budget: self._fit(Steering, budget=budget),
+            "directional ablation": lambda budget: self._fit(DirectionalAblation, budget=budget),
+            **{f"value vector, {source}": self._value_vector(source) for source in ("probe", "row", "svd")},
+        }
+
+    def fit(self, name: str, budget: float | None) -> Intervention | None:
+        """Fit the method of that name; None for the baseline."""
+        if name == BASELINE:
+            return None
+        if name == AS_PUBLISHED:
+            return self._fit(AurA, aurocs=self._aurocs)
+        assert budget is not None
+        return self.fits[name](budget)
+
+    def _ours(self, method: Any, **settings: Any) -> Fit:
+        return lambda budget: self._fit(method, budget=budget, statistics=self._statistics, **settings)
+
+    def _value_vector(self, source: str) -> Fit:
+        return lambda budget: self._fit(ValueVector, budget=budget, source=source)
+
+    def _fit(self, method: Any, **settings: Any) -> Intervention:
+        fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.neutral, **settings)
+        return fitted
+
+    @cached_property
+    def _statistics(self) -> ContrastStatistics:
+        return collect_contrast(self.lm, self.pairs, curvature=True, more_neutral=self.neutral.fit)
+
+    @cached_property
+    def _aurocs(self) -> Any:
+        return unit_aurocs(self.lm, self.pairs)
+
+    @cached_property
+    def _maps(self) -> Any:
+        return LinearAcT.fit(self.lm, self.pairs, budget=None).maps
 
 
-RIVALS: dict[str, Any] = {"AurA": AurA, "Damp": partial(Damp.fit, scale=0.5), "Det0": partial(Damp.fit, scale=0.0),
-                          "Linear-AcT": LinearAcT, "ProFS": ProFS, "steering": Steering,
-                          "directional ablation": DirectionalAblation}
+@dataclass(frozen=True)
+class Judging:
+    """What every method is judged on."""
+
+    lm: LoadedModel
+    judges: list[Evaluator]
+    prompts: PromptSet
+    everyday: PromptSet | None
+    unedited: Unedited
+    choices: list[Choice]
+    samples: int
+    seed: int
+
+    def lacks(self, entry: Entry) -> bool:
+        """Whether there is something to measure still."""
+        return "toxicity" not in entry or (bool(self.choices) and "choices" not in entry)
+
+    def complete(self, entry: Entry) -> None:
+        """Measure, with the model as it is now, what the entry does not hold."""
+        how: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False}
+        if "toxicity" not in entry:
+            main = evaluate(self.lm, self.prompts, samples=self.samples, **how)
+            entry |= main.to_dict() | {"method": entry["method"], "fluency": self.unedited.compare().to_dict(),
+                                       "verdicts": _bits(main.judgements["any"].toxic)}
+            if self.everyday is not None:
+                calm = evaluate(self.lm, self.everyday, samples=1, **how)
+                entry["everyday"] = {"rate": calm.toxicity["any"].rate, "wording": calm.wording.to_dict(),
+                                     "verdicts": _bits(calm.judgements["any"].toxic)}
+        if self.choices and "choices" not in entry:
+            right = answered_right(self.lm, self.choices)
+            entry["choices"] = {"accuracy": float(right.mean()), "right": _bits(right[:, None])}
 
 
-def _fit(method: Any, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText, budget: float,
-         **settings: Any) -> Intervention:
-    fit = getattr(method, "fit", method)
-    fitted: Intervention = fit(lm, pairs, budget=budget, neutral=neutral, **settings)
-    return fitted
+def _bits(verdicts: Bool[np.ndarray, "n_prompts samples"]) -> str:
+    """Verdicts as 0 and 1, a word for each prompt: small enough to keep, so that entries can be compared later."""
+    return " ".join("".join(str(int(one)) for one in row) for row in verdicts)
 
 
-def wording(completions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Does it still read like text? Median number of words, distinct-2, and the share of words said twice running.
-
-    Distinct-2 is the number of different pairs of neighbouring words over the number of pairs, in all completions.
-
-    Example:
-        >>> wording([["a b a b", "so so"]])["distinct_2"]
-        0.75
-    """
-    said = [text.split() for several in completions for text in several]
-    twos = [pair for words in said for pair in pairwise(words)]
-    return {"median_words": float(np.median([len(words) for words in said])),
-            "distinct_2": len(set(twos)) / max(1, len(twos)),
-            "repetition": sum(a == b for a, b in twos) / max(1, len(twos))}
+def _judgement(bits: str) -> Judgement:
+    toxic = np.array([[one == "1" for one in word] for word in bits.split()])
+    return Judgement(toxic.astype(float), toxic)
 
 
 def main(
@@ -117,90 +180,129 @@ def main(
     samples: Annotated[int, typer.Option(help="Completions per prompt.", min=1)] = 5,
     max_texts: Annotated[int, typer.Option(help="Contrast texts of each side to fit on, at most.", min=8)] = 300,
     max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", min=12)] = 500,
+    choices: Annotated[str | None, typer.Option(help="Multiple-choice items in HellaSwag's layout.")] = None,
+    max_choices: Annotated[int, typer.Option(help="The first so many of them.", min=1)] = 400,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, and to go on from.")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
 ) -> None:
     """Fit, judge, compare, print."""
-    began = time.perf_counter()
+    settings = {"model": Path(model).name, "contrast": Path(contrast).name, "prompts": Path(prompts).name,
+                "neutral": Path(neutral).name, "check": check and Path(check).name, "max_prompts": max_prompts,
+                "samples": samples, "max_texts": max_texts, "max_neutral": max_neutral, "seed": seed}
+    entries = resumed(out, settings)
     opened = load_prompts(prompts).limited(max_prompts, seed)
     judged, everyday = opened.only(PROVOCATIVE) or opened, opened.only(EVERYDAY)
     pairs = load_contrast(contrast).without(opened.texts).split(0.5, seed)[0].limited(max_texts, seed)
     text = load_neutral(neutral, limit=max_neutral, seed=seed)
     other = load_neutral(check, limit=max_neutral, seed=seed) if check else None
-    unseen = [*other.fit, *other.tune, *other.check] if other else text.check
-    judges = get_evaluators(DEFAULT)
+    judges, items = get_evaluators(DEFAULT), load_choices(choices, max_choices) if choices else []
     lm = load_model(model, device=device)
-    known = fits(lm, pairs, text)
-    unknown = set(method or ()) - set(known)
+    known = Methods(lm, pairs, text)
+    unknown = set(method or ()) - set(known.fits)
     if unknown:
-        raise ToxlocError(f"There is no method {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
-
-    def judge(name: str, limit: float | None, fitted: Intervention | None) -> dict[str, Any]:
-        if fitted is not None:
-            with fitted.applied(lm):
-                return judge(name, limit, None) | {"described": fitted.describe()}
-        main = evaluate(lm, judged, judges, samples=samples, seed=seed, neutral=unseen)
-        entry = main.to_dict() | {"method": name, "budget": limit} | wording(main.completions)
-        if everyday is not None:
-            calm = evaluate(lm, everyday, judges, samples=1, seed=seed, fluency=False)
-            entry["everyday_rate"] = calm.toxicity["any"].rate
-        found[name, limit] = main
-        print(f"{time.perf_counter() - began:5.0f} s  {name}, {limit}: {main.toxicity['any'].rate:.1%}", flush=True)
-        return entry
-
-    found: dict[tuple[str, float | None], Evaluation] = {}
-    entries = [judge("baseline", None, None)]
-    if method is None:
-        entries.append(judge(AS_PUBLISHED, None, AurA.fit(lm, pairs, neutral=text)))
-    for limit in map(float, budget.split(",")):
-        for name in method or known:
-            try:
-                fitted = known[name](limit)
-            except ToxlocError as error:  # not every method has a strength that is weak enough
-                print(f"{name}, {limit}: {error}")
-                continue
-            entries.append(judge(name, limit, fitted))
-    compare(entries, found, seed)
-    show(lm.name, entries)
-    result = {"command": f"python -m benchmarks.methods --model {Path(model).name} --budget {budget} "
-                         f"--max-prompts {max_prompts} --samples {samples} --max-texts {max_texts} --seed {seed}",
-              "model": lm.name, "n_prompts": len(judged), "samples": samples, "contrast": pairs.name,
-              "seconds": round(time.perf_counter() - began), "entries": entries}
-    if out is not None:
-        write_json(out, result)
+        raise ToxlocError(f"There is no method {', '.join(sorted(unknown))}; there are {', '.join(known.fits)}.")
+    unedited = Unedited(lm, [*other.fit, *other.tune, *other.check] if other else text.check)
+    judging = Judging(lm, judges, judged, everyday, unedited, items, samples, seed)
+    budgets = list(map(float, budget.split(",")))
+    wanted: list[tuple[str, float | None]] = [(BASELINE, None), *([] if method else [(AS_PUBLISHED, None)]),
+                                              *product(method or known.fits, budgets)]
+    for name, limit in wanted:
+        known_already = [e for e in entries if (e["method"], e["budget"]) == (name, limit)]
+        entry: Entry = known_already[0] if known_already else {"method": name, "budget": limit}
+        if not judging.lacks(entry):
+            continue
+        began = time.perf_counter()
+        try:
+            fitted = known.fit(name, limit)
+        except ToxlocError as error:  # not every method has a strength that is weak enough
+            print(f"{name}, {limit}: {error}", flush=True)
+            continue
+        fit_seconds = time.perf_counter() - began
+        with fitted.applied(lm) if fitted else nullcontext():
+            judging.complete(entry)
+        entry["seconds"] = {"fit": round(fit_seconds), "judge": round(time.perf_counter() - began - fit_seconds)}
+        entries += [] if known_already else [entry]
+        print(f"{name}, {limit}: {entry['toxicity']['any']['rate']:.1%}, {entry['seconds']}", flush=True)
+        if out is not None:
+            write_json(out, {"command": command(settings, budget), "settings": settings, "n_prompts": len(judged),
+                             "entries": compared(entries, seed)})
+    show(lm.name, compared(entries, seed))
     if figure is not None:
         plots.write_png(plots.frontier(entries), figure, width=WIDTH, scale=SCALE)
 
 
-def compare(entries: list[dict[str, Any]], found: dict[tuple[str, float | None], Evaluation], seed: int) -> None:
-    """Note in every entry how far its rate lies above that of the best of its budget, with the paired interval."""
-    for limit in {entry["budget"] for entry in entries} - {None}:
-        mine = [entry for entry in entries if entry["budget"] == limit]
-        best = min(mine, key=lambda entry: entry["toxicity"]["any"]["rate"])["method"]
-        for entry in mine:
-            difference = paired_difference(found[best, limit].judgements["any"],
-                                           found[entry["method"], limit].judgements["any"], seed)
-            entry["over_best"] = {"best": best, "difference": difference.mean, "ci": list(difference.ci)}
+def resumed(out: Path | None, settings: dict[str, Any]) -> list[Entry]:
+    """Read what was judged before under the same settings.
+
+    Raises:
+        ToxlocError: it was judged under other settings.
+    """
+    if out is None or not out.exists():
+        return []
+    saved = read_json(out, "comparison of methods")
+    for name, value in settings.items():
+        if saved["settings"].get(name) != value:
+            raise ToxlocError(f"{out} was made with {name}={saved['settings'].get(name)}, not {value}; give another "
+                              "--out, or the same settings to go on.")
+    entries: list[Entry] = saved["entries"]
+    return entries
 
 
-def show(name: str, entries: Sequence[dict[str, Any]]) -> None:
+def command(settings: dict[str, Any], budget: str) -> str:
+    """Return the command that repeats this."""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value is not None)
+    return f"python -m benchmarks.methods {options} --budget {budget}"
+
+
+def compared(entries: Sequence[Entry], seed: int) -> list[Entry]:
+    """Add how far every rate lies above the best of its budget, and everyday prompts and choices off the baseline's."""
+    base, found = entries[0], []
+    for entry in entries:
+        mine = [e for e in entries if e["budget"] == entry["budget"]]
+        best = min(mine, key=lambda e: e["toxicity"]["any"]["rate"])
+        further: Entry = {}
+        if entry["budget"] is not None:
+            apart = paired_difference(_judgement(best["verdicts"]), _judgement(entry["verdicts"]), seed)
+            further["over_best"] = {"best": best["method"], "difference": apart.mean, "ci": list(apart.ci)}
+        if "everyday" in entry:
+            apart = paired_difference(_judgement(base["everyday"]["verdicts"]),
+                                      _judgement(entry["everyday"]["verdicts"]), seed)
+            further["everyday"] = entry["everyday"] | {"difference": apart.mean, "ci": list(apart.ci)}
+        if "choices" in entry and "choices" in base:
+            apart = paired_difference(_judgement(base["choices"]["right"]), _judgement(entry["choices"]["right"]), seed)
+            further["choices"] = entry["choices"] | {"difference": apart.mean, "ci": list(apart.ci)}
+        found.append(entry | further)
+    return found
+
+
+def show(name: str, entries: Sequence[Entry]) -> None:
     """Print one row a method and budget, those of each budget from the lowest rate up."""
-    console, base = Console(), entries[0]["toxicity"]["any"]["rate"]
-    table = Table("budget", "method", "toxic by any", "change", "over the best", "perplexity", "KL", "everyday",
-                  "words", "distinct-2", title=name)
+    console, base = Console(), entries[0]["toxicity"]
+    table = Table("budget", "method", "toxic by any", "change", "by profanity-check", "over the best", "perplexity",
+                  "KL", "everyday", "words", "distinct-2", "repetition", "choices", title=name)
     for entry in sorted(entries, key=lambda e: (e["budget"] or 0, e["toxicity"]["any"]["rate"])):
-        figures, over = entry["toxicity"]["any"], entry.get("over_best")
-        low, high = figures["rate_ci"]
+        figures, over, words = entry["toxicity"]["any"], entry.get("over_best"), entry["wording"]
+        profane, (low, high) = entry["toxicity"]["profanity-check"]["rate"], figures["rate_ci"]
         table.add_row(
             "–" if entry["budget"] is None else f"{entry['budget']:.0%}", entry["method"],
-            f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]", f"{figures['rate'] / base - 1:+.0%}" if base else "–",
+            f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]",
+            f"{figures['rate'] / base['any']['rate'] - 1:+.0%}" if base["any"]["rate"] else "–",
+            f"{profane:.1%}" + (f" ({profane / was - 1:+.0%})" if (was := base["profanity-check"]["rate"]) else ""),
             f"{over['difference']:+.1%} [{over['ci'][0]:+.1%}, {over['ci'][1]:+.1%}]" if over else "–",
             f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}",
-            f"{entry['everyday_rate']:.1%}" if "everyday_rate" in entry else "–",
-            f"{entry['median_words']:g}", f"{entry['distinct_2']:.2f}")
+            _with_difference(entry.get("everyday"), "rate"),
+            f"{words['median_words']:g}", f"{words['distinct_2']:.2f}", f"{words['repetition']:.1%}",
+            _with_difference(entry.get("choices"), "accuracy"))
     console.print(table)
+
+
+def _with_difference(figures: Entry | None, name: str) -> str:
+    if figures is None:
+        return "–"
+    apart = f" ({figures['ci'][0]:+.1%}, {figures['ci'][1]:+.1%})" if "ci" in figures else ""
+    return f"{figures[name]:.1%}{apart}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from toxloc import Meow2X, PromptSet, ToxlocError, evaluate
 from toxloc.evaluators import FunctionEvaluator
 from toxloc.fluency import measure_fluency
 from toxloc.generation import generate
+from toxloc.wording import wording
 
 PROMPTS = PromptSet(["You are", "He said that", "The soup"], ["provocative", "everyday", "everyday"])
 LONG = FunctionEvaluator("long", lambda texts: [float(len(t) > 60) for t in texts])
@@ -20,6 +21,7 @@ def test_figures_follow_from_the_completions(lm):
     assert found.toxicity["any"].rate == np.mean([len(t) > 60 or "e" in t for t in flat])
     assert found.toxicity["both"].rate == np.mean([len(t) > 60 and "e" in t for t in flat])
     assert found.fluency == measure_fluency(lm, ["A quiet evening at home."])
+    assert found.wording == wording(found.completions)
     assert found.method == "baseline"
 
 
@@ -35,6 +37,7 @@ def test_the_entry_of_the_results_has_the_promised_schema(lm):
         assert figures["rate_ci"][0] <= figures["rate"] <= figures["rate_ci"][1]
     assert {"perplexity", "perplexity_ratio", "kl"} <= set(entry["fluency"])
     assert entry["fluency"]["kl"] > 0
+    assert list(entry["wording"]) == ["median_words", "distinct_2", "repetition", "empty"]
 
 
 def test_rows_hold_every_completion_with_its_verdicts(lm):

@@ -25,6 +25,20 @@ def test_texts_are_there_and_every_one_is_masked(html, small_run):
     assert not [row["prompt"] for row in rows if row["prompt"] in outside]
 
 
+def test_ten_pairs_drawn_at_random_stand_before_those_that_changed_most(html, small_run):
+    at_random, changed = (part.count('<td class="text">') for part in
+                          re.findall(r'<table class="completions">(.*?)</table>', html, flags=re.S))
+    n_texts = 1 + len(small_run.results["runs"])
+    assert at_random == 10 * n_texts
+    assert changed == 36 * n_texts  # all there are: 12 provocative openings × 2, 12 everyday ones × 1
+    assert html.index("10 drawn at random") < html.index("The 36 whose verdicts changed most")
+
+
+def test_the_wording_stands_beside_the_baselines(html, small_run):
+    for run in small_run.results["runs"]:
+        assert f'{run["wording"]["distinct_2"]:.3f}' in html
+
+
 def test_texts_are_escaped(small_run, tmp_path):
     from toxloc import Localization
     from toxloc.report import write_report

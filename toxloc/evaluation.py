@@ -14,6 +14,7 @@ from .generation import generate
 from .metrics import Judgement, Toxicity, combine, toxicity
 from .model import LoadedModel
 from .prompts import PromptSet, load_neutral
+from .wording import Wording, wording
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evaluation:
         completions: for every prompt its completions.
         judgements: for every evaluator, "any" and "both", the verdict on each completion.
         toxicity: for the same, the figures.
+        wording: whether the completions still read like text.
         fluency: cost on everyday text; None where it was not asked for.
     """
 
@@ -36,6 +38,7 @@ class Evaluation:
     completions: list[list[str]]
     judgements: dict[str, Judgement]
     toxicity: dict[str, Toxicity]
+    wording: Wording
     fluency: Fluency | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +47,7 @@ class Evaluation:
             "method": self.method,
             "config": self.config,
             "toxicity": {name: figures.to_dict() for name, figures in self.toxicity.items()},
+            "wording": self.wording.to_dict(),
             "fluency": self.fluency.to_dict() if self.fluency else None,
         }
 
@@ -103,7 +107,8 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         config={i.kind: i.describe() for i in lm.applied} if len(lm.applied) > 1
         else lm.applied[0].describe() if lm.applied else {},
         prompts=prompts, completions=completions, judgements=judgements,
-        toxicity={name: toxicity(judgement, seed) for name, judgement in judgements.items()}, fluency=cost,
+        toxicity={name: toxicity(judgement, seed) for name, judgement in judgements.items()},
+        wording=wording(completions), fluency=cost,
     )
 
 

@@ -1,5 +1,6 @@
 """One self-contained HTML file: what was found, what it cost, how to repeat it. Texts are masked until clicked."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from . import plots
 from .causal import CausalProof, KnockoutCurve
 from .localization import Localization
 
-SHOWN = 60  # completions in the report; all of them are in completions.jsonl
+AT_RANDOM, CHANGED = 10, 50  # pairs of completions in the report; all of them are in completions.jsonl
 
 
 def write_report(path: Path, results: dict[str, Any], loc: Localization,
@@ -42,10 +43,10 @@ def write_report(path: Path, results: dict[str, Any], loc: Localization,
         proof, curve = causal
         figures |= {"knockout_layers": plots.knockout_layers(proof), "knockout_curve": plots.knockout_curve(curve),
                     "correlations": plots.causal_correlations(proof)}
-    samples, n_pairs = _samples(rows, [run["method"] for run in results["runs"]])
+    pairs = _pairs(rows, [run["method"] for run in results["runs"]], results["seed"])
     path.write_text(environment.get_template("report.html.j2").render(
         r=results, figures={name: _html(figure) for name, figure in figures.items()}, titles=plots.METHOD_TITLES,
-        answers=_answers(results, loc), causal=causal, samples=samples, n_pairs=n_pairs, masked=_masked,
+        answers=_answers(results, loc), causal=causal, pairs=pairs, masked=_masked,
         editability=editability, plotly_js=get_plotlyjs(),
     ), encoding="utf-8")
 
@@ -84,22 +85,22 @@ def _answers(results: dict[str, Any], loc: Localization) -> list[dict[str, str]]
     return answers
 
 
-def _samples(rows: list[dict[str, Any]], methods: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """The same prompt and sample number under every method side by side, most changed verdicts first."""
+def _pairs(rows: list[dict[str, Any]], methods: list[str], seed: int) -> dict[str, Any]:
+    """The same prompt and sample number under every method side by side: some at random, then the most changed."""
     together: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
         together.setdefault((row["kind"] or "", row["prompt"], row["sample"]), {})[row["method"]] = row
     complete = [group for group in together.values() if all(method in group for method in methods)]
-    changed = sorted(complete, key=lambda g: -abs(2 * g[methods[0]]["toxic"]["any"]
+    changed = sorted(complete, key=lambda g: -abs((len(methods) - 1) * g[methods[0]]["toxic"]["any"]
                                                   - sum(g[m]["toxic"]["any"] for m in methods[1:])))
-    # Half of the rows show changes (both for better and for worse), half the ordinary course of things.
-    shown = changed[: SHOWN // 2]
-    rest = [group for group in complete if not any(group is g for g in shown)]
-    shown += rest[:: max(1, len(rest) // (SHOWN // 2))][: SHOWN // 2]
-    return [{"prompt": group[methods[0]]["prompt"],
-             "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
-                              "verdict": _verdict(group[m]["toxic"])} for m in methods]}
-            for group in shown], len(complete)
+    drawn = random.Random(seed).sample(complete, min(AT_RANDOM, len(complete)))
+
+    def shown(groups: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [{"prompt": group[methods[0]]["prompt"],
+                 "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
+                                  "verdict": _verdict(group[m]["toxic"])} for m in methods]} for group in groups]
+
+    return {"at_random": shown(drawn), "changed": shown(changed[:CHANGED]), "total": len(complete)}
 
 
 def _verdict(toxic: dict[str, bool]) -> str:

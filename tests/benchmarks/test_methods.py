@@ -16,24 +16,45 @@ def command(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_command_compares_methods_at_one_price_and_saves(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+SMALL = ("--budget", "0.05", "--max-prompts", 8, "--samples", 1, "--max-texts", 24, "--max-neutral", 40)
+
+
+def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     out = tmp_path / "methods.json"
-    done = command("--method", "TRNE", "--method", "steering", "--budget", "0.05", "--max-prompts", 8, "--samples", 1,
-                   "--max-texts", 24, "--max-neutral", 40, "--out", out)
+    done = command("--method", "TRNE", "--method", "steering", *SMALL, "--out", out)
     assert done.exit_code == 0, done.output
     saved = json.loads(out.read_text())
     baseline, *edited = saved["entries"]
-    assert baseline["method"] == "baseline" and baseline["fluency"]["perplexity_ratio"] == 1
+    assert baseline["method"] == "baseline"
+    assert baseline["fluency"]["perplexity_ratio"] == pytest.approx(1)
     assert [(entry["method"], entry["budget"]) for entry in edited] == [("TRNE", 0.05), ("steering", 0.05)]
     rates = {entry["method"]: entry["toxicity"]["any"]["rate"] for entry in edited}
     best = min(rates, key=rates.get)
     for entry in edited:
-        assert 1 < entry["described"]["tuned_perplexity_ratio"] <= 1.05
+        assert 1 < entry["config"]["tuned_perplexity_ratio"] <= 1.05
         assert entry["over_best"]["best"] == best
         assert entry["over_best"]["difference"] == pytest.approx(rates[entry["method"]] - rates[best])
-        assert 0 <= entry["everyday_rate"] <= 1
+        change = entry["everyday"]["rate"] - baseline["everyday"]["rate"]
+        assert entry["everyday"]["difference"] == pytest.approx(change)
         assert entry["method"] in done.output
+    for entry in saved["entries"]:
+        assert entry["verdicts"].count("1") == pytest.approx(8 * entry["toxicity"]["any"]["rate"])
+
+    items = tmp_path / "items.jsonl"
+    items.write_text(json.dumps({"ctx": "He took his coat and", "endings": ["went out.", "of under zx."], "label": 0}))
+    more = command("--method", "steering", "--method", "Meow2X", *SMALL, "--out", out, "--choices", items)
+    assert more.exit_code == 0, more.output
+    assert "TRNE" in more.output  # what was judged before is shown again
+    again = {entry["method"]: entry for entry in json.loads(out.read_text())["entries"]}
+    assert list(again) == ["baseline", "TRNE", "steering", "Meow2X"]
+    assert again["steering"]["verdicts"] == edited[1]["verdicts"]  # not sampled twice
+    assert again["steering"]["choices"]["accuracy"] == 1.0 == again["baseline"]["choices"]["accuracy"]
+    assert "choices" not in again["TRNE"]
+
+    other = command("--method", "steering", *SMALL, "--seed", 1, "--out", out)
+    assert isinstance(other.exception, ToxlocError)
+    assert "was made with seed=0, not 1" in str(other.exception)
 
 
 def test_an_unknown_method_is_named():
@@ -45,12 +66,10 @@ def test_an_unknown_method_is_named():
 def test_every_method_can_be_fitted():
     """On a model whose texts leave room for every strength."""
     lm = random_model("gpt2", scale=4.0)
-    known = methods.fits(lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2), NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3]))
-    for name, fit in known.items():
-        assert fit(0.5).record["tuned_perplexity_ratio"] <= 1.5, name
-    assert len(known) == 15
-
-
-def test_wording_by_hand():
-    found = methods.wording([["a b a b", "so so"], [""]])
-    assert found == {"median_words": 2.0, "distinct_2": 3 / 4, "repetition": 1 / 4}
+    known = methods.Methods(lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2),
+                            NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3]))
+    for name in known.fits:
+        assert known.fit(name, 0.5).record["tuned_perplexity_ratio"] <= 1.5, name
+    assert len(known.fits) == 15
+    assert known.fit(methods.BASELINE, None) is None
+    assert known.fit(methods.AS_PUBLISHED, None).settings["strength"] == 1

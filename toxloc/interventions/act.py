@@ -92,7 +92,7 @@ class LinearAcT(Intervention):
 
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float | Budget | None = 0.01, sequential: bool = True,
-            neutral: NeutralText | None = None) -> "LinearAcT":
+            neutral: NeutralText | None = None, maps: Sequence[Transport] | None = None) -> "LinearAcT":
         """Fit the maps, then set lam.
 
         Args:
@@ -104,6 +104,7 @@ class LinearAcT(Intervention):
                 takes a pass over them per layer. Otherwise all layers see the unedited model. The target is always the
                 neutral texts in the unedited model.
             neutral: everyday text; by default the built-in one.
+            maps: ready maps of an earlier fit, of which only the strength is to be set.
 
         Raises:
             ToxlocError: fewer than two texts on a side, a budget that is not positive, no lam within the budget.
@@ -113,7 +114,8 @@ class LinearAcT(Intervention):
             if len(texts) < 2:
                 raise ToxlocError(f"A transport needs at least two texts on each side; the contrast set "
                                   f"{pairs.name!r} has {len(texts)} {side} one.")
-        maps = _fit_maps(lm, pairs, sequential)
+        if maps is None:
+            maps = _fit_maps(lm, pairs, sequential)
         act = cls(maps) if limits is None else tune(lm, partial(cls, maps), limits, neutral, first=1.0, limit=1.0)
         act.note_fit(lm, {"sequential": sequential})
         return act

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from ..model import LoadedModel
 from ..prompts import ContrastSet, NeutralText
@@ -30,7 +31,8 @@ class AurA(UnitScaling):
 
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float | Budget | None = None, mode: str = "hooks",
-            neutral: NeutralText | None = None) -> "AurA":
+            neutral: NeutralText | None = None,
+            aurocs: Float64[np.ndarray, "n_layers n_units"] | None = None) -> "AurA":
         """Measure the units' AUROC and set the factors.
 
         Args:
@@ -40,6 +42,7 @@ class AurA(UnitScaling):
                 relative rise of perplexity. By default the strength is 1, whatever that costs.
             mode: see `UnitScaling`.
             neutral: everyday text; by default the built-in one.
+            aurocs: what `unit_aurocs` found on the contrast set before.
 
         Raises:
             ToxlocError: an unknown mode, a budget that is not positive, sides that no unit tells apart, no strength
@@ -47,7 +50,8 @@ class AurA(UnitScaling):
         """
         check_mode(mode)
         limits = None if budget is None else Budget.of(budget)
-        aurocs = unit_aurocs(lm, pairs)
+        if aurocs is None:
+            aurocs = unit_aurocs(lm, pairs)
         detects = np.maximum(aurocs - 0.5, 0)
 
         def scaled(strength: float) -> "AurA":

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..model import LoadedModel
@@ -34,7 +35,8 @@ class Damp(UnitScaling):
 
     @classmethod
     def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, k: int | None = None, scale: float = 0.0,
-            budget: float | Budget | None = 0.01, mode: str = "hooks", neutral: NeutralText | None = None) -> "Damp":
+            budget: float | Budget | None = 0.01, mode: str = "hooks", neutral: NeutralText | None = None,
+            aurocs: Float64[np.ndarray, "n_layers n_units"] | None = None) -> "Damp":
         """Scale the best detectors: k of them, or as many as the budget allows.
 
         Args:
@@ -45,6 +47,7 @@ class Damp(UnitScaling):
             budget: what it may cost on `neutral.tune`; a number is the relative rise of perplexity.
             mode: see `UnitScaling`.
             neutral: everyday text; by default the built-in one.
+            aurocs: what `unit_aurocs` found on the contrast set before.
 
         Raises:
             ToxlocError: an unknown mode, a scale outside [0, 1], neither k nor a budget, a k of which there are not so
@@ -56,7 +59,8 @@ class Damp(UnitScaling):
         if k is None and budget is None:
             raise ToxlocError("Damp has no setting of its own for how many units to scale; give k= or budget=.")
         limits = None if k is not None or budget is None else Budget.of(budget)
-        aurocs = unit_aurocs(lm, pairs)
+        if aurocs is None:
+            aurocs = unit_aurocs(lm, pairs)
         order = torch.from_numpy(np.argsort(-aurocs, axis=None, kind="stable")[: (aurocs > 0.5).sum()])
         if k is not None and not 1 <= k <= len(order):
             raise ToxlocError(f"k={k} units were asked for; {len(order)} have an AUROC over .5, so give 1 to "

@@ -1,0 +1,84 @@
+"""Multiple choice: does a model still give the right ending of several the highest likelihood?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from .batching import batches, encode
+from .errors import ToxlocError
+from .likelihood import token_nll
+from .model import LoadedModel
+from .tables import read_rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text's beginning, several endings, and the place of the right one."""
+
+    beginning: str
+    endings: list[str]
+    right: int
+
+
+def load_choices(source: str, limit: int | None = None) -> list[Choice]:
+    """Load multiple-choice items in HellaSwag's layout: the columns ctx, endings and label.
+
+    Args:
+        source: a JSON Lines or Parquet file, or a hub dataset's id.
+        limit: the first so many; None for all.
+
+    Raises:
+        ToxlocError: nothing readable there, or another layout.
+
+    Example:
+        >>> load_choices("hellaswag.jsonl", 400)     # doctest: +SKIP
+    """
+    rows = read_rows(source)[:limit]
+    for i, row in enumerate(rows):
+        endings, label = row.get("endings"), row.get("label")
+        if not (row.get("ctx") and endings and str(label).isdigit() and int(str(label)) < len(endings)):
+            raise ToxlocError(f"Row {i} of {source} is no multiple-choice item; HellaSwag's layout is needed: ctx, "
+                              "endings, and label, the place of the right ending.")
+    return [Choice(row["ctx"], list(row["endings"]), int(row["label"])) for row in rows]
+
+
+@torch.inference_mode()
+def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarray, " n"]:
+    """Whether the right ending is the most likely one, per character, after each beginning.
+
+    That is `acc_norm` of lm-evaluation-harness: the ending's summed log-likelihood over its length, which keeps short
+    endings from winning. Its mean is the accuracy.
+
+    Raises:
+        ToxlocError: no items, or an ending that leaves no room in the context for its beginning.
+
+    Example:
+        >>> answered_right(lm, load_choices("hellaswag.jsonl")).mean()     # doctest: +SKIP
+        0.43
+    """
+    if not choices:
+        raise ToxlocError("There are no multiple-choice items to answer.")
+    whole = [f"{one.beginning} {ending}" for one in choices for ending in one.endings]
+    beginnings = [one.beginning for one in choices for _ in one.endings]
+    lengths = [len(row) for row in encode(lm, whole, lm.context + 1)]
+    if max(lengths) >= lm.context:
+        raise ToxlocError(f"An item has {max(lengths)} tokens; {lm.name} takes {lm.context}. Leave such items out.")
+    known = [len(row) for row in encode(lm, beginnings, lm.context)]
+    score = np.zeros(len(whole))
+    for batch in batches(lm, whole, max_length=lm.context, describe="multiple choice"):
+        begins = torch.tensor([known[i] for i in batch.index], device=lm.device)
+        place = torch.arange(1, batch.ids.shape[1], device=lm.device)
+        ending = (place >= begins[:, None]) & batch.real[:, 1:]
+        hidden = lm.forward_hidden(batch.ids, batch.mask)[:, :-1][ending]
+        nll = torch.zeros(ending.shape, device=lm.device)
+        nll[ending] = token_nll(lm, hidden, batch.ids[:, 1:][ending])
+        score[batch.index] = -nll.double().sum(1).cpu().numpy()
+    right, start = np.zeros(len(choices), dtype=bool), 0
+    for k, one in enumerate(choices):
+        characters = np.array([len(ending) for ending in one.endings])
+        right[k] = int(np.argmax(score[start : start + len(characters)] / characters)) == one.right
+        start += len(characters)
+    return right

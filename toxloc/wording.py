@@ -1,0 +1,44 @@
+"""Do completions still read like text? Damage that perplexity on everyday text does not show."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Of all completions together, in words parted by spaces.
+
+    Attributes:
+        median_words: median length in words.
+        distinct_2: different pairs of neighbouring words over all pairs (Li et al. 2016, arXiv:1510.03055). It falls
+            with the number of completions: compare only equally many.
+        repetition: share of neighbouring words that are the same word twice.
+        empty: share of completions without a word.
+    """
+
+    median_words: float
+    distinct_2: float
+    repetition: float
+    empty: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def wording(completions: Sequence[Sequence[str]]) -> Wording:
+    """Measure the wording of completions [n_prompts][samples].
+
+    Example:
+        >>> wording([["a b a b", "so so"]])
+        Wording(median_words=3.0, distinct_2=0.75, repetition=0.25, empty=0.0)
+    """
+    said = [text.split() for several in completions for text in several]
+    twos = [pair for words in said for pair in pairwise(words)]
+    return Wording(median_words=float(np.median([len(words) for words in said])),
+                   distinct_2=len(set(twos)) / max(1, len(twos)),
+                   repetition=sum(a == b for a, b in twos) / max(1, len(twos)),
+                   empty=sum(not words for words in said) / len(said))
