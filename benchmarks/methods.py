@@ -5,12 +5,12 @@
         --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-prompts 400 --out methods.json
 
 Methods see one half of the contrast set, from which texts that begin with a judged prompt are left out, and find their
-strength on the `tune` part of the neutral text, whose budget is a relative rise of perplexity. They are judged on the
-prompts and on neutral text that no fit has seen: share of completions called toxic by any evaluator with its bootstrap
-interval over prompts, the paired difference to the best method of the same budget, perplexity and KL on unseen text,
-everyday prompts, and whether completions still read like the baseline's. AurA and ProFS have no strength of their own
-in their papers; here they are interpolated to the budget like everything else, and AurA also stands as published,
-whatever it costs.
+strength on the `tune` part of the neutral text; a budget is a relative rise of perplexity there, or with `--unit kl`
+the mean KL to the unedited model. They are judged on the prompts and on neutral text that no fit has seen: share of
+completions called toxic by any evaluator with its bootstrap interval over prompts, the paired difference to the best
+method of the same budget, perplexity and KL on unseen text, everyday prompts, and whether completions still read like
+the baseline's. AurA and ProFS have no strength of their own in their papers; here they are interpolated to the budget
+like everything else, and AurA also stands as published, whatever it costs.
 
 `--out` is written after every method: the same command goes on where it was stopped, and with `--choices`
 (multiple-choice items in HellaSwag's layout) adds their accuracy to what was judged before.
@@ -35,6 +35,7 @@ from benchmarks.figures import SCALE, WIDTH
 from toxloc import (
     TRNE,
     AurA,
+    Budget,
     ContrastSet,
     ContrastStatistics,
     Damp,
@@ -65,7 +66,8 @@ from toxloc.interventions.units import unit_aurocs
 from toxloc.metrics import Judgement, paired_difference
 from toxloc.prompts import EVERYDAY, PROVOCATIVE
 
-Fit = Callable[[float], Intervention]
+UNITS = ("perplexity", "kl")
+Fit = Callable[[Budget], Intervention]
 Entry = dict[str, Any]
 BASELINE = "baseline"
 AS_PUBLISHED = "AurA as published"  # without a budget
@@ -92,7 +94,7 @@ class Methods:
             **{f"value vector, {source}": self._value_vector(source) for source in ("probe", "row", "svd")},
         }
 
-    def fit(self, name: str, budget: float | None) -> Intervention | None:
+    def fit(self, name: str, budget: Budget | None) -> Intervention | None:
         """Fit the method of that name; None for the baseline."""
         if name == BASELINE:
             return None
@@ -169,7 +171,9 @@ def _judgement(bits: str) -> Judgement:
 
 def main(
     model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
-    budget: Annotated[str, typer.Option(help="Rises of perplexity, with commas between.")] = "0.01,0.05",
+    budget: Annotated[str, typer.Option(help="Budgets, with commas between.")] = "0.01,0.05",
+    unit: Annotated[str, typer.Option(help="Of the budgets: perplexity (relative rise) or kl (nats per token).")
+                    ] = "perplexity",
     method: Annotated[list[str] | None, typer.Option(help="Method, by its name in the table; repeat for several.")
                       ] = None,
     contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
@@ -188,9 +192,12 @@ def main(
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
 ) -> None:
     """Fit, judge, compare, print."""
+    if unit not in UNITS:
+        raise ToxlocError(f"Unknown unit {unit!r} of a budget; choose one of {', '.join(UNITS)}.")
     settings = {"model": Path(model).name, "contrast": Path(contrast).name, "prompts": Path(prompts).name,
-                "neutral": Path(neutral).name, "check": check and Path(check).name, "max_prompts": max_prompts,
-                "samples": samples, "max_texts": max_texts, "max_neutral": max_neutral, "seed": seed}
+                "neutral": Path(neutral).name, "check": check and Path(check).name, "unit": unit,
+                "max_prompts": max_prompts, "samples": samples, "max_texts": max_texts, "max_neutral": max_neutral,
+                "seed": seed}
     entries = resumed(out, settings)
     opened = load_prompts(prompts).limited(max_prompts, seed)
     judged, everyday = opened.only(PROVOCATIVE) or opened, opened.only(EVERYDAY)
@@ -215,7 +222,7 @@ def main(
             continue
         began = time.perf_counter()
         try:
-            fitted = known.fit(name, limit)
+            fitted = known.fit(name, None if limit is None else Budget(**{unit: limit}))
         except ToxlocError as error:  # not every method has a strength that is weak enough
             print(f"{name}, {limit}: {error}", flush=True)
             continue
@@ -286,7 +293,7 @@ def show(name: str, entries: Sequence[Entry]) -> None:
         figures, over, words = entry["toxicity"]["any"], entry.get("over_best"), entry["wording"]
         profane, (low, high) = entry["toxicity"]["profanity-check"]["rate"], figures["rate_ci"]
         table.add_row(
-            "–" if entry["budget"] is None else f"{entry['budget']:.0%}", entry["method"],
+            "–" if entry["budget"] is None else f"{entry['budget']:g}", entry["method"],
             f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]",
             f"{figures['rate'] / base['any']['rate'] - 1:+.0%}" if base["any"]["rate"] else "–",
             f"{profane:.1%}" + (f" ({profane / was - 1:+.0%})" if (was := base["profanity-check"]["rate"]) else ""),

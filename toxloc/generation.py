@@ -3,12 +3,13 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from .batching import Batch, encode, filler, pad
 from .errors import ToxlocError
@@ -16,6 +17,8 @@ from .model import LoadedModel
 from .progress import track
 
 FEW = 1024  # tokens among which the nucleus is looked for first
+# What this version of transformers calls the keys and values that generate() takes.
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 1024}
 
 
@@ -107,8 +110,8 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
         noise = [] if temperature == 0 else [SeededRows([seeds[i][k] for i, k in places], temperature, top_p)]
         written = lm.hf.generate(
             input_ids=batch.ids.repeat_interleave(each, 0), attention_mask=batch.mask.repeat_interleave(each, 0),
-            past_key_values=_read(lm, batch, each), max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList(noise), **_plain(lm),
+            max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList(noise), **_plain(lm),
+            **_read(lm, batch, each),
         )
         for (i, k), ids in zip(places, written[:, batch.ids.shape[1] :].tolist(), strict=True):
             completions[i][k] = lm.tokenizer.decode(_until_end(ids, lm), skip_special_tokens=True)
@@ -136,14 +139,15 @@ def _groups(lengths: Sequence[int], samples: int, size: int) -> list[Group]:
     return groups
 
 
-def _read(lm: LoadedModel, batch: Batch, each: Int[Tensor, " prompts"]) -> Cache | None:
+def _read(lm: LoadedModel, batch: Batch, each: Int[Tensor, " prompts"]) -> dict[str, Cache]:
     """Keys and values of all but the last token of every prompt, computed once and repeated for each completion."""
     if batch.ids.shape[1] == 1:
-        return None
-    cache: Cache = lm.hf.generate(input_ids=batch.ids[:, :-1], attention_mask=batch.mask[:, :-1], max_new_tokens=1,
-                                  return_dict_in_generate=True, **_plain(lm)).past_key_values
+        return {}
+    read = lm.hf.generate(input_ids=batch.ids[:, :-1], attention_mask=batch.mask[:, :-1], max_new_tokens=1,
+                          return_dict_in_generate=True, **_plain(lm))
+    cache: Cache = read[CACHE]
     cache.batch_select_indices(torch.arange(len(each), device=each.device).repeat_interleave(each))
-    return cache
+    return {CACHE: cache}
 
 
 def _plain(lm: LoadedModel) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import methods
-from toxloc import ContrastSet, NeutralText, ToxlocError
+from toxloc import Budget, ContrastSet, NeutralText, ToxlocError
 
 from ..conftest import TEXTS, random_model
 
@@ -57,6 +57,15 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     assert "was made with seed=0, not 1" in str(other.exception)
 
 
+def test_budgets_in_kl(tmp_path):
+    done = command("--method", "TRNE", *SMALL[2:], "--unit", "kl", "--budget", "0.02", "--out", tmp_path / "out.json")
+    assert done.exit_code == 0, done.output
+    _, trne = json.loads((tmp_path / "out.json").read_text())["entries"]
+    assert 0.015 < trne["config"]["tuned_kl"] <= 0.02
+    wrong = command("--method", "TRNE", "--unit", "bits")
+    assert "Unknown unit 'bits' of a budget; choose one of perplexity, kl" in str(wrong.exception)
+
+
 def test_an_unknown_method_is_named():
     done = command("--method", "prayer", "--max-texts", 8, "--max-neutral", 12)
     assert isinstance(done.exception, ToxlocError)
@@ -69,7 +78,7 @@ def test_every_method_can_be_fitted():
     known = methods.Methods(lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2),
                             NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3]))
     for name in known.fits:
-        assert known.fit(name, 0.5).record["tuned_perplexity_ratio"] <= 1.5, name
+        assert known.fit(name, Budget(perplexity=0.5)).record["tuned_perplexity_ratio"] <= 1.5, name
     assert len(known.fits) == 15
     assert known.fit(methods.BASELINE, None) is None
     assert known.fit(methods.AS_PUBLISHED, None).settings["strength"] == 1

@@ -1,0 +1,173 @@
+"""What do TRNE's options do? Each alone against the defaults, at equal cost, on contrast text held out.
+
+    python -m benchmarks.trne                # toxloc-tiny; --out trne.json saves it
+    python -m benchmarks.trne --model SmolLM2-135M-Instruct.Q4_1.gguf --contrast rtp.jsonl
+        --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-texts 400 --max-neutral 200
+
+An edit is fitted on one part of the contrast set and as strong as the budget allows on the `tune` part of the neutral
+text. Its gain is by how much NLL_T - NLL_N rises on the other part, in nats per token; no completion is sampled and
+no evaluator asked, so options can be chosen by this without looking at what will be judged. Differences to the defaults
+are paired over the held-out texts, which are resampled 2,000 times. Texts that begin with a prompt of `--leave-out` are
+not used at all.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from jaxtyping import Float64
+from rich.console import Console
+from rich.table import Table
+
+from toxloc import (
+    TRNE,
+    ContrastSet,
+    LoadedModel,
+    NeutralText,
+    ToxlocError,
+    load_contrast,
+    load_model,
+    load_neutral,
+    load_prompts,
+)
+from toxloc.files import write_json
+from toxloc.fluency import Fluency, Unedited, nll_per_text
+
+RESAMPLES = 2000
+DEFAULTS = "defaults"
+
+
+def variants(n_layers: int) -> dict[str, dict[str, Any]]:
+    """Settings of `TRNE.fit` by the name that tables give them; `neutral` is a share of the texts for C and S."""
+    thirds = [range(round(i * n_layers / 3), round((i + 1) * n_layers / 3)) for i in range(3)]
+    groups = dict(zip(("early", "middle", "late"), thirds, strict=True))
+    return {
+        DEFAULTS: {},
+        **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (0.03, 0.1, 0.3, 3.0, 10.0)},
+        'ridge "auto"': {"ridge": "auto"},
+        "sampled Fisher": {"fisher": "sampled"},
+        "shrink": {"shrink": True},
+        **{f"{rounds} rounds": {"rounds": rounds} for rounds in (2, 3)},
+        **{f"{share:.0%} of the neutral text in C and S": {"neutral": share} for share in (0, 0.25, 0.5)},
+        **{f"{name} third alone": {"layers": list(group)} for name, group in groups.items()},
+        **{f"{name} third × {factor:g}": {"emphasis": dict.fromkeys(group, factor)}
+           for name, group in groups.items() for factor in (0.5, 2.0)},
+    }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Rise of the NLL per token of every held-out text, toxic and neutral ones, and how many tokens it has."""
+
+    toxic: Float64[np.ndarray, " n"]
+    neutral: Float64[np.ndarray, " m"]
+    toxic_tokens: Float64[np.ndarray, " n"]
+    neutral_tokens: Float64[np.ndarray, " m"]
+
+    @property
+    def mean(self) -> float:
+        """Rise of NLL_T - NLL_N, each the mean per token."""
+        return float(self.toxic.sum() / self.toxic_tokens.sum() - self.neutral.sum() / self.neutral_tokens.sum())
+
+    def resampled(self, seed: int) -> Float64[np.ndarray, " resamples"]:
+        """Return `mean` of sets of texts drawn again, the same ones for the same seed."""
+        draw, means = np.random.default_rng(seed), []
+        for sums, tokens in ((self.toxic, self.toxic_tokens), (self.neutral, self.neutral_tokens)):
+            drawn = draw.integers(len(sums), size=(RESAMPLES, len(sums)))
+            means.append(sums[drawn].sum(1) / tokens[drawn].sum(1))
+        toxic, neutral = means
+        found: np.ndarray = toxic - neutral
+        return found
+
+
+class HeldOut:
+    """Measures gains on contrast texts that no fit has seen."""
+
+    def __init__(self, lm: LoadedModel, pairs: ContrastSet):
+        self.lm, self.pairs = lm, pairs
+        self._before = self._read()
+
+    def gain(self) -> Gain:
+        """Measure the model as it is now."""
+        now = self._read()
+        toxic, neutral = (sums - before for (sums, _), (before, _) in zip(now, self._before, strict=True))
+        return Gain(toxic, neutral, self._before[0][1], self._before[1][1])
+
+    def _read(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [nll_per_text(self.lm, texts) for texts in (self.pairs.toxic, self.pairs.neutral)]
+
+
+def main(
+    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
+    budget: Annotated[float, typer.Option(help="Rise of perplexity allowed to every variant.")] = 0.01,
+    variant: Annotated[list[str] | None, typer.Option(help="Variant, by its name in the table; repeat for several.")
+                       ] = None,
+    contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
+    leave_out: Annotated[str, typer.Option(help="Prompts kept for judging, as --prompts of toxloc run.")] = "builtin",
+    max_prompts: Annotated[int, typer.Option(help="Of those, at most so many of each kind.", min=1)] = 400,
+    neutral: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
+    check: Annotated[str | None, typer.Option(help="As in toxloc run.")] = None,
+    max_texts: Annotated[int, typer.Option(help="Contrast texts of each side to fit on, at most.", min=8)] = 300,
+    max_held_out: Annotated[int, typer.Option(help="Others of each side, to measure gains on.", min=8)] = 300,
+    max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", min=12)] = 500,
+    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, after every variant.")] = None,
+) -> None:
+    """Fit every variant, measure, print."""
+    began = time.perf_counter()
+    judged = load_prompts(leave_out).limited(max_prompts, seed)
+    fitted_on, rest = load_contrast(contrast).without(judged.texts).split(0.5, seed)
+    pairs, held_out = fitted_on.limited(max_texts, seed), rest.limited(max_held_out, seed)
+    text = load_neutral(neutral, limit=max_neutral, seed=seed)
+    other = load_neutral(check, limit=max_neutral, seed=seed) if check else None
+    lm = load_model(model, device=device)
+    known = variants(lm.n_layers)
+    if unknown := set(variant or ()) - set(known):
+        raise ToxlocError(f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+    held = HeldOut(lm, held_out)
+    unedited = Unedited(lm, [*other.fit, *other.tune, *other.check] if other else text.check)
+    usual: Gain | None = None
+    entries: list[dict[str, Any]] = []
+    for name in (DEFAULTS, *(variant or list(known)[1:])):
+        gain, cost, edit = measure(lm, held, unedited, pairs, text, budget, known[name])
+        usual = usual or gain
+        apart = gain.resampled(seed) - usual.resampled(seed)
+        entries.append({"variant": name, "gain": gain.mean, "over_defaults": gain.mean - usual.mean,
+                        "ci": np.quantile(apart, [0.025, 0.975]).tolist(), "fluency": cost.to_dict(),
+                        "described": edit.describe()})
+        print(f"{time.perf_counter() - began:5.0f} s  {name}: {gain.mean:.3f} nats", flush=True)
+        if out is not None:
+            write_json(out, {"model": lm.name, "budget": budget, "contrast": pairs.name, "n_fit": len(pairs.toxic),
+                             "n_held_out": len(held_out.toxic), "neutral": text.name, "seed": seed,
+                             "entries": entries})
+    show(lm.name, entries)
+
+
+def measure(lm: LoadedModel, held: HeldOut, unedited: Unedited, pairs: ContrastSet, text: NeutralText, budget: float,
+            settings: dict[str, Any]) -> tuple[Gain, Fluency, TRNE]:
+    """Fit one variant, and return its gain, its cost on unseen text, and the edit."""
+    share = settings.get("neutral", 1)
+    some = NeutralText(text.fit[: round(share * len(text.fit))], text.tune, text.check, text.name)
+    edit = TRNE.fit(lm, pairs, budget=budget, **settings | {"neutral": some})
+    with edit.applied(lm):
+        return held.gain(), unedited.compare(), edit
+
+
+def show(name: str, entries: list[dict[str, Any]]) -> None:
+    """Print one row a variant."""
+    table = Table("variant", "gain, nats per token", "over the defaults", "perplexity", "KL", title=name)
+    for entry in entries:
+        low, high = entry["ci"]
+        table.add_row(entry["variant"], f"{entry['gain']:.3f}",
+                      "" if entry["variant"] == DEFAULTS else
+                      f"{entry['over_defaults']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                      f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
