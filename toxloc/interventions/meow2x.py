@@ -120,9 +120,10 @@ class Meow2X(Intervention):
             raise ToxlocError(f"Unknown scale {scale!r}; give a number from 0 to 1, or one of {', '.join(SCALES)}.")
         limits, neutral = Budget.of(budget), neutral or load_neutral()
         if statistics is None:
-            needs = SCORES[score].needs
-            statistics = collect_contrast(lm, pairs, curvature=True, reliance="reliance" in needs,
-                                          peaks="peaks" in needs, more_neutral=neutral.fit)
+            needs, priced = SCORES[score].needs, parts == "neurons" and per_cost
+            statistics = collect_contrast(lm, pairs, curvature=priced or "curvature" in needs,
+                                          reliance="reliance" in needs, peaks="peaks" in needs,
+                                          more_neutral=neutral.fit)
         scored = SCORES[score].formula(lm, statistics, [])
         values = scored.neurons if parts == "neurons" else scored.layers
         if not (values > 0).any():
