@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from toxloc import Meow2X, PromptSet, ToxlocError, evaluate
+from toxloc.agreement import agreement
 from toxloc.evaluators import FunctionEvaluator
 from toxloc.fluency import measure_fluency
 from toxloc.generation import generate
@@ -21,6 +22,7 @@ def test_figures_follow_from_the_completions(lm):
     assert found.toxicity["any"].rate == np.mean([len(t) > 60 or "e" in t for t in flat])
     assert found.toxicity["both"].rate == np.mean([len(t) > 60 and "e" in t for t in flat])
     assert found.fluency == measure_fluency(lm, ["A quiet evening at home."])
+    assert found.agreement == agreement(found.judgements, seed=2)
     assert found.wording == wording(found.completions)
     assert found.method == "baseline"
 
@@ -37,6 +39,7 @@ def test_the_entry_of_the_results_has_the_promised_schema(lm):
         assert figures["rate_ci"][0] <= figures["rate"] <= figures["rate_ci"][1]
     assert {"perplexity", "perplexity_ratio", "kl"} <= set(entry["fluency"])
     assert entry["fluency"]["kl"] > 0
+    assert list(entry["agreement"]["missed"]) == ["toxloc-guard", "profanity-check"]
     assert list(entry["wording"]) == ["median_words", "distinct_2", "repetition", "empty"]
 
 
@@ -44,6 +47,7 @@ def test_rows_hold_every_completion_with_its_verdicts(lm):
     found = evaluate(lm, PROMPTS, [LONG], samples=2, fluency=False)
     rows = list(found.rows())
     assert found.fluency is None
+    assert found.agreement is None  # one evaluator has nobody to agree with
     assert len(rows) == 6
     assert [row["kind"] for row in rows[::2]] == PROMPTS.kinds
     assert rows[3]["completion"] == found.completions[1][1]

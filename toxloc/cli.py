@@ -44,7 +44,8 @@ def run(
     check: Annotated[str | None, typer.Option(help="Other everyday text to measure the reported cost on. Default: a "
                                                    "part of --neutral that was kept aside.",
                                               rich_help_panel=WHAT)] = None,
-    evaluator: Annotated[list[str], typer.Option(help="Judge of the completions; repeat for several.",
+    evaluator: Annotated[list[str], typer.Option(help="Judge of the completions, NAME, NAME=SOURCE or NAME@THRESHOLD; "
+                                                       "repeat for several. See docs/evaluators.md.",
                                                  rich_help_panel=HOW)] = ["toxloc-guard", "profanity-check"],  # noqa: B006
     budget: Annotated[float, typer.Option(help="Rise of perplexity allowed to TRNE: 0.01 is 1%.",
                                           rich_help_panel=HOW)] = 0.01,

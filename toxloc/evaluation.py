@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from .agreement import Agreement, agreement
 from .errors import ToxlocError
 from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .fluency import Fluency, measure_fluency
@@ -28,6 +29,7 @@ class Evaluation:
         completions: for every prompt its completions.
         judgements: for every evaluator, "any" and "both", the verdict on each completion.
         toxicity: for the same, the figures.
+        agreement: how far the evaluators agree, and what each alone misses; None if there is one.
         wording: whether the completions still read like text.
         fluency: cost on everyday text; None where it was not asked for.
     """
@@ -38,6 +40,7 @@ class Evaluation:
     completions: list[list[str]]
     judgements: dict[str, Judgement]
     toxicity: dict[str, Toxicity]
+    agreement: Agreement | None
     wording: Wording
     fluency: Fluency | None
 
@@ -47,6 +50,7 @@ class Evaluation:
             "method": self.method,
             "config": self.config,
             "toxicity": {name: figures.to_dict() for name, figures in self.toxicity.items()},
+            "agreement": self.agreement.to_dict() if self.agreement else None,
             "wording": self.wording.to_dict(),
             "fluency": self.fluency.to_dict() if self.fluency else None,
         }
@@ -108,7 +112,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         else lm.applied[0].describe() if lm.applied else {},
         prompts=prompts, completions=completions, judgements=judgements,
         toxicity={name: toxicity(judgement, seed) for name, judgement in judgements.items()},
-        wording=wording(completions), fluency=cost,
+        agreement=agreement(judgements, seed) if len(judges) > 1 else None, wording=wording(completions), fluency=cost,
     )
 
 

@@ -58,7 +58,7 @@ class Guard(Evaluator):
         return AutoTokenizer.from_pretrained(FOLDER)
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+    def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Probability of the class "toxic" for each text."""
         scores = np.zeros(len(texts))
         cleaned = [normalise(text) for text in texts]

@@ -20,12 +20,8 @@ class ProfanityCheck(Evaluator):
         self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
                      "blind_to": "anything said without profane words; masked spellings"}
 
-    def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+    def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Probability of profanity for each text."""
         from profanity_check import predict_prob
 
-        asked = [i for i, text in enumerate(texts) if text.strip()]
-        scores = np.zeros(len(texts))
-        if asked:
-            scores[asked] = predict_prob([texts[i] for i in asked])
-        return {"toxicity": scores}
+        return {"toxicity": predict_prob(texts)}
