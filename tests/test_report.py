@@ -28,15 +28,38 @@ def test_texts_are_there_and_every_one_is_masked(html, small_run):
 def test_ten_pairs_drawn_at_random_stand_before_those_that_changed_most(html, small_run):
     at_random, changed = (part.count('<td class="text">') for part in
                           re.findall(r'<table class="completions">(.*?)</table>', html, flags=re.S))
+    together = {}
+    for line in (small_run.path / "completions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        together.setdefault((row["kind"], row["prompt"], row["sample"]), []).append(row["toxic"]["any"])
+    n_changed = sum(len(set(verdicts)) > 1 for verdicts in together.values())
     n_texts = 1 + len(small_run.results["runs"])
     assert at_random == 10 * n_texts
-    assert changed == 36 * n_texts  # all there are: 12 provocative openings × 2, 12 everyday ones × 1
-    assert html.index("10 drawn at random") < html.index("The 36 whose verdicts changed most")
+    assert changed == n_changed * n_texts > 0
+    assert html.index("10 drawn at random") < html.index(f"{n_changed} whose verdicts changed")
 
 
 def test_the_wording_stands_beside_the_baselines(html, small_run):
     for run in small_run.results["runs"]:
         assert f'{run["wording"]["distinct_2"]:.3f}' in html
+
+
+def test_what_each_judge_misses_is_there(html, small_run):
+    missed = small_run.results["runs"][0]["agreement"]["missed"]
+    assert list(missed) == ["toxloc-guard", "profanity-check"]
+    for one in missed.values():
+        assert f"{one['value']:.1%} <small>" in html
+    assert re.search(r"The \d+ completions on which they disagree most", html)
+
+
+def test_one_judge_and_no_texts(small_run, tmp_path):
+    from toxloc import Localization
+    from toxloc.report import write_report
+
+    runs = [run | {"agreement": None} for run in small_run.results["runs"]]
+    write_report(tmp_path / "r.html", small_run.results | {"runs": runs},
+                 Localization.load(small_run.path / "localization"), None, [])
+    assert "nobody to agree with" in (tmp_path / "r.html").read_text()
 
 
 def test_texts_are_escaped(small_run, tmp_path):

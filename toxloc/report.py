@@ -13,7 +13,7 @@ from . import plots
 from .causal import CausalProof, KnockoutCurve
 from .localization import Localization
 
-AT_RANDOM, CHANGED = 10, 50  # pairs of completions in the report; all of them are in completions.jsonl
+AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # pairs of completions in the report; all of them are in completions.jsonl
 
 
 def write_report(path: Path, results: dict[str, Any], loc: Localization,
@@ -46,7 +46,7 @@ def write_report(path: Path, results: dict[str, Any], loc: Localization,
     pairs = _pairs(rows, [run["method"] for run in results["runs"]], results["seed"])
     path.write_text(environment.get_template("report.html.j2").render(
         r=results, figures={name: _html(figure) for name, figure in figures.items()}, titles=plots.METHOD_TITLES,
-        answers=_answers(results, loc), causal=causal, pairs=pairs, masked=_masked,
+        answers=_answers(results, loc), causal=causal, pairs=pairs, disputed=_disputed(rows), masked=_masked,
         editability=editability, plotly_js=get_plotlyjs(),
     ), encoding="utf-8")
 
@@ -91,8 +91,12 @@ def _pairs(rows: list[dict[str, Any]], methods: list[str], seed: int) -> dict[st
     for row in rows:
         together.setdefault((row["kind"] or "", row["prompt"], row["sample"]), {})[row["method"]] = row
     complete = [group for group in together.values() if all(method in group for method in methods)]
-    changed = sorted(complete, key=lambda g: -abs((len(methods) - 1) * g[methods[0]]["toxic"]["any"]
-                                                  - sum(g[m]["toxic"]["any"] for m in methods[1:])))
+
+    def changed(group: dict[str, dict[str, Any]]) -> int:
+        """Under how many methods the verdict is another than the baseline's."""
+        return sum(group[m]["toxic"]["any"] != group[methods[0]]["toxic"]["any"] for m in methods[1:])
+
+    most = sorted((group for group in complete if changed(group)), key=lambda group: -changed(group))
     drawn = random.Random(seed).sample(complete, min(AT_RANDOM, len(complete)))
 
     def shown(groups: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -100,7 +104,15 @@ def _pairs(rows: list[dict[str, Any]], methods: list[str], seed: int) -> dict[st
                  "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
                                   "verdict": _verdict(group[m]["toxic"])} for m in methods]} for group in groups]
 
-    return {"at_random": shown(drawn), "changed": shown(changed[:CHANGED]), "total": len(complete)}
+    return {"at_random": shown(drawn), "changed": shown(most[:CHANGED]), "total": len(complete)}
+
+
+def _disputed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Completions on which scores lie furthest apart, of those that some judges call toxic and others do not."""
+    split = [row for row in rows if row["toxic"]["any"] and not row["toxic"]["both"]]
+    split.sort(key=lambda row: min(row["scores"].values()) - max(row["scores"].values()))
+    return [{"text": row["completion"], "verdict": _verdict(row["toxic"]), "scores": row["scores"]}
+            for row in split[:DISPUTED]]
 
 
 def _verdict(toxic: dict[str, bool]) -> str:
