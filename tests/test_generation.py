@@ -7,7 +7,7 @@ from transformers import TopPLogitsWarper
 
 from toxloc import Meow2X, ToxlocError
 from toxloc.batching import encode
-from toxloc.generation import FEW, SeededRows, draw, generate
+from toxloc.generation import FEW, Sampler, draw, generate
 
 from .conftest import random_model
 
@@ -22,14 +22,39 @@ def test_batched_equals_single(lm, settings):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
-def test_no_batch_is_larger_than_asked_for_and_nothing_is_missing(lm, batch_size, monkeypatch):
-    seen, generate_with = [], lm.hf.generate
-    monkeypatch.setattr(lm.hf, "generate", lambda **settings: seen.append(settings) or generate_with(**settings))
-    found = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size)
-    sampled = [len(one["input_ids"]) for one in seen if one["max_new_tokens"] > 1]
-    assert max(sampled) <= batch_size
-    assert sum(sampled) == 28
-    assert found == generate(lm, PROMPTS, samples=7, seed=3)
+def test_no_batch_is_larger_than_asked_for_and_nothing_is_missing(lm, batch_size):
+    rows = []
+    with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True):
+        found = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size, max_new_tokens=2)
+    assert max(rows) <= batch_size
+    assert found == generate(lm, PROMPTS, samples=7, seed=3, max_new_tokens=2)
+
+
+def test_rows_that_ended_leave_the_batch(lm):
+    """With most tokens ending the text few rows go on, and what they write is what they write alone."""
+    config, rows = lm.hf.generation_config, []
+    ends, config.eos_token_id = config.eos_token_id, list(range(lm.hf.config.vocab_size // 2))
+    try:
+        with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])),
+                                             with_kwargs=True):
+            found = generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8)[0]
+        assert rows[0] == 64
+        assert rows[-1] < 32
+        assert sorted(rows, reverse=True) == rows
+        assert found == generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8, batch_size=1)[0]
+    finally:
+        config.eos_token_id = ends
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_models_attention_is_left_as_it_was(lm, broken):
+    before = lm.hf.config._attn_implementation
+    if broken:
+        with pytest.raises(ZeroDivisionError), lm.hf.register_forward_pre_hook(lambda *_: 1 / 0):
+            generate(lm, PROMPTS)
+    else:
+        generate(lm, PROMPTS, max_new_tokens=1)
+    assert lm.hf.config._attn_implementation == before
 
 
 def test_greedy_equals_generate_of_transformers(any_family):
@@ -63,6 +88,7 @@ def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
     assert (nucleus > -torch.inf).sum(1).gt(FEW).all() == (sharpness == 0.1 or top_p == 1)
     expected = (nucleus - (-uniform.log()).log()).argmax(1)
     assert draw(scores, uniform, top_p).tolist() == expected.tolist()
+    assert draw(scores, uniform, top_p, few=3).tolist() == expected.tolist()
 
 
 def test_seeds(lm):
@@ -84,9 +110,9 @@ def test_completions_hold_neither_prompt_nor_special_tokens(lm):
     assert all("<|" not in text for row in generate(lm, PROMPTS, samples=20, max_new_tokens=30) for text in row)
 
 
-def test_seeded_rows_draw_from_the_softmax():
+def test_the_sampler_draws_from_the_softmax():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    drawn = SeededRows(range(4000))(torch.zeros(4000, 1, dtype=torch.long), logits).argmax(1)
+    drawn = Sampler(range(4000))(logits)
     counts = [Counter(drawn.tolist())[i] for i in range(4)]
     assert stats.chisquare(counts, [2000, 1200, 600, 200]).pvalue > 1e-3
 
