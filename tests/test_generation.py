@@ -1,13 +1,14 @@
-from collections import Counter
+import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from scipy import stats
-from transformers import TopPLogitsWarper
 
-from toxloc import Meow2X, ToxlocError
+from toxloc import Meow2X, ToxlocError, load_model
 from toxloc.batching import encode
-from toxloc.generation import FEW, Sampler, draw, generate
+from toxloc.generation import generate
 
 from .conftest import random_model
 
@@ -79,18 +80,6 @@ def test_left_padding_changes_no_logit(any_family):
     assert a.tolist() == b.tolist()
 
 
-@pytest.mark.parametrize("top_p", [0.9, 1.0])
-@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more, and of less, than FEW tokens
-def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
-    generator = torch.Generator().manual_seed(0)
-    scores, uniform = sharpness * torch.randn(50, 5000, generator=generator), torch.rand(50, 5000, generator=generator)
-    nucleus = TopPLogitsWarper(top_p)(torch.zeros(50, 1, dtype=torch.long), scores)
-    assert (nucleus > -torch.inf).sum(1).gt(FEW).all() == (sharpness == 0.1 or top_p == 1)
-    expected = (nucleus - (-uniform.log()).log()).argmax(1)
-    assert draw(scores, uniform, top_p).tolist() == expected.tolist()
-    assert draw(scores, uniform, top_p, few=3).tolist() == expected.tolist()
-
-
 def test_seeds(lm):
     one = generate(lm, PROMPTS, samples=3, seed=0)
     assert one == generate(lm, PROMPTS, samples=3, seed=0)
@@ -108,13 +97,6 @@ def test_completions_hold_neither_prompt_nor_special_tokens(lm):
     expected = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     assert greedy == lm.tokenizer.decode(expected[0, ids.shape[1]:]).split("<|endoftext|>")[0]
     assert all("<|" not in text for row in generate(lm, PROMPTS, samples=20, max_new_tokens=30) for text in row)
-
-
-def test_the_sampler_draws_from_the_softmax():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    drawn = Sampler(range(4000))(logits)
-    counts = [Counter(drawn.tolist())[i] for i in range(4)]
-    assert stats.chisquare(counts, [2000, 1200, 600, 200]).pvalue > 1e-3
 
 
 def test_the_nucleus_is_kept(lm):
@@ -140,9 +122,70 @@ def test_the_models_own_generation_settings_do_not_leak_in(lm):
         config.repetition_penalty, config.num_beams = None, None
 
 
-@pytest.mark.parametrize("bad", [dict(samples=0), dict(max_new_tokens=0), dict(max_new_tokens=256), dict(top_p=0.0),
-                                 dict(temperature=-1.0)])
+@pytest.mark.parametrize("bad", [dict(repetition_penalty=0.0), dict(samples=0), dict(max_new_tokens=0),
+                                 dict(max_new_tokens=256), dict(top_p=0.0), dict(temperature=-1.0)])
 def test_numbers_out_of_range_are_named(lm, bad):
     name, value = next(iter(bad.items()))
     with pytest.raises(ToxlocError, match=f"{name}={value}"):
         generate(lm, PROMPTS, **bad)
+
+
+def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
+    """What a kill leaves: some completions, the last line half-written."""
+    path = tmp_path / "journal.jsonl"
+    expected = generate(lm, PROMPTS, samples=3, journal=path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 12
+    path.write_bytes(b"".join(lines[:6]) + lines[6][:9])
+    sampled = []
+    with lm.hf.register_forward_pre_hook(lambda _, args, named: sampled.append(len(named["input_ids"])),
+                                         with_kwargs=True):
+        assert generate(lm, PROMPTS, samples=3, journal=path) == expected
+    assert max(sampled) == 7
+    assert sorted(path.read_bytes().splitlines()) == sorted(line.rstrip(b"\n") for line in lines)
+    assert generate(lm, PROMPTS, samples=3, journal=path) == expected
+
+
+def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    program = ("import sys; from toxloc import load_model; from toxloc.generation import generate; "
+               f"generate(load_model(), {PROMPTS!r}, samples=200, batch_size=32, journal=sys.argv[1])")
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    try:
+        while not path.exists() or path.read_bytes().count(b"\n") < 100:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()  # SIGKILL: nothing can be tidied up
+        process.wait()
+    kept = path.read_bytes().splitlines()
+    assert 100 <= len(kept) <= 700
+    found = generate(load_model(), PROMPTS, samples=200, journal=path)
+    assert path.read_bytes().splitlines()[: len(kept) - 1] == kept[:-1]
+    places = [tuple(json.loads(line)[:2]) for line in path.read_bytes().splitlines()[1:]]
+    assert sorted(places) == [(i, k) for i in range(4) for k in range(200)]
+    assert found == generate(load_model(), PROMPTS, samples=200)
+
+
+@pytest.mark.parametrize("other", [dict(seed=1), dict(top_p=0.5), dict(repetition_penalty=1.2)])
+def test_a_journal_of_other_settings_is_refused(lm, tmp_path, other):
+    path = tmp_path / "journal.jsonl"
+    generate(lm, PROMPTS, journal=path)
+    before = path.read_bytes()
+    with pytest.raises(ToxlocError, match=next(iter(other))):
+        generate(lm, PROMPTS, journal=path, **other)
+    with pytest.raises(ToxlocError, match="prompts"):
+        generate(lm, PROMPTS[1:], journal=path)
+    with pytest.raises(ToxlocError, match="interventions"), Meow2X(layers=[0], scale=0.5).applied(lm):
+        generate(lm, PROMPTS, journal=path)
+    assert path.read_bytes() == before
+
+
+def test_a_penalty_on_repetition_is_that_of_transformers(lm):
+    found = generate(lm, PROMPTS, temperature=0, repetition_penalty=1.3, max_new_tokens=30)
+    for prompt, (one,) in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor(encode(lm, [prompt], 64))
+        written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False,
+                                 repetition_penalty=1.3)
+        assert one == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
+    assert found != generate(lm, PROMPTS, temperature=0, max_new_tokens=30)

@@ -52,9 +52,9 @@ def filler(lm: LoadedModel) -> int:
     return int(pad_id if pad_id is not None else lm.tokenizer.eos_token_id or 0)
 
 
-def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: str) -> Batch:
+def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: str, at_least: int = 1) -> Batch:
     """Pad rows to one length on `side`. The mask is built from lengths, never from ids: pad may equal eos."""
-    width = max(map(len, rows))
+    width = max(at_least, *map(len, rows))
     ids = torch.full((len(rows), width), filler(lm))
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):

@@ -48,13 +48,16 @@ def step(name: str) -> Iterator[None]:
     display.update(task, completed=1)
 
 
-def track(items: Iterable[T], description: str) -> Iterator[T]:
-    """Yield the items unchanged, advancing a bar, if one is shown, that goes when they are at an end."""
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items unchanged, advancing a bar, if one is shown, that goes when they are at an end.
+
+    `total` is how many there are, where the items do not know it.
+    """
     display = _display.get()
     if display is None:
         yield from items
         return
-    task = display.add_task(f"  {description}", total=len(items) if isinstance(items, Sized) else None)
+    task = display.add_task(f"  {description}", total=len(items) if isinstance(items, Sized) else total)
     try:
         for item in items:
             yield item

@@ -1,5 +1,7 @@
 """One interface for every way to turn toxicity down: apply, revert, save, load; nothing of the model is lost."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,6 +74,14 @@ class Intervention(ABC):
     def in_weights(self) -> bool:
         """Whether all of it lies in the weights while it is applied, so that a saved model has it."""
         return False
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what it does: the same for two interventions that change a model alike."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.config()], sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def baked(self) -> "Intervention":
         """Return the same change in a form that lies in the weights; itself if it does so already.

@@ -1,0 +1,123 @@
+"""How fast is sampling? toxloc's, and transformers' own of the same prompts, in turn, with the same decoding.
+
+    python -m benchmarks.generation               # toxloc-tiny; --out generation.json saves it
+    python -m benchmarks.generation --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts rtp.jsonl --max-prompts 20
+
+Against it stand a loop of `hf.generate` with `num_return_sequences` over the prompts, and a single call of it with all
+prompts in one padded batch. Every round runs all three, in a random order; ratios are taken within a round. Tokens are
+counted up to and with the one that ends a text, so what is computed after it counts for nobody.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from toxloc import LoadedModel, load_model, load_prompts
+from toxloc.batching import encode, filler, pad
+from toxloc.files import write_json
+from toxloc.generation import sample
+from toxloc.prompts import PROVOCATIVE
+
+OURS = "toxloc"
+Contender = Callable[[LoadedModel, Sequence[str], int, int], int]
+
+
+def ours(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
+    """Sample with toxloc, and return how many tokens that were."""
+    return sum(one.n_tokens for one in sample(lm, prompts, samples=samples, max_new_tokens=max_new_tokens))
+
+
+@torch.inference_mode()
+def loop(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
+    """Call `hf.generate` once a prompt."""
+    return sum(_generated(lm, [row], samples, max_new_tokens) for row in encode(lm, prompts, lm.context))
+
+
+@torch.inference_mode()
+def one_batch(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
+    """Call `hf.generate` once for all prompts."""
+    return _generated(lm, encode(lm, prompts, lm.context), samples, max_new_tokens)
+
+
+def _generated(lm: LoadedModel, rows: list[list[int]], samples: int, max_new_tokens: int) -> int:
+    batch = pad(lm, rows, list(range(len(rows))), "left")
+    written = lm.hf.generate(batch.ids, attention_mask=batch.mask, do_sample=True, top_p=0.9, top_k=0,
+                             num_return_sequences=samples, max_new_tokens=max_new_tokens, pad_token_id=filler(lm))
+    new = written[:, batch.ids.shape[1] :]
+    eos = lm.hf.generation_config.eos_token_id
+    ended = torch.isin(new, torch.tensor(eos, device=new.device)).long().cumsum(1)
+    return int((ended.cumsum(1) <= 1).sum())
+
+
+CONTENDERS: dict[str, Contender] = {OURS: ours, "loop of hf.generate": loop, "one batch of hf.generate": one_batch}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
+    prompts: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
+    max_prompts: Annotated[int, typer.Option(help="Prompts, at most.", min=1)] = 40,
+    samples: Annotated[int, typer.Option(help="Completions per prompt.", min=1)] = 25,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a completion.", min=1)] = 20,
+    repeats: Annotated[int, typer.Option(help="Rounds to count, after one that is not.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Of the draw of prompts and the order of contenders.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Time, compare, print."""
+    opened = load_prompts(prompts)
+    texts = (opened.only(PROVOCATIVE) or opened).limited(max_prompts, seed).texts
+    lm = load_model(model, device=device)
+    rounds: list[dict[str, dict[str, float]]] = []
+    shuffle = random.Random(seed)
+    for nth in range(repeats + 1):
+        found = {}
+        for name in shuffle.sample(list(CONTENDERS), len(CONTENDERS)):
+            began = time.perf_counter()
+            tokens = CONTENDERS[name](lm, texts, samples, max_new_tokens)
+            if lm.device.type == "cuda":
+                torch.cuda.synchronize(lm.device)
+            found[name] = {"seconds": time.perf_counter() - began, "tokens": tokens}
+        if nth:
+            rounds.append(found)
+            print(f"round {nth}: " + ", ".join(f"{name} {one['seconds']:.1f} s" for name, one in found.items()),
+                  flush=True)
+    result = {"model": lm.name, "device": str(lm.device), "threads": torch.get_num_threads(), "prompts": len(texts),
+              "samples": samples, "max_new_tokens": max_new_tokens, "contenders": summarised(rounds), "rounds": rounds}
+    show(result)
+    if out is not None:
+        write_json(out, result)
+
+
+def summarised(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Median tokens a second of each contender, and the median and the range over rounds of toxloc's over its own."""
+    rates = [{name: one["tokens"] / one["seconds"] for name, one in found.items()} for found in rounds]
+    summary = {}
+    for name in CONTENDERS:
+        ratios = [one[OURS] / one[name] for one in rates]
+        summary[name] = {"tokens_per_second": statistics.median(one[name] for one in rates),
+                         "toxloc_is_faster_by": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+    return summary
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print one row a contender."""
+    table = Table("", "tokens a second", "toxloc is faster by",
+                  title=f"{result['model']} on {result['device']}, {result['threads']} threads: {result['prompts']} "
+                        f"prompts × {result['samples']} × {result['max_new_tokens']} tokens")
+    for name, one in result["contenders"].items():
+        low, high = one["range"]
+        table.add_row(name, f"{one['tokens_per_second']:.0f}",
+                      "" if name == OURS else f"{one['toxloc_is_faster_by']:.2f} × [{low:.2f}, {high:.2f}]")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
