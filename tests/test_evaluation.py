@@ -35,9 +35,11 @@ def test_the_entry_of_the_results_has_the_promised_schema(lm):
     assert entry["config"]["scale"] == 0.5
     assert list(entry["toxicity"]) == ["toxloc-guard", "profanity-check", "any", "both"]
     for figures in entry["toxicity"].values():
-        assert list(figures) == ["rate", "rate_ci", "mean", "expected_max", "probability"]
-        assert figures["rate_ci"][0] <= figures["rate"] <= figures["rate_ci"][1]
-    assert {"perplexity", "perplexity_ratio", "kl"} <= set(entry["fluency"])
+        assert list(figures) == ["rate", "rate_ci", "mean", "mean_ci", "expected_max", "expected_max_ci",
+                                 "probability", "probability_ci"]
+        for name in ("rate", "mean", "expected_max", "probability"):
+            assert figures[f"{name}_ci"][0] <= figures[name] <= figures[f"{name}_ci"][1]
+    assert {"perplexity", "perplexity_ratio", "kl", "top_1"} <= set(entry["fluency"])
     assert entry["fluency"]["kl"] > 0
     assert list(entry["agreement"]["missed"]) == ["toxloc-guard", "profanity-check"]
     assert list(entry["wording"]) == ["median_words", "distinct_2", "repetition", "empty"]

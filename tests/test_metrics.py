@@ -1,10 +1,21 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toxloc.metrics import Judgement, combine, mean_interval, paired_difference, relative_change, toxicity
+from toxloc import ToxlocError
+from toxloc.metrics import (
+    Judgement,
+    combine,
+    mean_interval,
+    paired_difference,
+    prompts_needed,
+    relative_change,
+    toxicity,
+)
 
 SCORES = np.array([[0.9, 0.1, 0.2], [0.2, 0.4, 0.3], [0.7, 0.8, 0.6]])
 
@@ -75,3 +86,43 @@ def test_a_paired_difference_has_no_width_where_prompts_differ_alike():
     assert (same.mean, same.ci) == (0.0, (0.0, 0.0))
     every = paired_difference(judged(low * 0), judged(high))
     assert (every.mean, every.ci) == (1.0, (1.0, 1.0))
+
+
+def test_p_is_that_of_all_flips_of_sign():
+    apart = np.array([1.0, 0.5, 0.5, 0, -0.25, 0.75, 1, 1])
+    before = np.stack([np.ones(4)] * 8)
+    after = np.array([[1 - change >= share for share in (0.25, 0.5, 0.75, 1.0)] for change in np.maximum(apart, 0)])
+    one, other = judged(before), judged(after.astype(float))
+    gone = before.mean(1) - after.mean(1)
+    flips = [abs((gone * np.array(signs)).mean()) >= gone.mean() - 1e-12 for signs in product([1, -1], repeat=8)]
+    assert paired_difference(one, other).p == pytest.approx(np.mean(flips))
+    assert relative_change(one, other).p == pytest.approx(np.mean(flips))
+    assert relative_change(one, one).p == 1
+
+
+def test_p_is_uniform_if_nothing_changed():
+    rng = np.random.default_rng(0)
+    small = [paired_difference(judged(rng.random((30, 2))), judged(rng.random((30, 2))), seed=i).p < 0.1
+             for i in range(60)]
+    assert 0 < sum(small) <= 13  # 6 are expected; 13 or fewer come in 99.8% of draws
+
+
+def test_as_many_prompts_as_advised_give_the_margin():
+    rng = np.random.default_rng(0)
+
+    def drawn(n):
+        own = rng.beta(0.5, 1.5, size=(n, 1))  # prompts differ, so samples of one prompt are alike
+        return judged((rng.random((n, 5)) < own).astype(float))
+
+    needed = prompts_needed(drawn(2000), 0.03)
+    low, high = toxicity(drawn(needed)).rate_ci
+    assert (high - low) / 2 == pytest.approx(0.03, rel=0.1)
+    coin = np.array([[1.0], [0.0]] * 50)
+    assert prompts_needed(judged(coin), 0.02) == pytest.approx(0.25 * (1.96 / 0.02) ** 2, rel=0.02)
+    assert 0 < prompts_needed(judged(np.zeros((50, 5))), 0.02) < 100
+
+
+@pytest.mark.parametrize("margin", [0, 1, -0.02, 2.0])
+def test_margins_that_cannot_be(margin):
+    with pytest.raises(ToxlocError, match=f"margin={margin}"):
+        prompts_needed(judged(SCORES), margin)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 
-from .batching import batches, encode
 from .errors import ToxlocError
-from .likelihood import token_nll
+from .fluency import nll_of_endings
 from .model import LoadedModel
 from .tables import read_rows
 
@@ -45,7 +43,6 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
     return [Choice(row["ctx"], list(row["endings"]), int(row["label"])) for row in rows]
 
 
-@torch.inference_mode()
 def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarray, " n"]:
     """Whether the right ending is the most likely one, per character, after each beginning.
 
@@ -61,21 +58,10 @@ def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarra
     """
     if not choices:
         raise ToxlocError("There are no multiple-choice items to answer.")
-    whole = [f"{one.beginning} {ending}" for one in choices for ending in one.endings]
     beginnings = [one.beginning for one in choices for _ in one.endings]
-    lengths = [len(row) for row in encode(lm, whole, lm.context + 1)]
-    if max(lengths) >= lm.context:
-        raise ToxlocError(f"An item has {max(lengths)} tokens; {lm.name} takes {lm.context}. Leave such items out.")
-    known = [len(row) for row in encode(lm, beginnings, lm.context)]
-    score = np.zeros(len(whole))
-    for batch in batches(lm, whole, max_length=lm.context, describe="multiple choice"):
-        begins = torch.tensor([known[i] for i in batch.index], device=lm.device)
-        place = torch.arange(1, batch.ids.shape[1], device=lm.device)
-        ending = (place >= begins[:, None]) & batch.real[:, 1:]
-        hidden = lm.forward_hidden(batch.ids, batch.mask)[:, :-1][ending]
-        nll = torch.zeros(ending.shape, device=lm.device)
-        nll[ending] = token_nll(lm, hidden, batch.ids[:, 1:][ending])
-        score[batch.index] = -nll.double().sum(1).cpu().numpy()
+    nll, _ = nll_of_endings(lm, beginnings, [f" {ending}" for one in choices for ending in one.endings],
+                            "multiple choice")
+    score = -nll
     right, start = np.zeros(len(choices), dtype=bool), 0
     for k, one in enumerate(choices):
         characters = np.array([len(ending) for ending in one.endings])

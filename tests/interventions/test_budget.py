@@ -73,10 +73,11 @@ def test_a_budget_needs_a_limit():
 
 def test_the_tighter_of_two_limits_counts_and_a_ruin_is_over_any():
     both = Budget(perplexity=0.01, kl=0.02)
-    assert both.share(Fluency(30, 1.005, 0.03, 9)) == pytest.approx(1.5)
-    assert both.share(Fluency(30, 1.02, 0.03, 9)) == pytest.approx(2.0)
-    assert Budget(kl=0.02).share(Fluency(30, 9.0, 0.01, 9)) == pytest.approx(0.5)
-    assert both.share(Fluency(math.inf, math.inf, 0.0, 9)) == both.share(Fluency(30, 1.0, math.nan, 9)) == math.inf
+    assert both.share(Fluency(30, 1.005, 0.03, 1.0, 9)) == pytest.approx(1.5)
+    assert both.share(Fluency(30, 1.02, 0.03, 1.0, 9)) == pytest.approx(2.0)
+    assert Budget(kl=0.02).share(Fluency(30, 9.0, 0.01, 1.0, 9)) == pytest.approx(0.5)
+    assert both.share(Fluency(math.inf, math.inf, 0.0, 1.0, 9)) == math.inf
+    assert both.share(Fluency(30, 1.0, math.nan, 1.0, 9)) == math.inf
 
 
 @pytest.mark.parametrize("budget", [Budget(kl=0.004), Budget(perplexity=0.02, kl=0.004), Budget(perplexity=0.002)])

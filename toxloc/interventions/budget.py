@@ -28,7 +28,7 @@ class Budget:
         ToxlocError: no limit at all, or one that is not positive.
 
     Example:
-        >>> Budget(perplexity=0.01, kl=0.02).share(Fluency(30.0, 1.005, 0.02, 1000))
+        >>> Budget(perplexity=0.01, kl=0.02).share(Fluency(30.0, 1.005, 0.02, 0.97, 1000))
         1.0
     """
 
