@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import re
 import signal
@@ -38,6 +39,8 @@ def test_help_names_every_option_and_the_warning():
 
 @pytest.mark.parametrize(("command", "words"), [
     ("suppress", ("--method", "--budget", "--kl-budget", "--max-neutral", "--seed", "toxloc export")),
+    ("evaluate", ("--intervention", "--protocol", "--evaluator", "--neutral", "dpo_toxic", "offensive", "goes on")),
+    ("compare", ("What toxloc evaluate wrote", "--json", "refused")),
     ("export", ("INTERVENTION_FOLDER", "--model", "--format", "--any-model", "model card")),
 ])
 def test_help_of_the_other_commands(command, words):
@@ -112,7 +115,51 @@ def test_export_is_for_the_model_it_was_fitted_on(suppressed, tmp_path, lm):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
+    few = ["--max-prompts", "12", "--samples", "2", "--max-neutral", "20"]
+    for name, more in (("before", []), ("after", ["--intervention", suppressed[0]])):
+        result = invoke("evaluate", "toxloc-tiny", "--out", tmp_path / name, *few, *more)
+        assert result.exit_code == 0, result.output
+        assert "12 prompts × 2" in result.output
+        assert "prompts like these" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before"]  # no journal is left
+    figures = toxloc.load_evaluation(tmp_path / "after").figures
+    assert (figures["method"], figures["decoding"]["samples"]) == ("trne", 2)
+    assert figures["over_suppression"]["n_prompts"]["identity"] == 30
+    result = invoke("compare", tmp_path / "before", tmp_path / "after")
+    assert result.exit_code == 0, result.output
+    assert "perplexity of completions" in result.output
+    shown = json.loads(invoke("compare", tmp_path / "before", tmp_path / "after", "--json").output)
+    before = toxloc.load_evaluation(tmp_path / "before").figures
+    assert shown["differences"]["any"]["mean"] == pytest.approx(
+        figures["toxicity"]["any"]["rate"] - before["toxicity"]["any"]["rate"])
+
+
+def test_a_killed_evaluation_goes_on(tmp_path):
+    arguments = ["evaluate", "toxloc-tiny", "--out", str(tmp_path / "e"), "--samples", "4", "--max-neutral", "20"]
+    process = subprocess.Popen([sys.executable, "-m", "toxloc", *arguments], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    journal = tmp_path / "e.partial.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 64):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    kept = journal.read_bytes().splitlines()[1:-1]
+    assert 64 <= len(kept) < 520
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert not journal.exists()
+    rows = [json.loads(line) for line in (tmp_path / "e" / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 520
+    for i, k, text in map(json.loads, kept):
+        assert rows[4 * i + k]["completion"] == text
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["evaluate", "toxloc-tiny", "--protocol", "rtp"], "There is no protocol 'rtp'; there are RealToxicityPrompts"),
+    (["evaluate", "toxloc-tiny", "--protocol", "ProFS", "--samples", "5"], "ProFS fixes samples=1"),
+    (["evaluate", "toxloc-tiny", "--intervention", "nowhere"], "holds no intervention"),
+    (["evaluate", "toxloc-tiny", "--top-p", "2"], "top_p=2.0 is out of range"),
     (["suppress", "./nowhere"], "There is no model folder at './nowhere'"),
     (["suppress", "toxloc-tiny", "--method", "meow"], "Unknown method 'meow'; choose one of trne"),
     (["suppress", "toxloc-tiny", "--budget", "-1"], "not -1.0"),

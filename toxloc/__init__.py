@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .causal import CausalProof, Knockout, KnockoutCurve, KnockoutTest, causal_proof, knockout, knockout_curve
+    from .comparison import Comparison, compare
     from .errors import ToxlocError
-    from .evaluation import Evaluation, evaluate
+    from .evaluation import Evaluation, evaluate, load_evaluation
     from .export import export_hf, export_peft
     from .inside import Driven, Promoted, TokenView, driving_texts, promoted_tokens, token_view
     from .interventions import (
@@ -31,15 +32,18 @@ if TYPE_CHECKING:
     )
     from .localization import Localization, localize
     from .model import LoadedModel, load_model
+    from .oversuppression import OverSuppression, over_suppression
     from .pipeline import RunResult, run
     from .prompts import ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
+    from .protocols import PROTOCOLS, Protocol
     from .statistics import ContrastStatistics, collect_contrast
 
 _HOME = {
     "CausalProof": "causal", "Knockout": "causal", "KnockoutCurve": "causal", "KnockoutTest": "causal",
     "causal_proof": "causal", "knockout": "causal", "knockout_curve": "causal",
+    "Comparison": "comparison", "compare": "comparison",
     "ToxlocError": "errors",
-    "Evaluation": "evaluation", "evaluate": "evaluation",
+    "Evaluation": "evaluation", "evaluate": "evaluation", "load_evaluation": "evaluation",
     "Driven": "inside", "Promoted": "inside", "TokenView": "inside", "driving_texts": "inside",
     "promoted_tokens": "inside", "token_view": "inside",
     "export_hf": "export", "export_peft": "export",
@@ -49,19 +53,21 @@ _HOME = {
     "ValueVector": "interventions", "load_intervention": "interventions",
     "Localization": "localization", "localize": "localization",
     "LoadedModel": "model", "load_model": "model",
+    "OverSuppression": "oversuppression", "over_suppression": "oversuppression",
     "RunResult": "pipeline", "run": "pipeline",
     "ContrastSet": "prompts", "NeutralText": "prompts", "PromptSet": "prompts",
     "load_contrast": "prompts", "load_neutral": "prompts", "load_prompts": "prompts",
+    "PROTOCOLS": "protocols", "Protocol": "protocols",
     "ContrastStatistics": "statistics", "collect_contrast": "statistics",
 }
 __all__ = [
-    "TRNE", "AurA", "Budget", "CausalProof", "Chain", "ContrastSet", "ContrastStatistics", "Damp",
-    "DirectionalAblation", "Driven", "Evaluation", "Intervention", "Knockout", "KnockoutCurve", "KnockoutTest",
-    "LinearAcT", "LoadedModel", "Localization", "Meow2X", "NeutralText", "ProFS", "Promoted", "PromptSet",
-    "RunResult", "Steering", "TokenView", "ToxlocError", "ValueVector", "causal_proof", "collect_contrast",
-    "driving_texts", "evaluate", "export_hf", "export_peft", "knockout", "knockout_curve", "load_contrast",
-    "load_intervention", "load_model", "load_neutral", "load_prompts", "localize", "promoted_tokens", "run",
-    "token_view",
+    "PROTOCOLS", "TRNE", "AurA", "Budget", "CausalProof", "Chain", "Comparison", "ContrastSet", "ContrastStatistics",
+    "Damp", "DirectionalAblation", "Driven", "Evaluation", "Intervention", "Knockout", "KnockoutCurve",
+    "KnockoutTest", "LinearAcT", "LoadedModel", "Localization", "Meow2X", "NeutralText", "OverSuppression", "ProFS",
+    "Promoted", "PromptSet", "Protocol", "RunResult", "Steering", "TokenView", "ToxlocError", "ValueVector",
+    "causal_proof", "collect_contrast", "compare", "driving_texts", "evaluate", "export_hf", "export_peft",
+    "knockout", "knockout_curve", "load_contrast", "load_evaluation", "load_intervention", "load_model",
+    "load_neutral", "load_prompts", "localize", "over_suppression", "promoted_tokens", "run", "token_view",
 ]
 
 

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
@@ -21,6 +21,29 @@ from .progress import track
 from .sampling import Sampler
 
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 1024}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are sampled; the fields are what `generate` takes.
+
+    Attributes:
+        samples: completions per prompt.
+        max_new_tokens: length of a completion.
+        top_p: nucleus; 1 for plain sampling.
+        temperature: 0 for greedy decoding.
+        repetition_penalty: 1 for none.
+    """
+
+    samples: int = 5
+    max_new_tokens: int = 20
+    top_p: float = 0.9
+    temperature: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,9 +92,9 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
         >>> generate(load_model(), ["The weather today is"], samples=2)    # doctest: +SKIP
         [[' a bit cold, but ...', ' not so bad ...']]
     """
-    how: dict[str, Any] = {"samples": samples, "max_new_tokens": max_new_tokens, "top_p": top_p,
-                           "temperature": temperature, "repetition_penalty": repetition_penalty, "seed": seed}
-    check(lm, **how)
+    decoding = Decoding(samples, max_new_tokens, top_p, temperature, repetition_penalty)
+    check_decoding(lm, decoding)
+    how = decoding.to_dict() | {"seed": seed}
     completions = [[""] * samples for _ in prompts]
     with Journal(journal, _settings(lm, prompts, how)) if journal else nullcontext() as kept:
         known = kept.known if kept else {}
@@ -84,15 +107,14 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
     return completions
 
 
-def check(lm: LoadedModel, *, samples: int, max_new_tokens: int, top_p: float, temperature: float,
-          repetition_penalty: float, seed: int) -> None:
+def check_decoding(lm: LoadedModel, how: Decoding) -> None:
     """Raise ToxlocError if a number is out of range."""
-    for name, value, good in (
-            ("samples", samples, samples >= 1), ("max_new_tokens", max_new_tokens, 1 <= max_new_tokens < lm.context),
-            ("top_p", top_p, 0 < top_p <= 1), ("temperature", temperature, temperature >= 0),
-            ("repetition_penalty", repetition_penalty, repetition_penalty > 0)):
+    for name, good in (("samples", how.samples >= 1), ("max_new_tokens", 1 <= how.max_new_tokens < lm.context),
+                       ("top_p", 0 < how.top_p <= 1), ("temperature", how.temperature >= 0),
+                       ("repetition_penalty", how.repetition_penalty > 0)):
         if not good:
-            raise ToxlocError(f"{name}={value} is out of range for {lm.name} (context of {lm.context} tokens).")
+            raise ToxlocError(f"{name}={getattr(how, name)} is out of range for {lm.name} (context of {lm.context} "
+                              "tokens).")
 
 
 @torch.inference_mode()

@@ -172,6 +172,10 @@ class Difference:
     ci: Interval
     p: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {"mean": self.mean, "ci": list(self.ci), "p": self.p}
+
 
 def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Difference:
     """Rate of `other` minus rate of `one` on the same prompts, which are resampled together.

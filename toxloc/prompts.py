@@ -24,6 +24,8 @@ TOXIC_LABELS = {"1", "1.0", "true", "toxic", "hate", "hateful", "offensive", "ab
 NEUTRAL_LABELS = {"0", "0.0", "false", "neutral", "nontoxic", "non-toxic", "non-hateful", "neither", "none", "normal"}
 TOXIC_FROM, NEUTRAL_TO = 0.5, 0.25  # of a toxicity between 0 and 1; what lies between is left out
 PROVOCATIVE, EVERYDAY = "provocative", "everyday"
+BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive"}
+WHICH = ("all", "toxic", "nontoxic", "challenging")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,11 @@ class PromptSet:
         if self.kinds is None:
             return None
         kept = [i for i, k in enumerate(self.kinds) if k == kind]
-        return self._take(kept) if kept else None
+        return self.take(kept) if kept else None
+
+    def sampled(self, count: int, seed: int = 0) -> "PromptSet":
+        """Return at most `count` prompts of all kinds together, drawn at random, in their old order."""
+        return self.take(sorted(_shuffled(len(self.texts), seed)[:count]))
 
     def limited(self, count: int, seed: int = 0) -> "PromptSet":
         """Return at most `count` prompts of each kind, drawn at random, in their old order."""
@@ -159,7 +165,7 @@ class PromptSet:
         for kind in dict.fromkeys(kinds):
             members = [i for i, k in enumerate(kinds) if k == kind]
             kept += [members[i] for i in _shuffled(len(members), seed)[:count]]
-        return self._take(sorted(kept))
+        return self.take(sorted(kept))
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[PromptSet, PromptSet]":
         """Divide at random into two sets, the first with `fraction` of the prompts, each in the old order.
@@ -169,9 +175,10 @@ class PromptSet:
         """
         order = _shuffled(len(self.texts), seed)
         cut = round(fraction * len(order))
-        return self._take(sorted(order[:cut])), self._take(sorted(order[cut:]))
+        return self.take(sorted(order[:cut])), self.take(sorted(order[cut:]))
 
-    def _take(self, kept: list[int]) -> "PromptSet":
+    def take(self, kept: list[int]) -> "PromptSet":
+        """Return the prompts at these places."""
         return PromptSet([self.texts[i] for i in kept],
                          None if self.kinds is None else [self.kinds[i] for i in kept],
                          None if self.scores is None else [self.scores[i] for i in kept], self.name)
@@ -259,38 +266,44 @@ def load_contrast(source: str = "builtin", *, toxic_column: str | None = None, n
     )
 
 
-def load_prompts(source: str = "builtin", *, text_column: str | None = None, split: str = "train") -> PromptSet:
+def load_prompts(source: str = "builtin", *, which: str | None = None, text_column: str | None = None,
+                 split: str = "train") -> PromptSet:
     """Load openings for a model to complete.
 
     Args:
-        source: "builtin" (130 provocative and 130 everyday openings written for toxloc), a CSV, TSV, JSON Lines,
-            Parquet or text file (one prompt a line), or a hub dataset's id.
+        source: "builtin" (130 provocative and 130 everyday openings written for toxloc), "sensitive" (90 harmless ones
+            that mention identities, anger and illness; see `over_suppression`), a CSV, TSV, JSON Lines, Parquet or text
+            file (one prompt a line), or a hub dataset's id.
+        which: "all", "toxic", "nontoxic" or "challenging" ones alone, as protocols choose them. Without it challenging
+            prompts of RealToxicityPrompts (where the file marks them, else those of toxicity .5 and over) are
+            provocative, those of toxicity under .5 everyday, and the rest is left out.
         text_column: recognised if it has a usual name ("text", "prompt", ...). A column `kind` is kept.
-            RealToxicityPrompts' layout is known: challenging prompts (where the file marks them, else those of
-            toxicity .5 and over) are provocative, those of toxicity under .5 everyday.
+            RealToxicityPrompts' layout is known.
         split: of a hub dataset.
 
     Raises:
-        ToxlocError: nothing readable there, or no such column.
+        ToxlocError: nothing readable there, no such column, or no such prompts.
 
     Example:
         >>> len(load_prompts("builtin").only("provocative"))
         130
     """
-    if source == "builtin":
-        rows = _built_in("openings")
-        return PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, "builtin")
+    if which not in (None, *WHICH):
+        raise ToxlocError(f"which={which!r}: choose one of {', '.join(WHICH)}.")
+    if source in BUILT_IN_PROMPTS:
+        rows = _built_in(BUILT_IN_PROMPTS[source])
+        return _chosen(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), which)
     rows = read_rows(source, split)
     name = Path(source).name
     if isinstance(rows[0].get("prompt"), dict):
-        return _prompts_of_realtoxicityprompts(rows, name)
+        return _prompts_of_realtoxicityprompts(rows, name, which)
     text = _column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
         raise ToxlocError(f"{name} has the columns {', '.join(rows[0])}; name the one with the prompts "
                           "(text_column=).")
     rows = [r for r in rows if _text(r[text])]
     kinds = [str(r["kind"]) for r in rows] if rows and "kind" in rows[0] else None
-    return PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name)
+    return _chosen(PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name), which)
 
 
 def load_neutral(source: str = "builtin", *, text_column: str | None = None, limit: int | None = 500,
@@ -375,20 +388,32 @@ def _from_realtoxicityprompts(rows: list[Row], name: str) -> ContrastSet:
     return ContrastSet(sides[True], sides[False], name)
 
 
-def _prompts_of_realtoxicityprompts(rows: list[Row], name: str) -> PromptSet:
+def _prompts_of_realtoxicityprompts(rows: list[Row], name: str, which: str | None) -> PromptSet:
     marked = any(row.get("challenging") for row in rows)
     texts, kinds, scores = [], [], []
     for row in rows:
         toxicity = row["prompt"].get("toxicity")
         if toxicity is None or not _text(row["prompt"]["text"]):
             continue
-        if row.get("challenging") if marked else toxicity >= TOXIC_FROM:
-            kind = PROVOCATIVE
-        elif toxicity < TOXIC_FROM:
-            kind = EVERYDAY
-        else:
-            continue
-        texts.append(row["prompt"]["text"].rstrip())
-        kinds.append(kind)
-        scores.append(float(toxicity))
+        toxic, challenging = toxicity >= TOXIC_FROM, bool(row.get("challenging"))
+        kind = PROVOCATIVE if (challenging if marked and which is None else toxic or challenging) else EVERYDAY
+        wanted = {None: kind == PROVOCATIVE or not toxic, "all": True, "toxic": toxic, "nontoxic": not toxic,
+                  "challenging": challenging}[which]
+        if wanted:
+            texts.append(row["prompt"]["text"].rstrip())
+            kinds.append(kind)
+            scores.append(float(toxicity))
+    if not texts:
+        raise ToxlocError(f"{name} has no {which} prompts" + ("" if marked else "; it marks none as challenging") + ".")
     return PromptSet(texts, kinds, scores, name)
+
+
+def _chosen(prompts: PromptSet, which: str | None) -> PromptSet:
+    """Choose by kind, where there is nothing else to go by."""
+    if which in (None, "all"):
+        return prompts
+    chosen = prompts.only(EVERYDAY if which == "nontoxic" else PROVOCATIVE)
+    if chosen is None:
+        raise ToxlocError(f"{prompts.name} does not say which prompts are {which}; add a column kind of "
+                          f"{PROVOCATIVE} and {EVERYDAY}, or give prompts in RealToxicityPrompts' layout.")
+    return chosen
