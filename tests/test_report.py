@@ -52,6 +52,32 @@ def test_what_each_judge_misses_is_there(html, small_run):
     assert re.search(r"The \d+ completions on which they disagree most", html)
 
 
+def test_over_suppression_is_there_for_every_method(html, small_run):
+    baseline, *methods = small_run.results["runs"]
+    assert baseline["over_suppression"] is None
+    for run in methods:
+        for kind in ("identity", "anger", "illness", "all"):
+            shift = run["over_suppression"]["relevance"][kind]
+            assert f"{shift['difference']:+.2f} <small>" in html
+    assert "Does it still talk of what may be talked of?" in html
+
+
+def test_the_advice_on_the_number_of_prompts_is_there(html, small_run):
+    assert f"about {small_run.results['prompts']['needed_for_one_point']:,} prompts" in html
+
+
+def test_categories_are_shown_where_there_are_some(small_run, tmp_path):
+    from toxloc import Localization
+    from toxloc.report import write_report
+
+    runs = [run | {"categories": {"some-judge": {"threat": run["toxicity"]["any"]}}}
+            for run in small_run.results["runs"]]
+    write_report(tmp_path / "r.html", small_run.results | {"runs": runs},
+                 Localization.load(small_run.path / "localization"), None, [])
+    html = (tmp_path / "r.html").read_text()
+    assert "<td>some-judge</td><td>threat</td>" in html
+
+
 def test_one_judge_and_no_texts(small_run, tmp_path):
     from toxloc import Localization
     from toxloc.report import write_report

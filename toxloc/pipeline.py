@@ -21,7 +21,7 @@ from .inside import promoted_tokens
 from .interventions import TRNE, Intervention, Meow2X
 from .interventions.methods import texts_of
 from .localization import Localization, localize
-from .metrics import relative_change
+from .metrics import prompts_needed, relative_change
 from .model import LoadedModel, load_model, pick_device
 from .progress import step
 from .prompts import (
@@ -317,7 +317,8 @@ def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, Knoc
         "contrast": {"name": texts.contrast.name, "n_toxic": len(texts.contrast.toxic),
                      "n_neutral": len(texts.contrast.neutral), "n_held_out": len(texts.held_out.toxic)},
         "prompts": {"name": texts.judged.name, "n_judged": len(texts.judged),
-                    "n_everyday": len(texts.everyday) if texts.everyday else 0, "samples": s.samples},
+                    "n_everyday": len(texts.everyday) if texts.everyday else 0, "samples": s.samples,
+                    "needed_for_one_point": prompts_needed(judged[0].main.judgements["any"], 0.01)},
         "neutral": {"name": texts.neutral.name, "n_fit": len(texts.neutral.fit), "n_tune": len(texts.neutral.tune),
                     "check": texts.check_name, "n_check": len(texts.check)},
         "evaluators": evaluators,
