@@ -194,6 +194,7 @@ def main(
                          ] = "highest",
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, and to go on from.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
 ) -> None:
     """Fit, judge, compare, print."""
@@ -243,7 +244,10 @@ def main(
         if out is not None:
             write_json(out, {"command": command(settings, budget), "settings": settings, "n_prompts": len(judged),
                              "entries": compared(entries, seed)})
-    show(lm.name, compared(entries, seed))
+    if as_markdown:
+        print(markdown(compared(entries, seed)))
+    else:
+        show(lm.name, compared(entries, seed))
     if figure is not None:
         plots.write_png(plots.frontier(entries), figure, width=WIDTH, scale=SCALE)
 
@@ -311,6 +315,33 @@ def show(name: str, entries: Sequence[Entry]) -> None:
             f"{words['median_words']:g}", f"{words['distinct_2']:.2f}", f"{words['repetition']:.1%}",
             _with_difference(entry.get("choices"), "accuracy"))
     console.print(table)
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """Return a table for the documentation: a row a method, its budgets side by side, from the best down."""
+    budgets = sorted({e["budget"] for e in entries if e["budget"] is not None})
+    head = ["method", *(f"{what} at +{limit:.0%}" for limit in budgets
+                        for what in ("toxic by any", "by profanity-check", "perplexity · KL", "everyday prompts"))]
+    methods = dict.fromkeys(e["method"] for e in sorted(entries, key=lambda e: e["toxicity"]["any"]["rate"]))
+    rows = []
+    for method in methods:
+        own = {e["budget"]: e for e in entries if e["method"] == method}
+        if list(own) == [None]:
+            rows.append([method if method == BASELINE else f"{method}, no budget", *_markdown_cells(own[None])])
+            continue
+        rows.append([method, *(cell for limit in budgets
+                               for cell in (_markdown_cells(own[limit]) if limit in own else ["–"] * 4))])
+    rows = [row + [""] * (len(head) - len(row)) for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _markdown_cells(entry: Entry) -> list[str]:
+    figures, cost = entry["toxicity"]["any"], entry["fluency"]
+    low, high = figures["rate_ci"]
+    return [f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]",
+            f"{entry['toxicity']['profanity-check']['rate']:.1%}",
+            f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}",
+            f"{entry['everyday']['rate']:.1%}" if "everyday" in entry else "–"]
 
 
 def _with_difference(figures: Entry | None, name: str) -> str:

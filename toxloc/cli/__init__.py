@@ -1,0 +1,46 @@
+"""The command line: a file a command. Heavy libraries load inside the commands, so that help is quick."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+from .calibrate import calibrate
+from .compare import compare
+from .evaluate import evaluate
+from .export import export
+from .run import run
+from .suppress import suppress
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich",
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  pretty_exceptions_show_locals=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"toxloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                               help="Print the version and stop.")] = False) -> None:
+    """Find where a language model keeps its toxicity, turn it down without retraining, and prove what that cost."""
+
+
+for command in (run, suppress, evaluate, compare, calibrate, export):
+    app.command()(command)
+
+
+def entry() -> None:
+    """Run the command line; the user's errors end in one sentence, Ctrl-C in a quiet stop."""
+    from ..errors import ToxlocError
+
+    try:
+        app()
+    except ToxlocError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)

@@ -1,0 +1,42 @@
+"""`toxloc calibrate`: a threshold for an evaluator."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .options import HOW, WHAT
+
+
+def calibrate(
+    evaluator: Annotated[str, typer.Argument(help="NAME or NAME=SOURCE. See docs/evaluators.md.")],
+    texts: Annotated[str, typer.Option(help="Everyday texts, none of them toxic, like those that will be judged: a "
+                                            "file, one text a line or a table with a text column; or builtin.",
+                                       rich_help_panel=WHAT)] = "builtin",
+    rate: Annotated[float, typer.Option(help="Share of them that may be called toxic.",
+                                        rich_help_panel=HOW)] = 0.01,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the threshold at which an evaluator calls at most a given share of everyday texts toxic.
+
+    Give the result to [bold]--evaluator[/bold] as NAME@THRESHOLD.
+    """
+    from ..calibration import calibrate as find
+    from ..evaluators import get_evaluators
+    from ..prompts import load_neutral
+
+    judge, = get_evaluators([evaluator])
+    everyday = load_neutral(texts, limit=None, min_words=1)
+    found = find(judge, [*everyday.fit, *everyday.tune, *everyday.check], rate)
+    if json:
+        from json import dumps
+
+        print(dumps(found.to_dict(), indent=2))
+        return
+    low, high = found.rate_ci
+    console = Console()
+    console.print(f"{found.n_texts} everyday texts of {everyday.name}: at its threshold of "
+                  f"{found.threshold_before:g}, {found.evaluator} calls {found.rate_before:.2%} of them toxic; at "
+                  f"{found.threshold:g}, {found.rate:.2%} [{low:.2%}, {high:.2%}].", highlight=False, markup=False)
+    spec = f"{evaluator.rpartition('@')[0] or evaluator}@{found.threshold:g}"
+    console.print(f"Use it: --evaluator {spec}", soft_wrap=True, highlight=False)
