@@ -245,7 +245,7 @@ def main(
             write_json(out, {"command": command(settings, budget), "settings": settings, "n_prompts": len(judged),
                              "entries": compared(entries, seed)})
     if as_markdown:
-        print(markdown(compared(entries, seed)))
+        print(markdown(compared(entries, seed), unit))
     else:
         show(lm.name, compared(entries, seed))
     if figure is not None:
@@ -317,10 +317,11 @@ def show(name: str, entries: Sequence[Entry]) -> None:
     console.print(table)
 
 
-def markdown(entries: Sequence[Entry]) -> str:
+def markdown(entries: Sequence[Entry], unit: str) -> str:
     """Return a table for the documentation: a row a method, its budgets side by side, from the best down."""
+    price = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}[unit]
     budgets = sorted({e["budget"] for e in entries if e["budget"] is not None})
-    head = ["method", *(f"{what} at +{limit:.0%}" for limit in budgets
+    head = ["method", *(f"{what} at {price.format(limit)}" for limit in budgets
                         for what in ("toxic by any", "by profanity-check", "perplexity · KL", "everyday prompts"))]
     methods = dict.fromkeys(e["method"] for e in sorted(entries, key=lambda e: e["toxicity"]["any"]["rate"]))
     rows = []

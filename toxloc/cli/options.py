@@ -6,8 +6,8 @@ import typer
 
 WHAT, HOW, WHERE = "What to read", "How to measure", "Where to run"
 
-Model = Annotated[str, typer.Argument(help="toxloc-tiny (comes with toxloc), a Hugging Face model folder, a .gguf file, "
-                                           "or a hub id such as org/name.")]
+Model = Annotated[str, typer.Argument(help="toxloc-tiny (comes with toxloc), a Hugging Face model folder, a .gguf "
+                                           "file, or a hub id such as org/name.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.", rich_help_panel=WHERE)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: CUDA where there is one.",
                                             rich_help_panel=WHERE)]
