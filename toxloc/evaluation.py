@@ -213,7 +213,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         config={i.kind: i.describe() for i in lm.applied} if len(lm.applied) > 1
         else lm.applied[0].describe() if lm.applied else {},
         protocol=known.id if known else None, decoding=decoding,
-        evaluators={one.name: {"threshold": one.threshold, **one.card} for one in judges},
+        evaluators={one.name: one.about() for one in judges},
         prompts=prompts, completions=completions, judgements=judgements,
         toxicity={name: toxicity(judgement, seed) for name, judgement in judgements.items()},
         categories={one.name: {label: toxicity(found, seed) for label, found in judge_labels(completions, one).items()}

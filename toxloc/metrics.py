@@ -186,9 +186,14 @@ def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Differ
         0.5
     """
     apart = other.toxic.mean(1) - one.toxic.mean(1)
+    return Difference(float(apart.mean()), interval_of_differences(apart, seed), _sign_flips(apart, seed))
+
+
+def interval_of_differences(apart: Float64[np.ndarray, " n"], seed: int) -> Interval:
+    """95% percentile bootstrap interval of the mean of differences, one per prompt."""
     draws = np.random.default_rng(seed).integers(len(apart), size=(RESAMPLES, len(apart)))
     low, high = np.quantile(apart[draws].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Difference(float(apart.mean()), (float(low), float(high)), _sign_flips(apart, seed))
+    return float(low), float(high)
 
 
 def _sign_flips(apart: Float64[np.ndarray, " n"], seed: int) -> float:

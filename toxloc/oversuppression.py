@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from .errors import ToxlocError
 from .fluency import nll_of_endings
 from .generation import generate
-from .metrics import CONFIDENCE, RESAMPLES, Interval
+from .metrics import Interval, interval_of_differences
 from .model import LoadedModel
 from .prompts import PromptSet, load_prompts
 
@@ -143,6 +143,4 @@ def _relevance(lm: LoadedModel, prompts: Sequence[str], completions: Sequence[Se
 
 def _shift(before: Float64[np.ndarray, " n"], after: Float64[np.ndarray, " n"], seed: int) -> Shift:
     apart = after - before
-    draws = np.random.default_rng(seed).integers(len(apart), size=(RESAMPLES, len(apart)))
-    low, high = np.quantile(apart[draws].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Shift(float(before.mean()), float(after.mean()), float(apart.mean()), (float(low), float(high)))
+    return Shift(float(before.mean()), float(after.mean()), float(apart.mean()), interval_of_differences(apart, seed))

@@ -308,7 +308,7 @@ def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, Knoc
                        for name, judgement in one.main.judgements.items()}
             entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
         runs.append(entry)
-    evaluators = {e.name: {"threshold": e.threshold, **e.card} for e in judges}
+    evaluators = {e.name: e.about() for e in judges}
     return {
         "format_version": FORMAT_VERSION,
         "toxloc": __version__,

@@ -35,6 +35,11 @@ class Evaluator(ABC):
         """What is scored; by default the deciding label alone."""
         return (self.label,)
 
+    def about(self) -> dict[str, Any]:
+        """Return threshold and card, as results carry them."""
+        return {"threshold": self.threshold,
+                "calibration": f"none; toxloc calibrate {self.name} finds a threshold for your texts", **self.card}
+
     @abstractmethod
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Score texts, none of them empty and no two the same, for every label."""

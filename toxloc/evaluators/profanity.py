@@ -18,7 +18,9 @@ class ProfanityCheck(Evaluator):
 
     def __init__(self) -> None:
         self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
-                     "blind_to": "anything said without profane words; masked spellings"}
+                     "blind_to": "anything said without profane words; masked spellings",
+                     "calibration": {"threshold": 0.5, "everyday_rate": 0.0047, "texts": "860, builtin",
+                                     "command": "toxloc calibrate profanity-check"}}
 
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Probability of profanity for each text."""
