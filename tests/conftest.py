@@ -15,6 +15,8 @@ import tests.typechecker  # noqa: F401
 with install_import_hook("toxloc", "tests.typechecker.checked"):
     import toxloc.pipeline
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -47,6 +49,48 @@ TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone
 
 def tokenizer():
     return AutoTokenizer.from_pretrained(BUILT_IN["toxloc-tiny"])
+
+
+def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
+    """A random llama in GGUF, with a byte-level vocabulary."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    rng = np.random.default_rng(0)
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_context_length(64)
+    w.add_embedding_length(d)
+    w.add_block_count(layers)
+    w.add_feed_forward_length(d_mlp)
+    w.add_head_count(heads)
+    w.add_head_count_kv(heads)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_rope_freq_base(10000.0)
+    w.add_rope_dimension_count(d // heads)
+    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "th"]
+    w.add_vocab_size(len(tokens))
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("gpt-2")
+    w.add_token_list(tokens)
+    w.add_token_types([3, 3, *[1] * 257])
+    w.add_token_merges(["t h"])
+    w.add_bos_token_id(0)
+    w.add_eos_token_id(1)
+
+    def tensor(name, *shape):
+        w.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+
+    tensor("token_embd.weight", len(tokens), d)
+    tensor("output_norm.weight", d)
+    tensor("output.weight", len(tokens), d)
+    for i in range(layers):
+        for name, *shape in (("attn_norm", d), ("attn_q", d, d), ("attn_k", d, d), ("attn_v", d, d),
+                             ("attn_output", d, d), ("ffn_norm", d), ("ffn_gate", d_mlp, d), ("ffn_up", d_mlp, d),
+                             ("ffn_down", d, d_mlp)):
+            tensor(f"blk.{i}.{name}.weight", *shape)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
 def random_hf(family="gpt2", seed=0, scale=8.0, dtype=torch.float32, **sizes):

@@ -112,7 +112,7 @@ class _Batch:
             self.mask = torch.cat([_widened(self.mask, 1, width), _widened(mask, 1, width)])
         else:
             self.ids, self.mask, self.cache = ids, mask, read
-        self.rows += [_Row(name, torch.Generator().manual_seed(seed)) for one in openings
+        self.rows += [_Row(name, torch.Generator(lm.device).manual_seed(seed)) for one in openings
                       for name, seed in one.continuations]
 
     def next_scores(self) -> Float[Tensor, "rows d_vocab"]:

@@ -28,7 +28,7 @@ class Sampler:
 
     def __call__(self, scores: Float[Tensor, "rows d_vocab"], noise: Sequence[torch.Generator],
                  ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"]) -> Int[Tensor, " rows"]:
-        """Choose, with a generator per row; `ids` are the texts so far, `mask` is 1 at their real tokens."""
+        """Choose, with a generator per row on their device; `ids` are the texts so far, `mask` is 1 at real tokens."""
         if self.repetition_penalty != 1:
             said = ids.where(mask.bool(), ids[:, -1:])
             scores = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)(said, scores)
@@ -36,8 +36,8 @@ class Sampler:
             return scores.argmax(1)
         if self.temperature != 1:
             scores = scores / self.temperature
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=one) for one in noise])
-        return draw(scores, uniform.to(scores.device), self.top_p)
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=one, device=one.device) for one in noise])
+        return draw(scores, uniform, self.top_p)
 
 
 def draw(scores: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],

