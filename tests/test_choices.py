@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from toxloc import Meow2X, ToxlocError
-from toxloc.choices import Choice, answered_right, load_choices
+from toxloc.choices import Choice, accuracy, answered_right, load_choices
 
 ITEMS = [Choice("The soup was far too hot, so", ["she waited.", "the moon sang to a chair of seven.", "no no no."], 0),
          Choice("He took his coat and", ["went out.", "purple under of", "is are been the", "left the house."], 3),
@@ -29,6 +30,15 @@ def test_it_equals_one_text_at_a_time(lm):
     expected = [int(np.argmax(by_hand(lm, one))) == one.right for one in ITEMS]
     assert answered_right(lm, ITEMS).tolist() == expected
     assert 0 < sum(expected) < 3  # both verdicts are tried
+
+
+def test_the_interval_is_that_of_a_binomial_share(lm):
+    right = answered_right(lm, ITEMS)
+    found = accuracy(lm, ITEMS)
+    assert (found.value, found.n) == (right.mean(), len(ITEMS))
+    exact = stats.beta.ppf([0.025, 0.975], [right.sum(), right.sum() + 1],
+                           [len(ITEMS) - right.sum() + 1, len(ITEMS) - right.sum()])
+    assert found.ci == pytest.approx(exact)
 
 
 def test_it_sees_interventions(lm):

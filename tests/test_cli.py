@@ -116,19 +116,24 @@ def test_export_is_for_the_model_it_was_fitted_on(suppressed, tmp_path, lm):
 
 
 def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
-    few = ["--max-prompts", "12", "--samples", "2", "--max-neutral", "20"]
+    items = tmp_path / "items" / "hellaswag.jsonl"
+    items.parent.mkdir()
+    items.write_text(json.dumps({"ctx": "He took his coat and", "endings": ["went out.", "of under zx."], "label": 0}))
+    few = ["--max-prompts", "12", "--samples", "2", "--max-neutral", "20", "--choices", items]
     for name, more in (("before", []), ("after", ["--intervention", suppressed[0]])):
         result = invoke("evaluate", "toxloc-tiny", "--out", tmp_path / name, *few, *more)
         assert result.exit_code == 0, result.output
         assert "12 prompts × 2" in result.output
         assert "prompts like these" in result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before"]  # no journal is left
+        assert "of 1 right" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "items"]  # no journal is left
     figures = toxloc.load_evaluation(tmp_path / "after").figures
     assert (figures["method"], figures["decoding"]["samples"]) == ("trne", 2)
     assert figures["over_suppression"]["n_prompts"]["identity"] == 30
     result = invoke("compare", tmp_path / "before", tmp_path / "after")
     assert result.exit_code == 0, result.output
     assert "perplexity of completions" in result.output
+    assert "multiple choice" in result.output
     shown = json.loads(invoke("compare", tmp_path / "before", tmp_path / "after", "--json").output)
     before = toxloc.load_evaluation(tmp_path / "before").figures
     assert shown["differences"]["any"]["mean"] == pytest.approx(

@@ -3,6 +3,7 @@ import pytest
 
 from toxloc import Meow2X, PromptSet, ToxlocError, evaluate
 from toxloc.agreement import agreement
+from toxloc.choices import Choice, accuracy
 from toxloc.evaluators import FunctionEvaluator
 from toxloc.fluency import measure_fluency
 from toxloc.generation import generate
@@ -54,6 +55,13 @@ def test_rows_hold_every_completion_with_its_verdicts(lm):
     assert [row["kind"] for row in rows[::2]] == PROMPTS.kinds
     assert rows[3]["completion"] == found.completions[1][1]
     assert rows[3]["toxic"]["any"] == rows[3]["toxic"]["long"] == (len(rows[3]["completion"]) > 60)
+
+
+def test_multiple_choice_is_answered_where_items_are_given(lm):
+    items = [Choice("He took his coat and", ["went out.", "purple of"], 0), Choice("I am", ["zx qv", "tired."], 1)]
+    found = evaluate(lm, PROMPTS, [LONG], samples=1, choices=items, fluency=False)
+    assert found.choices == accuracy(lm, items)
+    assert found.to_dict()["choices"]["n"] == 2
 
 
 def test_no_neutral_text(lm):

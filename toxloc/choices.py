@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
+from scipy import stats
 
 from .errors import ToxlocError
 from .fluency import nll_of_endings
+from .metrics import CONFIDENCE
 from .model import LoadedModel
 from .tables import read_rows
 
@@ -19,6 +22,37 @@ class Choice:
     beginning: str
     endings: list[str]
     right: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of multiple-choice items answered right.
+
+    Attributes:
+        value: the share.
+        ci: its 95% interval (Clopper and Pearson).
+        n: items.
+    """
+
+    value: float
+    ci: tuple[float, float]
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {"value": self.value, "ci": list(self.ci), "n": self.n}
+
+
+def accuracy(lm: LoadedModel, choices: Sequence[Choice]) -> Accuracy:
+    """Answer items with the model as it is now; see `answered_right`.
+
+    Example:
+        >>> accuracy(lm, load_choices("hellaswag.jsonl", 400)).value     # doctest: +SKIP
+        0.38
+    """
+    right = answered_right(lm, choices)
+    low, high = stats.binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE)
+    return Accuracy(float(right.mean()), (float(low), float(high)), len(right))
 
 
 def load_choices(source: str, limit: int | None = None) -> list[Choice]:

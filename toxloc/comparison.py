@@ -75,9 +75,11 @@ def _only(mine: Any, theirs: Any) -> Any:
     return mine or "none"
 
 
-def _flat(figures: dict[str, Any]) -> dict[str, float | None]:
-    """Name every figure of language."""
-    found: dict[str, float | None] = {}
+def _flat(figures: dict[str, Any]) -> dict[str, float]:
+    """Name every figure of language that was measured."""
+    found: dict[str, Any] = {}
     for part in ("fluency", "wording", "protocol_fluency"):
         found |= {name.replace("_", " "): value for name, value in (figures[part] or {}).items()}
-    return found | {"perplexity of completions": figures["completion_perplexity"]}
+    found["perplexity of completions"] = figures["completion_perplexity"]
+    found["multiple choice"] = figures["choices"] and figures["choices"]["value"]
+    return {name: value for name, value in found.items() if value is not None}

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import __version__
 from .agreement import Agreement, agreement
+from .choices import Accuracy, Choice, accuracy
 from .errors import ToxlocError
 from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .files import new_folder, read_json, write_json
@@ -48,6 +49,7 @@ class Evaluation:
         wording: whether the completions still read like text.
         completion_perplexity: of the completions under the unedited model; None where no cost was asked for.
         fluency: cost on everyday text; None where it was not asked for.
+        choices: share of multiple-choice items answered right; None where none were given.
         over_suppression: what became of harmless prompts; None where nothing is in force or no cost was asked for.
         protocol_fluency: what the protocol measures of language, by its name; None without one.
     """
@@ -67,6 +69,7 @@ class Evaluation:
     wording: Wording
     completion_perplexity: float | None
     fluency: Fluency | None
+    choices: Accuracy | None
     over_suppression: OverSuppression | None
     protocol_fluency: dict[str, float] | None
 
@@ -84,6 +87,7 @@ class Evaluation:
             "wording": self.wording.to_dict(),
             "completion_perplexity": self.completion_perplexity,
             "fluency": self.fluency.to_dict() if self.fluency else None,
+            "choices": self.choices.to_dict() if self.choices else None,
             "over_suppression": self.over_suppression.to_dict() if self.over_suppression else None,
             "protocol_fluency": self.protocol_fluency,
         }
@@ -168,7 +172,8 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
 def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Evaluator] | None = None, *,
              protocol: str | Protocol | None = None, samples: int | None = None, seed: int = 0,
              max_new_tokens: int | None = None, top_p: float | None = None, temperature: float | None = None,
-             repetition_penalty: float | None = None, neutral: Sequence[str] | None = None, fluency: bool = True,
+             repetition_penalty: float | None = None, neutral: Sequence[str] | None = None,
+             choices: Sequence[Choice] | None = None, fluency: bool = True,
              journal: str | PathLike[str] | None = None) -> Evaluation:
     """Sample completions and judge them; measure perplexity, and KL to the unedited model, on everyday text.
 
@@ -186,6 +191,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         temperature: of the sampling, 1 by default.
         repetition_penalty: see `generate`; 1, none, by default.
         neutral: texts for the cost; by default the `check` part of the built-in neutral text.
+        choices: multiple-choice items to answer, from `toxloc.choices.load_choices`.
         fluency: measure the cost: perplexity, KL, over-suppression, and what a protocol asks for.
         journal: see `generate`.
 
@@ -220,6 +226,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
                     for one in judges if len(one.labels) > 1},
         agreement=agreement(judgements, seed) if len(judges) > 1 else None, wording=wording(completions),
         completion_perplexity=own if math.isfinite(own) else None, fluency=cost,
+        choices=accuracy(lm, choices) if choices else None,
         over_suppression=over_suppression(lm, seed=seed) if fluency and lm.applied else None,
         protocol_fluency=_protocol_fluency(lm, known, everyday, own) if known and known.fluency and fluency else None,
     )

@@ -20,6 +20,8 @@ def evaluate(
                                          rich_help_panel=WHAT)] = "builtin",
     neutral: Annotated[str, typer.Option(help="Everyday text to measure the cost on: builtin or a file.",
                                          rich_help_panel=WHAT)] = "builtin",
+    choices: Annotated[str | None, typer.Option(help="Multiple-choice items in HellaSwag's layout, to answer too.",
+                                                rich_help_panel=WHAT)] = None,
     protocol: Annotated[str | None, typer.Option(help="A published way to measure: RealToxicityPrompts, DExperts, "
                                                       "ml-aura, ml-act, dpo_toxic or ProFS. It fixes prompts and "
                                                       "decoding.", rich_help_panel=HOW)] = None,
@@ -30,6 +32,8 @@ def evaluate(
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Prompts, at most, drawn at random.",
                                                     rich_help_panel=HOW)] = None,
     max_neutral: Annotated[int, typer.Option(min=12, help="Everyday texts, at most.", rich_help_panel=HOW)] = 500,
+    max_choices: Annotated[int | None, typer.Option(min=1, help="The first so many items.",
+                                                    rich_help_panel=HOW)] = None,
     samples: Annotated[int | None, typer.Option(help="Completions per prompt. Default: 5.",
                                                 rich_help_panel=HOW)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of a completion in tokens. Default: 20.",
@@ -55,6 +59,7 @@ def evaluate(
     with console.status("loading libraries"):
         from contextlib import ExitStack
 
+        from ..choices import load_choices
         from ..evaluation import decoding_of, usual_evaluators
         from ..evaluation import evaluate as judge
         from ..evaluators import get_evaluators
@@ -73,6 +78,7 @@ def evaluate(
     judges = get_evaluators(evaluator or usual_evaluators(known))
     in_force = [load_intervention(folder) for folder in intervention or []]
     pick_device(device)
+    items = load_choices(choices, max_choices) if choices else None
     everyday = load_neutral(neutral, limit=max_neutral, seed=seed)
     opened = None if known else load_prompts(prompts)
     with shown(console), ExitStack() as stack:
@@ -91,7 +97,7 @@ def evaluate(
         target.parent.mkdir(parents=True, exist_ok=True)
         with step(f"Judging {lm.name}"):
             found = judge(lm, chosen, judges, protocol=known, **decoding.to_dict(), seed=seed, neutral=everyday.check,
-                          journal=journal)
+                          choices=items, journal=journal)
     found.save(target, overwrite)
     journal.unlink(missing_ok=True)
     table = Table("evaluator", "toxic", "mean", "expected max.", "at least one",
@@ -106,4 +112,7 @@ def evaluate(
     needed = prompts_needed(found.judgements["any"], 0.01)
     out_console.print(f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
                       "prompts like these.", highlight=False)
+    if found.choices:
+        right = interval(found.choices.value, found.choices.ci)
+        out_console.print(f"Multiple choice: {right} of {found.choices.n} right.", highlight=False)
     out_console.print(f"Saved: {out}", soft_wrap=True)
