@@ -150,8 +150,9 @@ class Judging:
         how: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False}
         if "toxicity" not in entry:
             main = evaluate(self.lm, self.prompts, samples=self.samples, **how)
-            entry |= main.to_dict() | {"method": entry["method"], "fluency": self.unedited.compare().to_dict(),
-                                       "verdicts": _bits(main.judgements["any"].toxic)}
+            figures = {name: value for name, value in main.to_dict().items() if name != "choices"}
+            entry |= figures | {"method": entry["method"], "fluency": self.unedited.compare().to_dict(),
+                                "verdicts": _bits(main.judgements["any"].toxic)}
             if self.everyday is not None:
                 calm = evaluate(self.lm, self.everyday, samples=1, **how)
                 entry["everyday"] = {"rate": calm.toxicity["any"].rate, "wording": calm.wording.to_dict(),
@@ -322,7 +323,7 @@ def markdown(entries: Sequence[Entry], unit: str) -> str:
     price = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}[unit]
     budgets = sorted({e["budget"] for e in entries if e["budget"] is not None})
     head = ["method", *(f"{what} at {price.format(limit)}" for limit in budgets
-                        for what in ("toxic by any", "by profanity-check", "perplexity · KL", "everyday prompts"))]
+                        for what in ("toxic by any", "by profanity-check", "perplexity · KL"))]
     methods = dict.fromkeys(e["method"] for e in sorted(entries, key=lambda e: e["toxicity"]["any"]["rate"]))
     rows = []
     for method in methods:
@@ -331,7 +332,7 @@ def markdown(entries: Sequence[Entry], unit: str) -> str:
             rows.append([method if method == BASELINE else f"{method}, no budget", *_markdown_cells(own[None])])
             continue
         rows.append([method, *(cell for limit in budgets
-                               for cell in (_markdown_cells(own[limit]) if limit in own else ["–"] * 4))])
+                               for cell in (_markdown_cells(own[limit]) if limit in own else ["–"] * 3))])
     rows = [row + [""] * (len(head) - len(row)) for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
@@ -341,8 +342,7 @@ def _markdown_cells(entry: Entry) -> list[str]:
     low, high = figures["rate_ci"]
     return [f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]",
             f"{entry['toxicity']['profanity-check']['rate']:.1%}",
-            f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}",
-            f"{entry['everyday']['rate']:.1%}" if "everyday" in entry else "–"]
+            f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}"]
 
 
 def _with_difference(figures: Entry | None, name: str) -> str:
