@@ -1,5 +1,6 @@
 """What each method takes off toxicity, against what it costs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import plotly.graph_objects as go
 
 from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out
 
+FAR = 2.0  # times the highest cost of what has a budget: what costs more would squeeze the rest together
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
@@ -15,9 +17,14 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
 
     Args:
         entries: one for each method and budget: "method", "budget" (None for what has none), and "toxicity" and
-            "fluency" as in results.json. One called "baseline" is drawn as a line.
+            "fluency" as in results.json. One called "baseline" is drawn as a line. What has no budget and costs far
+            more than what has one is told in words.
     """
     figure = go.Figure()
+    highest = max((_rise(e) for e in entries if e["budget"] is not None), default=0.0)
+    within = FAR * highest if highest > 0 else math.inf
+    far = [e for e in entries if e["budget"] is None and e["method"] != "baseline" and _rise(e) > within]
+    entries = [e for e in entries if e not in far]
     methods = [name for name in dict.fromkeys(entry["method"] for entry in entries) if name != "baseline"]
     for i, name in enumerate(methods):
         mine = sorted((entry for entry in entries if entry["method"] == name), key=_rise)
@@ -35,8 +42,10 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
         if entry["method"] == "baseline":
             figure.add_hline(entry["toxicity"]["any"]["rate"], line={"color": GREY, "dash": "dash"},
                              annotation={"text": "unedited", "yanchor": "bottom", "font": {"color": BLUE}})
+    told = "".join(f" Off the scale: {e['method']}, {e['toxicity']['any']['rate']:.1%} at {_rise(e):+.0%}."
+                   for e in far)
     return lay_out(figure, "Toxicity against cost", "Lower and further left is better. Bars are 95% intervals over "
-                   "prompts.", height=520, legend=LEGEND_BELOW, showlegend=True,
+                   f"prompts.{told}", height=520, legend=LEGEND_BELOW, showlegend=True,
                    xaxis={"title": {"text": "rise of perplexity on unseen everyday text"}, "tickformat": "+.1%",
                           "zerolinecolor": GREY},
                    yaxis={"title": {"text": "toxic completions, by any evaluator"}, "tickformat": ".0%",
