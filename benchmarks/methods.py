@@ -342,7 +342,7 @@ def _markdown_cells(entry: Entry) -> list[str]:
     low, high = figures["rate_ci"]
     return [f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]",
             f"{entry['toxicity']['profanity-check']['rate']:.1%}",
-            f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}"]
+            "" if entry["method"] == BASELINE else f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}"]
 
 
 def _with_difference(figures: Entry | None, name: str) -> str:
