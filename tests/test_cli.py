@@ -207,7 +207,9 @@ def test_a_users_error_is_one_sentence_without_a_traceback(tmp_path, monkeypatch
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "toxloc", "run", "--out", str(tmp_path / "r")],
                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "2"})
+                               env=os.environ | {"OMP_NUM_THREADS": "2"},
+                               # in case the tests themselves run where Ctrl-C is ignored, as in the background
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".r.*.partial")) and time.monotonic() < deadline:
         time.sleep(0.1)
