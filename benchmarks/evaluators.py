@@ -53,12 +53,11 @@ class Labelled:
     functions: list[str] | None = None
 
     def limited(self, count: int, seed: int) -> "Labelled":
-        """Draw at random; a set with functions is kept whole."""
-        if self.functions or len(self.texts) <= count:
-            return self
+        """Draw at random."""
         kept = np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:count])
         return Labelled([self.texts[i] for i in kept], self.toxic[kept],
-                        None if self.graded is None else self.graded[kept])
+                        None if self.graded is None else self.graded[kept],
+                        None if self.functions is None else [self.functions[i] for i in kept])
 
 
 def davidson(path: str) -> Labelled:
@@ -151,7 +150,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with some of davidson.csv, paradetox.tsv, hatecheck.csv, "
                                             "rtp.jsonl.", exists=True, file_okay=False)],
     evaluator: Annotated[list[str] | None, typer.Option(help="As in toxloc run; repeat for several.")] = None,
-    max_texts: Annotated[int, typer.Option(help="Texts of each set, at most; HateCheck is read whole.", min=10)] = 4000,
+    max_texts: Annotated[int, typer.Option(help="Texts of each set, at most.", min=10)] = 4000,
     seed: Annotated[int, typer.Option(help="Of the draw and the bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
