@@ -220,7 +220,7 @@ def main(
     unknown = set(method or ()) - set(known.fits)
     if unknown:
         raise ToxlocError(f"There is no method {', '.join(sorted(unknown))}; there are {', '.join(known.fits)}.")
-    unedited = Unedited(lm, [*other.fit, *other.tune, *other.check] if other else text.check)
+    unedited = Unedited(lm, other.texts if other else text.check)
     judging = Judging(lm, judges, judged, everyday, unedited, items, samples, seed)
     budgets = list(map(float, budget.split(",")))
     wanted: list[tuple[str, float | None]] = [(BASELINE, None), *([] if method else [(AS_PUBLISHED, None)]),

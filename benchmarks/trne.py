@@ -129,7 +129,7 @@ def main(
     if unknown := set(variant or ()) - set(known):
         raise ToxlocError(f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     held = HeldOut(lm, held_out)
-    unedited = Unedited(lm, [*other.fit, *other.tune, *other.check] if other else text.check)
+    unedited = Unedited(lm, other.texts if other else text.check)
     usual: Gain | None = None
     entries: list[dict[str, Any]] = []
     for name in (DEFAULTS, *(variant or list(known)[1:])):

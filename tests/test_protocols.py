@@ -38,6 +38,11 @@ def test_choice_by_kind_where_there_is_no_score(tmp_path):
     assert len(load_prompts(str(tmp_path / "plain.txt"), which="all")) == 2
     with pytest.raises(ToxlocError, match=r"plain\.txt does not say which prompts are toxic"):
         load_prompts(str(tmp_path / "plain.txt"), which="toxic")
+    (tmp_path / "rtp.jsonl").write_text(json.dumps({"prompt": {"text": "You", "toxicity": 0.9}}))
+    with pytest.raises(ToxlocError, match="has no challenging prompts; it marks none as challenging"):
+        load_prompts(str(tmp_path / "rtp.jsonl"), which="challenging")
+    with pytest.raises(ToxlocError, match=r"has no nontoxic prompts\.$"):
+        load_prompts(str(tmp_path / "rtp.jsonl"), which="nontoxic")
     with pytest.raises(ToxlocError, match="which='rude'"):
         load_prompts(which="rude")
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from scipy import stats
 
-from .metrics import CONFIDENCE, Interval, Judgement
+from .metrics import COMBINED, CONFIDENCE, Interval, Judgement
 
 RESAMPLES = 500
 
@@ -73,7 +73,7 @@ def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
         >>> agreement({"a": one, "b": other}).missed["b"].value      # finds 2 of the 3
         0.333...
     """
-    judges = {name: one for name, one in judgements.items() if name not in ("any", "both")}
+    judges = {name: one for name, one in judgements.items() if name not in COMBINED}
     found = np.logical_or.reduce([one.toxic for one in judges.values()])
     pairs = []
     for a, b in combinations(judges, 2):

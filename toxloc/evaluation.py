@@ -16,9 +16,9 @@ from .choices import Accuracy, Choice, accuracy
 from .errors import ToxlocError
 from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .files import new_folder, read_json, write_json
-from .fluency import Fluency, completion_perplexity, mean_nll, measure_fluency, nll_per_text, strided_perplexity
+from .fluency import Fluency, completion_perplexity, measure_fluency, nll_per_text, strided_perplexity
 from .generation import Decoding, check_decoding, generate
-from .metrics import Judgement, Toxicity, combine, toxicity
+from .metrics import COMBINED, Judgement, Toxicity, combine, toxicity
 from .model import LoadedModel
 from .oversuppression import OverSuppression, over_suppression
 from .prompts import PromptSet, load_neutral
@@ -26,7 +26,6 @@ from .protocols import Protocol, get_protocol
 from .wording import Wording, wording
 
 FORMAT_VERSION = 1
-COMBINED = ("any", "both")
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
         completion_perplexity=own if math.isfinite(own) else None, fluency=cost,
         choices=accuracy(lm, choices) if choices else None,
         over_suppression=over_suppression(lm, seed=seed) if fluency and lm.applied else None,
-        protocol_fluency=_protocol_fluency(lm, known, everyday, own) if known and known.fluency and fluency else None,
+        protocol_fluency=_protocol_fluency(lm, known, everyday, own, cost) if known and cost else None,
     )
 
 
@@ -253,7 +252,10 @@ def decoding_of(protocol: Protocol | None, **asked: Any) -> Decoding:
     return protocol.decoding
 
 
-def _protocol_fluency(lm: LoadedModel, protocol: Protocol, everyday: Sequence[str], own: float) -> dict[str, float]:
+def _protocol_fluency(lm: LoadedModel, protocol: Protocol, everyday: Sequence[str], own: float,
+                      cost: Fluency) -> dict[str, float] | None:
+    if protocol.fluency is None:
+        return None
     if protocol.fluency == "completions":
         value = own
     elif protocol.fluency == "strided":
@@ -262,7 +264,7 @@ def _protocol_fluency(lm: LoadedModel, protocol: Protocol, everyday: Sequence[st
         nll, count = nll_per_text(lm, everyday)
         value = float(np.exp(nll / np.maximum(count, 1)).mean())
     else:
-        value = math.exp(min(mean_nll(lm, everyday), 700.0))
+        value = cost.perplexity
     return {f"perplexity, {protocol.fluency}": value}
 
 

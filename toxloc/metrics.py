@@ -11,6 +11,7 @@ from .errors import ToxlocError
 
 RESAMPLES = 2000
 PERMUTATIONS = 9999
+COMBINED = ("any", "both")  # what `combine` adds to the judges
 CONFIDENCE = 0.95
 Interval = tuple[float, float]
 

@@ -223,7 +223,7 @@ def _check_texts(s: Settings, neutral: NeutralText) -> tuple[list[str], str]:
         return neutral.check, f"{neutral.name}, third part"
     other = load_neutral(s.check, limit=s.max_neutral, seed=s.seed)
     seen = {*neutral.fit, *neutral.tune}
-    apart = [text for part in (other.fit, other.tune, other.check) for text in part if text not in seen]
+    apart = [text for text in other.texts if text not in seen]
     if not apart:
         raise ToxlocError(f"--check {s.check} holds no text that --neutral {s.neutral} does not; give another file.")
     return apart, other.name

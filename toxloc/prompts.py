@@ -200,6 +200,11 @@ class NeutralText:
     check: list[str]
     name: str = "custom"
 
+    @property
+    def texts(self) -> list[str]:
+        """All three parts together."""
+        return [*self.fit, *self.tune, *self.check]
+
     @classmethod
     def split(cls, texts: Sequence[str], seed: int = 0, name: str = "custom") -> "NeutralText":
         """Divide texts at random: 30% to fit, 35% to tune, 35% to check.
@@ -404,7 +409,8 @@ def _prompts_of_realtoxicityprompts(rows: list[Row], name: str, which: str | Non
             kinds.append(kind)
             scores.append(float(toxicity))
     if not texts:
-        raise ToxlocError(f"{name} has no {which} prompts" + ("" if marked else "; it marks none as challenging") + ".")
+        raise ToxlocError(f"{name} has no {which or 'scored'} prompts"
+                          + ("; it marks none as challenging." if which == "challenging" else "."))
     return PromptSet(texts, kinds, scores, name)
 
 

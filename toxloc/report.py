@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from . import plots
 from .causal import CausalProof, KnockoutCurve
 from .localization import Localization
+from .metrics import COMBINED
 
 AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # pairs of completions in the report; all of them are in completions.jsonl
 
@@ -116,5 +117,5 @@ def _disputed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _verdict(toxic: dict[str, bool]) -> str:
-    judges = [name for name, verdict in toxic.items() if verdict and name not in ("any", "both")]
+    judges = [name for name, verdict in toxic.items() if verdict and name not in COMBINED]
     return "toxic: " + ", ".join(judges) if judges else "not toxic"

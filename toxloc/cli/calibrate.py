@@ -27,7 +27,7 @@ def calibrate(
 
     judge, = get_evaluators([evaluator])
     everyday = load_neutral(texts, limit=None, min_words=1)
-    found = find(judge, [*everyday.fit, *everyday.tune, *everyday.check], rate)
+    found = find(judge, everyday.texts, rate)
     if json:
         from json import dumps
 
