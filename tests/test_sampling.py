@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from transformers import TopPLogitsWarper
 
+from toxloc import sampling
 from toxloc.sampling import FEW, Sampler, draw
 
 
@@ -27,6 +28,19 @@ def test_the_sampler_draws_from_the_softmax():
     drawn = Sampler()(logits, noise, ids, ids)
     counts = [Counter(drawn.tolist())[i] for i in range(4)]
     assert stats.chisquare(counts, [2000, 1200, 600, 200]).pvalue > 1e-3
+
+
+def test_rows_are_drawn_a_few_at_a_time_as_all_at_once(monkeypatch):
+    scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(7, 1, dtype=torch.long)
+
+    def drawn():
+        return Sampler(top_p=0.9)(scores, [torch.Generator().manual_seed(i) for i in range(7)], ids, ids).tolist()
+
+    whole = drawn()
+    for numbers in (1, 100, 149, 350):
+        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", numbers)
+        assert drawn() == whole
 
 
 def test_a_penalty_makes_what_was_said_less_likely_but_not_what_is_padding():

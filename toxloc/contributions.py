@@ -18,6 +18,7 @@ from torch import Tensor
 from .model import LoadedModel
 
 GROUPS = 128
+BITS = 14  # of the mantissa of a peak
 SKETCH = 48  # columns of each side of the gradient's sketch
 
 
@@ -47,8 +48,12 @@ class Peaks:
         self.index.append(list(index))
 
     def write(self, peaks: Float[Tensor, "batch d_mlp"]) -> None:
-        """Add one layer of the batch that began last."""
-        self._file.write(peaks.float().cpu().numpy().tobytes())
+        """Add one layer of the batch that began last, rounded: equal words before it give a token equal activations.
+
+        They would come out different in the last bits where they stand in other batches, and be ranked.
+        """
+        mantissa, exponent = peaks.float().cpu().frexp()
+        self._file.write(((mantissa * 2**BITS).round() / 2**BITS).ldexp(exponent).numpy().tobytes())
 
     def layer(self, layer: int) -> tuple[Float[np.ndarray, "n_texts d_mlp"], Int64[np.ndarray, " n_texts"]]:
         """Read one layer, and which text each row is; texts of which no token is kept are left out."""

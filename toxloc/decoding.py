@@ -1,7 +1,6 @@
 """Texts that a model continues side by side: each enters when there is room and leaves when it has ended."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
+from .attention import RoomyLayer, one_query_at_a_time
 from .batching import pad
 from .model import LoadedModel
 from .sampling import Sampler
@@ -51,7 +51,7 @@ def decode(lm: LoadedModel, openings: Sequence[Opening], sampler: Sampler, max_n
     ends, batch = _ends(lm), _Batch(lm)
     waiting = [Opening(one.ids, one.continuations[start : start + size]) for one in openings
                for start in range(0, len(one.continuations), size)][::-1]
-    with _one_query_at_a_time(lm):
+    with one_query_at_a_time(lm):
         while waiting or batch.rows:
             room = size - len(batch.rows)
             if waiting and room >= CHANGE_AT * size:
@@ -86,14 +86,14 @@ class _Batch:
         self.lm = lm
         self.rows: list[_Row] = []
         self.ids = self.mask = torch.empty(0, 0, dtype=torch.long, device=lm.device)
-        self.cache = DynamicCache()  # of all but the last token
+        self.cache = _cache()  # of all but the last token
 
     def enter(self, openings: Sequence[Opening]) -> None:
         """Read openings and put their continuations beside those that are there."""
         lm = self.lm
         # Two columns at least, so that there is something to read before the last token, be it padding.
         batch = pad(lm, [one.ids for one in openings], list(range(len(openings))), "left", at_least=2)
-        read, before = DynamicCache(), batch.mask[:, :-1]
+        read, before = _cache(), batch.mask[:, :-1]
         lm.hf.base_model(**_inputs(lm, batch.ids[:, :-1], before, read))
         for layer in read.layers:  # rows of nothing but padding give nan, which a weight of 0 does not undo
             layer.keys, layer.values = (x.masked_fill_(before[:, None, :, None] == 0, 0)
@@ -141,6 +141,10 @@ class _Batch:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
 
 
+def _cache() -> Cache:
+    return Cache(layer_class_to_replicate=RoomyLayer)
+
+
 def _widened(x: Tensor, axis: int, width: int) -> Tensor:
     """Pad with zeros on the left of an axis."""
     shape = list(x.shape)
@@ -149,7 +153,7 @@ def _widened(x: Tensor, axis: int, width: int) -> Tensor:
 
 
 def _inputs(lm: LoadedModel, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows pos"],
-            cache: DynamicCache) -> dict[str, Any]:
+            cache: Cache) -> dict[str, Any]:
     """What a forward pass takes that reads `ids` after what the cache holds; positions are counted without padding."""
     taken = signature(lm.hf.forward).parameters
     name = "cache" if "cache" in taken else "past_key_values"  # as this version of transformers calls it
@@ -162,16 +166,3 @@ def _inputs(lm: LoadedModel, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "ro
 def _ends(lm: LoadedModel) -> set[int]:
     eos = lm.hf.generation_config.eos_token_id
     return set(eos if isinstance(eos, list) else [eos])
-
-
-@contextmanager
-def _one_query_at_a_time(lm: LoadedModel) -> Iterator[None]:
-    """On a CPU, plain attention: torch's fused kernel is many times slower there for a single query."""
-    before = lm.hf.config._attn_implementation
-    if lm.device.type == "cpu" and before == "sdpa":
-        lm.hf.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if lm.hf.config._attn_implementation != before:
-            lm.hf.set_attn_implementation(before)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+NUMBERS_AT_ONCE = 2**19  # logits looked at; a processor's cache holds them
 FEW = 512  # tokens among which the nucleus is looked for first
 
 
@@ -36,8 +37,12 @@ class Sampler:
             return scores.argmax(1)
         if self.temperature != 1:
             scores = scores / self.temperature
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=one, device=one.device) for one in noise])
-        return draw(scores, uniform, self.top_p)
+        n = scores.shape[1]
+        rows = max(1, NUMBERS_AT_ONCE // n)
+        return torch.cat([
+            draw(some, torch.stack([torch.rand(n, generator=one, device=one.device) for one in noise[at : at + rows]]),
+                 self.top_p)
+            for at, some in zip(range(0, len(noise), rows), scores.split(rows), strict=True)])
 
 
 def draw(scores: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],
