@@ -1,6 +1,7 @@
 """Does a localizer find toxicity where it was planted? Eleven models with a known answer, and two controls.
 
     python -m benchmarks.planted                    # under ten minutes on two cores; --out planted.json saves it
+    python -m benchmarks.planted layer1 layer6 --save planted       # writes the models as folders, to use elsewhere
 
 Each planted model is toxloc-tiny-clean with one layer's MLP, or 64 neurons of one layer, trained on toxic text and
 everything else frozen (`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast sets: the
@@ -180,8 +181,15 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw: attribution by depth in all layer plants, on "
                                                      "the built-in contrast set. Needs toxloc[png].")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the models here, a folder each, and stop.")] = None,
 ) -> None:
     """Localize in every planted model with every score and compare with the truth."""
+    if save is not None:
+        for name in models or truths():
+            lm = planted_model(name)
+            lm.hf.save_pretrained(save / name)
+            lm.tokenizer.save_pretrained(save / name)
+        return
     began = time.perf_counter()
     known = truths()
     found: list[Finding] = []

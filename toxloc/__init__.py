@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .prompts import ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
     from .protocols import PROTOCOLS, Protocol
     from .statistics import ContrastStatistics, collect_contrast
+    from .sweeps import Grid, Plan, Summary, load_grid, sweep
 
 _HOME = {
     "CausalProof": "causal", "Knockout": "causal", "KnockoutCurve": "causal", "KnockoutTest": "causal",
@@ -59,15 +60,17 @@ _HOME = {
     "load_contrast": "prompts", "load_neutral": "prompts", "load_prompts": "prompts",
     "PROTOCOLS": "protocols", "Protocol": "protocols",
     "ContrastStatistics": "statistics", "collect_contrast": "statistics",
+    "Grid": "sweeps", "Plan": "sweeps", "Summary": "sweeps", "load_grid": "sweeps", "sweep": "sweeps",
 }
 __all__ = [
-    "PROTOCOLS", "TRNE", "AurA", "Budget", "CausalProof", "Chain", "Comparison", "ContrastSet", "ContrastStatistics",
-    "Damp", "DirectionalAblation", "Driven", "Evaluation", "Intervention", "Knockout", "KnockoutCurve",
-    "KnockoutTest", "LinearAcT", "LoadedModel", "Localization", "Meow2X", "NeutralText", "OverSuppression", "ProFS",
-    "Promoted", "PromptSet", "Protocol", "RunResult", "Steering", "TokenView", "ToxlocError", "ValueVector",
-    "causal_proof", "collect_contrast", "compare", "driving_texts", "evaluate", "export_hf", "export_peft",
-    "knockout", "knockout_curve", "load_contrast", "load_evaluation", "load_intervention", "load_model",
-    "load_neutral", "load_prompts", "localize", "over_suppression", "promoted_tokens", "run", "token_view",
+    "PROTOCOLS", "TRNE", "AurA", "Budget", "CausalProof", "Chain", "Comparison", "ContrastSet",
+    "ContrastStatistics", "Damp", "DirectionalAblation", "Driven", "Evaluation", "Grid", "Intervention", "Knockout",
+    "KnockoutCurve", "KnockoutTest", "LinearAcT", "LoadedModel", "Localization", "Meow2X", "NeutralText",
+    "OverSuppression", "Plan", "ProFS", "Promoted", "PromptSet", "Protocol", "RunResult", "Steering", "Summary",
+    "TokenView", "ToxlocError", "ValueVector", "causal_proof", "collect_contrast", "compare", "driving_texts",
+    "evaluate", "export_hf", "export_peft", "knockout", "knockout_curve", "load_contrast", "load_evaluation",
+    "load_grid", "load_intervention", "load_model", "load_neutral", "load_prompts", "localize", "over_suppression",
+    "promoted_tokens", "run", "sweep", "token_view",
 ]
 
 

@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,6 +167,23 @@ class PromptSet:
             kept += [members[i] for i in _shuffled(len(members), seed)[:count]]
         return self.take(sorted(kept))
 
+    def cut(self, words: int) -> "PromptSet":
+        """Return the first `words` words of each text that has more; of those that begin alike, one.
+
+        Raises:
+            ToxlocError: no text has more.
+
+        Example:
+            >>> PromptSet(["Once upon a time there was a cat", "The end"]).cut(4).texts
+            ['Once upon a time']
+        """
+        heads = {i: " ".join(text.split()[:words]) for i, text in enumerate(self.texts) if len(text.split()) > words}
+        kept = {head: i for i, head in reversed(heads.items())}  # the first of those alike
+        if not kept:
+            raise ToxlocError(f"No text of {self.name!r} has more than {words} words; take fewer.")
+        short = self.take(sorted(kept.values()))
+        return replace(short, texts=[heads[i] for i in sorted(kept.values())])
+
     def split(self, fraction: float, seed: int = 0) -> "tuple[PromptSet, PromptSet]":
         """Divide at random into two sets, the first with `fraction` of the prompts, each in the old order.
 
@@ -272,7 +289,7 @@ def load_contrast(source: str = "builtin", *, toxic_column: str | None = None, n
 
 
 def load_prompts(source: str = "builtin", *, which: str | None = None, text_column: str | None = None,
-                 split: str = "train") -> PromptSet:
+                 words: int | None = None, split: str = "train") -> PromptSet:
     """Load openings for a model to complete.
 
     Args:
@@ -284,6 +301,8 @@ def load_prompts(source: str = "builtin", *, which: str | None = None, text_colu
             provocative, those of toxicity under .5 everyday, and the rest is left out.
         text_column: recognised if it has a usual name ("text", "prompt", ...). A column `kind` is kept.
             RealToxicityPrompts' layout is known.
+        words: take only the first so many words of each text, and leave out texts that have no more: an opening to be
+            completed, of sentences that are complete.
         split: of a hub dataset.
 
     Raises:
@@ -295,6 +314,11 @@ def load_prompts(source: str = "builtin", *, which: str | None = None, text_colu
     """
     if which not in (None, *WHICH):
         raise ToxlocError(f"which={which!r}: choose one of {', '.join(WHICH)}.")
+    prompts = _whole_prompts(source, which, text_column, split)
+    return prompts if words is None else prompts.cut(words)
+
+
+def _whole_prompts(source: str, which: str | None, text_column: str | None, split: str) -> PromptSet:
     if source in BUILT_IN_PROMPTS:
         rows = _built_in(BUILT_IN_PROMPTS[source])
         return _chosen(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), which)

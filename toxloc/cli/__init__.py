@@ -14,6 +14,7 @@ from .export import export
 from .models import models
 from .run import run
 from .suppress import suppress
+from .sweep import sweep
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich",
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,7 +33,7 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
     """Find where a language model keeps its toxicity, turn it down without retraining, and prove what that cost."""
 
 
-for command in (run, suppress, evaluate, compare, calibrate, export):
+for command in (run, suppress, evaluate, compare, calibrate, export, sweep):
     app.command()(command)
 app.add_typer(models, name="models")
 

@@ -112,12 +112,7 @@ class Meow2X(Intervention):
         Raises:
             ToxlocError: unknown parts, score or scale, a budget that is not positive, no part with a positive score.
         """
-        if parts not in PARTS:
-            raise ToxlocError(f"Unknown parts {parts!r}; choose one of {', '.join(PARTS)}.")
-        if score not in SCORES:
-            raise ToxlocError(f"Unknown score {score!r}; choose from {', '.join(SCORES)}.")
-        if isinstance(scale, str) and scale not in SCALES:
-            raise ToxlocError(f"Unknown scale {scale!r}; give a number from 0 to 1, or one of {', '.join(SCALES)}.")
+        cls.check_settings(parts=parts, scale=scale, score=score)
         limits, neutral = Budget.of(budget), neutral or load_neutral()
         if statistics is None:
             needs, priced = SCORES[score].needs, parts == "neurons" and per_cost
@@ -142,6 +137,17 @@ class Meow2X(Intervention):
         meow.note_fit(lm, {"parts": parts, "score": score, "per_cost": per_cost, "scale": scale,
                            "n_neurons": len(meow.neurons), "gain": meow._gain(values) if meow.neurons else None})
         return meow
+
+    @staticmethod
+    def check_settings(*, parts: str = "neurons", scale: float | str = 0.5, score: str = "attribution",
+                       **_: Any) -> None:
+        """Raise ToxlocError at settings of `fit` that no model can be fitted with."""
+        if parts not in PARTS:
+            raise ToxlocError(f"Unknown parts {parts!r}; choose one of {', '.join(PARTS)}.")
+        if score not in SCORES:
+            raise ToxlocError(f"Unknown score {score!r}; choose from {', '.join(SCORES)}.")
+        if isinstance(scale, str) and scale not in SCALES:
+            raise ToxlocError(f"Unknown scale {scale!r}; give a number from 0 to 1, or one of {', '.join(SCALES)}.")
 
     @classmethod
     def _counted(cls, lm: LoadedModel, values: np.ndarray, worth: np.ndarray, limits: Budget, neutral: NeutralText,

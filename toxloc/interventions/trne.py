@@ -110,14 +110,10 @@ class TRNE(Intervention):
             >>> e = TRNE.fit(lm, toxloc.load_contrast(), budget=0.01)     # doctest: +SKIP
             >>> with e.applied(lm): ...                                    # doctest: +SKIP
         """
+        cls.check_settings(metric=metric, budget=budget, norm=norm, ridge=ridge, shrink=shrink, fisher=fisher,
+                           rounds=rounds)
         how = _Options(metric, layers, dict(emphasis or {}), ridge, shrink, fisher, memory, seed)
         how.check(lm, statistics)
-        if budget is not None and norm is not None:
-            raise ToxlocError("Give either budget= or norm=, not both: each sets the strength.")
-        if norm is not None and norm <= 0:
-            raise ToxlocError(f"norm is the relative size of the edit and must be positive, not {norm}.")
-        if rounds < 1 or (rounds > 1 and norm is not None):
-            raise ToxlocError(f"rounds={rounds}: give 1 or more, and with more than one a budget instead of norm=.")
         limits = None if norm is not None else Budget.of(DEFAULT_BUDGET if budget is None else budget)
         if neutral is None and (statistics is None or limits is not None):
             neutral = load_neutral()
@@ -130,6 +126,27 @@ class TRNE(Intervention):
             edit = cls._strong(lm, edit, found, how, limits and limits.scaled((nth + 1) / rounds), norm, neutral)
         assert edit is not None
         return edit
+
+    @staticmethod
+    def check_settings(*, metric: str = "kl", budget: float | Budget | None = None, norm: float | None = None,
+                       ridge: float | str = 1.0, shrink: bool = False, fisher: str = "empirical", rounds: int = 1,
+                       **_: Any) -> None:
+        """Raise ToxlocError at settings of `fit` that no model can be fitted with."""
+        if metric not in METRICS:
+            raise ToxlocError(f"Unknown metric {metric!r}; choose one of {', '.join(METRICS)}.")
+        if fisher not in FISHERS:
+            raise ToxlocError(f"Unknown fisher {fisher!r}; choose one of {', '.join(FISHERS)}.")
+        automatic = ridge == "auto"
+        if not automatic and (isinstance(ridge, str) or ridge <= 0):
+            raise ToxlocError(f'ridge must be positive, or "auto", not {ridge!r}.')
+        if metric == "frobenius" and (automatic or shrink):
+            raise ToxlocError('ridge="auto" and shrink=True are for metric="kl"; the frobenius form has no curvature.')
+        if budget is not None and norm is not None:
+            raise ToxlocError("Give either budget= or norm=, not both: each sets the strength.")
+        if norm is not None and norm <= 0:
+            raise ToxlocError(f"norm is the relative size of the edit and must be positive, not {norm}.")
+        if rounds < 1 or (rounds > 1 and norm is not None):
+            raise ToxlocError(f"rounds={rounds}: give 1 or more, and with more than one a budget instead of norm=.")
 
     @classmethod
     def _strong(cls, lm: LoadedModel, before: "TRNE | None", found: "_Unit", how: "_Options", limits: Budget | None,
@@ -237,15 +254,7 @@ class _Options:
     seed: int
 
     def check(self, lm: LoadedModel, statistics: ContrastStatistics | None) -> None:
-        if self.metric not in METRICS:
-            raise ToxlocError(f"Unknown metric {self.metric!r}; choose one of {', '.join(METRICS)}.")
-        if self.fisher not in FISHERS:
-            raise ToxlocError(f"Unknown fisher {self.fisher!r}; choose one of {', '.join(FISHERS)}.")
         automatic = self.ridge == "auto"
-        if not automatic and (isinstance(self.ridge, str) or self.ridge <= 0):
-            raise ToxlocError(f'ridge must be positive, or "auto", not {self.ridge!r}.')
-        if self.metric == "frobenius" and (automatic or self.shrink):
-            raise ToxlocError('ridge="auto" and shrink=True are for metric="kl"; the frobenius form has no curvature.')
         if statistics is not None and (automatic or self.shrink):
             raise ToxlocError('ridge="auto" and shrink=True divide the contrast set and gather their own statistics; '
                               "leave statistics= out.")

@@ -7,10 +7,11 @@ from .neurons import neuron_map
 from .png import write_png
 from .runs import before_after, cost, editability
 from .style import METHOD_TITLES, SCORE_TITLES
+from .sweeps import change_by_setting, cost_and_gain
 from .tokens import token_heatmap
 
 __all__ = [
-    "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "cost", "editability", "frontier",
-    "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map", "relative_depth", "token_heatmap",
-    "toxicity_by_depth", "write_png",
+    "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "change_by_setting", "cost",
+    "cost_and_gain", "editability", "frontier", "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map",
+    "relative_depth", "token_heatmap", "toxicity_by_depth", "write_png",
 ]

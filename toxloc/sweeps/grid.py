@@ -1,0 +1,358 @@
+"""A grid: what a sweep's file may say, and the cells that it stands for."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .. import __version__
+from ..errors import ToxlocError
+from ..evaluators import DEFAULT, get_evaluators
+from ..generation import Decoding
+from ..interventions.settings import check_settings
+from ..model import DTYPES
+from ..prompts import PROVOCATIVE, ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
+from ..scores import SCORES
+from ..sources import resolve
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Benchmark(_Part):
+    """Prompts that every model completes; provocative ones, where the file tells."""
+
+    prompts: str = Field(description="what load_prompts takes")
+    which: Literal["all", "toxic", "nontoxic", "challenging"] | None = None
+    text_column: str | None = None
+    words: int | None = Field(None, ge=1, description="only the first so many words of each text are the prompt")
+    max_prompts: int = Field(100, ge=1)
+
+
+class Treatment(_Part):
+    """A method with settings; where a setting is a list, each of its values in turn."""
+
+    method: str
+    settings: dict[str, Any] = {}
+
+    def variants(self) -> Iterator[dict[str, Any]]:
+        """Yield every combination of the settings' values, the last setting changing fastest."""
+        values = [value if isinstance(value, list) else [value] for value in self.settings.values()]
+        for chosen in product(*values):
+            yield dict(zip(self.settings, chosen, strict=True))
+
+    @model_validator(mode="after")
+    def _check(self) -> "Treatment":
+        for settings in self.variants():
+            check_settings(self.method, settings)
+        return self
+
+
+class Resources(_Part):
+    """What Ray reserves for a worker."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+
+
+class Grid(_Part):
+    """Models × contrast sets × seeds × methods with their settings × benchmarks."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    contrasts: tuple[str, ...] = Field(("builtin",), min_length=1)
+    benchmarks: dict[str, Benchmark] = Field(min_length=1)
+    methods: tuple[Treatment, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    evaluators: tuple[str, ...] = Field(DEFAULT, min_length=1)
+    neutral: str = "builtin"
+    scores: tuple[str, ...] = Field(("activation", "gradient_norm", "attribution"), min_length=1)
+    samples: int = Field(5, ge=1)
+    max_new_tokens: int = Field(20, ge=1)
+    top_p: float = Field(0.9, gt=0, le=1)
+    temperature: float = Field(1.0, ge=0)
+    max_texts: int = Field(400, ge=8, description="contrast texts of each side, at most")
+    max_neutral: int = Field(500, ge=12, description="everyday texts, at most")
+    device: str | None = None
+    dtype: str = "float32"
+    precision: Literal["highest", "high", "medium"] = Field("highest", description="of float32 matrix products")
+    resources: Resources = Resources()
+
+    @property
+    def decoding(self) -> Decoding:
+        """How completions are sampled."""
+        return Decoding(self.samples, self.max_new_tokens, self.top_p, self.temperature)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Grid":
+        unknown = [name for name in self.scores if name not in SCORES]
+        if unknown:
+            raise ToxlocError(f"unknown score {unknown[0]!r}; choose from {', '.join(SCORES)}.")
+        if self.dtype not in DTYPES:
+            raise ToxlocError(f"unknown dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        if self.temperature == 0 and self.samples > 1:
+            raise ToxlocError(f"temperature=0 writes the same completion {self.samples} times; set samples to 1.")
+        for name in ("models", "contrasts", "seeds", "evaluators"):
+            values = getattr(self, name)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ToxlocError(f"{name} holds {twice!r} twice.")
+        variants = [(one.method, json.dumps(settings, sort_keys=True))
+                    for one in self.methods for settings in one.variants()]
+        for one in variants:
+            if variants.count(one) > 1:
+                raise ToxlocError(f"methods hold {one[0]} with the settings {one[1]} twice.")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration.
+
+    Attributes:
+        model: as the grid names it.
+        contrast: likewise.
+        seed: of every draw.
+        method: what turns toxicity down.
+        settings: of the method.
+        benchmark: name of the prompts.
+        fit_id: of what is fitted: everything above but the benchmark, by content.
+        baseline_id: of the unedited model on the benchmark, by content.
+        id: of the cell, by content: files by what they hold, never by where they lie.
+    """
+
+    model: str
+    contrast: str
+    seed: int
+    method: str
+    settings: dict[str, Any] = field(hash=False)
+    benchmark: str
+    fit_id: str
+    baseline_id: str
+    id: str
+
+    @property
+    def treatment(self) -> str:
+        """The method with its settings, in one line."""
+        return treatment(self.method, self.settings)
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Cells of one group share a localization."""
+        return self.model, self.contrast, self.seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def treatment(method: str, settings: Mapping[str, Any]) -> str:
+    """Name a method with its settings in one line.
+
+    Example:
+        >>> treatment("trne", {"budget": 0.01, "rounds": 2})
+        'trne, budget 0.01, rounds 2'
+    """
+    return ", ".join([method, *(f"{name.replace('_', ' ')} {_short(value)}" for name, value in settings.items())])
+
+
+def short_name(source: str) -> str:
+    """Return the last part of a path or hub id, which is what tables and figures have room for.
+
+    Example:
+        >>> short_name("models/planted/layer3")
+        'layer3'
+    """
+    return source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {one}" for name, one in value.items())
+    return str(value)
+
+
+class Plan:
+    """A grid whose files, models and evaluators are all there, with its cells in order.
+
+    Args:
+        grid: what was asked for.
+        root: folder in which relative paths of the grid start.
+        name: of the grid.
+
+    Attributes:
+        cells: models outermost, then contrast sets, seeds, methods, settings, and benchmarks.
+
+    Raises:
+        ToxlocError: something cannot be had; the message names it.
+    """
+
+    def __init__(self, grid: Grid, root: str | PathLike[str] = ".", name: str = "grid"):
+        self.grid, self.root, self.name = grid, Path(root), name
+        for model in grid.models:
+            resolve(self.located(model))
+        get_evaluators([self.located_evaluator(one) for one in grid.evaluators])
+        _ = self.prompts, self.neutral
+        for contrast in grid.contrasts:
+            self.pairs(contrast, grid.seeds[0])
+        self.cells = list(self._expanded())
+
+    def located(self, source: str) -> str:
+        """Return a source as the loaders take it: a path that starts in the root, if there is one, or the name."""
+        path = self.root / Path(source).expanduser()
+        return str(path) if path.exists() else source
+
+    def located_evaluator(self, name: str) -> str:
+        """Return an evaluator's name with the path after its `=`, if there is one, starting in the root."""
+        head, equals, source = name.partition("=")
+        source, at, threshold = source.partition("@")
+        return head + equals + (self.located(source) if source else "") + at + threshold
+
+    @cached_property
+    def prompts(self) -> dict[str, PromptSet]:
+        """The prompts of every benchmark."""
+        found = {}
+        for name, one in self.grid.benchmarks.items():
+            opened = load_prompts(self.located(one.prompts), which=one.which, text_column=one.text_column,
+                                  words=one.words)
+            found[name] = (opened.only(PROVOCATIVE) or opened).sampled(one.max_prompts, self.grid.seeds[0])
+        return found
+
+    def pairs(self, contrast: str, seed: int) -> ContrastSet:
+        """Texts of a contrast set that begin with no prompt of any benchmark."""
+        judged = [text for prompts in self.prompts.values() for text in prompts.texts]
+        return load_contrast(self.located(contrast)).without(judged).limited(self.grid.max_texts, seed)
+
+    @cached_property
+    def neutral(self) -> NeutralText:
+        """The everyday text."""
+        return load_neutral(self.located(self.grid.neutral), limit=self.grid.max_neutral)
+
+    @property
+    def scores(self) -> set[str]:
+        """Every localization score that the grid needs: those asked for, and those that a method ranks by."""
+        return {*self.grid.scores, *(cell.settings["score"] for cell in self.cells if "score" in cell.settings)}
+
+    def localization_id(self, cell: Cell) -> str:
+        """Return the id of where toxicity lies, which the cells of a group share."""
+        return _id(self._read(cell.model, cell.contrast, cell.seed) | {"scores": self.grid.scores})
+
+    def _expanded(self) -> Iterator[Cell]:
+        g = self.grid
+        judged: dict[str, Any] = {"decoding": g.decoding.to_dict(), "evaluators": g.evaluators}
+        for model, contrast, seed in product(g.models, g.contrasts, g.seeds):
+            for one in g.methods:
+                for settings in one.variants():
+                    fit = self._read(model, contrast, seed) | {"method": one.method, "settings": settings}
+                    for benchmark in g.benchmarks:
+                        texts = {"judged": _id(self.prompts[benchmark].texts)}
+                        baseline = {"toxloc": __version__, "model": self._model(model), **self._machine(), **judged,
+                                    **texts, "seed": seed}
+                        yield Cell(model, contrast, seed, one.method, settings, benchmark, _id(fit), _id(baseline),
+                                   _id({**fit, **judged, **texts}))
+
+    def _read(self, model: str, contrast: str, seed: int) -> dict[str, Any]:
+        """All that decides a localization and, with a method's settings, a fit."""
+        pairs = self._pairs_id(contrast, seed)
+        return {"toxloc": __version__, "model": self._model(model), "contrast": pairs, "neutral": self._neutral_id,
+                "seed": seed, **self._machine()}
+
+    def _machine(self) -> dict[str, Any]:
+        return {"dtype": self.grid.dtype, "precision": self.grid.precision}
+
+    @cached_property
+    def _neutral_id(self) -> str:
+        return _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
+
+    def _pairs_id(self, contrast: str, seed: int) -> str:
+        if (contrast, seed) not in self._known_pairs:
+            pairs = self.pairs(contrast, seed)
+            self._known_pairs[contrast, seed] = _id([pairs.toxic, pairs.neutral, pairs.paired])
+        return self._known_pairs[contrast, seed]
+
+    @cached_property
+    def _known_pairs(self) -> dict[tuple[str, int], str]:
+        return {}
+
+    def _model(self, name: str) -> str:
+        source = resolve(self.located(name))
+        return name if source.kind in ("built-in", "packaged", "hub") else _content(Path(source.location))
+
+
+@cache
+def _content(folder: Path) -> str:
+    """Hash of a model's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin", ".json", ".model", ".txt"):
+            with path.open("rb") as stream:
+                digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _id(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def load_grid(path: str | PathLike[str]) -> Grid:
+    """Read a grid from a YAML file.
+
+    Raises:
+        ToxlocError: no such file, no YAML, an unknown key, a value of the wrong kind, settings that do not go together,
+            or the same configuration twice; the message says where in the file.
+
+    Example:
+        >>> load_grid("examples/offline-grid.yaml").models      # doctest: +SKIP
+        ('toxloc-tiny', ...)
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ToxlocError(f"There is no grid file {path}; check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ToxlocError(f"{path} cannot be read as YAML: {error}") from error
+    return grid_of(content, path.name)
+
+
+def grid_of(content: Any, name: str = "grid") -> Grid:
+    """Make a grid of what a file holds.
+
+    Raises:
+        ToxlocError: see `load_grid`.
+    """
+    if not isinstance(content, dict):
+        raise ToxlocError(f"{name} holds no grid; it needs at least the keys models, benchmarks and methods.")
+    try:
+        return Grid.model_validate(content)
+    except ValidationError as error:
+        raise ToxlocError(f"{name}: " + "; ".join(_told(one) for one in error.errors()[:3])) from None
+
+
+def _told(error: Any) -> str:
+    """One of pydantic's errors in words."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys(error["loc"][:-1])
+        return f"{where} is not a key" + (f" there; there are {', '.join(known)}" if known else "")
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "value_error":  # a ToxlocError from a validator
+        return (f"{where}: " if where else "") + str(error["ctx"]["error"]).removesuffix(".")
+    return f"{where}={error['input']!r}: {error['msg']}"
+
+
+def _keys(where: Sequence[Any]) -> list[str]:
+    """Name the keys that may stand at a place of the file."""
+    parts: dict[str, type[BaseModel]] = {"benchmarks": Benchmark, "methods": Treatment, "resources": Resources}
+    part = parts.get(str(where[0])) if where else Grid
+    return list(part.model_fields) if part else []

@@ -1,0 +1,44 @@
+"""A sweep's summary as one HTML file that needs nothing else."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+
+from .. import __version__, plots
+from .grid import short_name
+
+if TYPE_CHECKING:
+    from .summary import Summary
+
+
+def write_page(path: Path, summary: "Summary") -> None:
+    """Write the page: depth for every score, before and after for every cell, costs, winners, underestimation."""
+    environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
+    environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.0%}".format, "signed1": "{:+.1%}".format,
+                            "short": short_name}
+    figures: dict[str, str] = {}
+    if summary.results:
+        figures = {"changes": _html(plots.change_by_setting(summary.results)),
+                   "cost": _html(plots.cost_and_gain(summary.results))}
+    path.write_text(environment.get_template("sweep.html.j2").render(
+        s=summary, figures=figures, depths=[_html(one) for one in _depths(summary)], plotly_js=get_plotlyjs(),
+        version=__version__, best=summary.best(), ranks=summary.ranks(), under=summary.underestimates(),
+    ), encoding="utf-8")
+
+
+def _depths(summary: "Summary") -> list[go.Figure]:
+    several = {name for name, _, _ in summary.localizations}
+    tell: dict[str, Any] = {}
+    for (model, contrast, seed), loc in summary.localizations.items():
+        alone = len(several) == len(summary.localizations)
+        tell[short_name(model) + ("" if alone else f", {short_name(contrast)}, seed {seed}")] = loc
+    return [plots.relative_depth(tell, score) for score in summary.plan.grid.scores] if tell else []
+
+
+def _html(figure: go.Figure) -> str:
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
+                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
+    return html

@@ -1,0 +1,241 @@
+"""What a sweep found: a table of cells, where toxicity lies in each model, which setting wins, who underestimates."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from .. import __version__
+from ..files import write_json
+from ..localization import Localization
+from ..metrics import COMBINED
+from .grid import Cell, Plan
+from .store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT_VERSION = 1
+THIRDS = ("early", "middle", "late")
+MUCH = 0.5  # of what all evaluators find, missed by one
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where one score puts toxicity in one model, by one contrast set and seed.
+
+    Attributes:
+        model: as the grid names it.
+        contrast: likewise.
+        seed: likewise.
+        score: name.
+        layers: the score of every layer.
+        peak: the layer with the highest one.
+        third: "early", "middle" or "late": which third of the layers the peak is in.
+        shares: of what is over the score's value for nothing (0, or the lowest layer's if that is higher), how much
+            lies in each third.
+    """
+
+    model: str
+    contrast: str
+    seed: int
+    score: str
+    layers: Float64[np.ndarray, " n_layers"]
+    peak: int
+    third: str
+    shares: dict[str, float]
+
+    @classmethod
+    def of(cls, group: tuple[str, str, int], score: str, layers: Float64[np.ndarray, " n_layers"]) -> "Depth":
+        """Find the peak and the shares; thirds are of the relative depth, 0 for the first layer and 1 for the last.
+
+        Example:
+            >>> Depth.of(("gpt2", "builtin", 0), "attribution", np.array([0.0, 1.0, 3.0])).shares     # doctest: +SKIP
+            {'early': 0.0, 'middle': 0.25, 'late': 0.75}
+        """
+        parts = np.digitize(np.linspace(0, 1, len(layers)), (1 / 3, 2 / 3))
+        over = np.maximum(layers - max(0.0, float(layers.min())), 0)
+        total = over.sum() or 1.0
+        peak = int(layers.argmax())
+        return cls(*group, score, layers, peak, THIRDS[parts[peak]],
+                   {name: float(over[parts == i].sum() / total) for i, name in enumerate(THIRDS)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {**vars(self), "layers": self.layers.tolist()}
+
+
+class Summary:
+    """All that is settled of a grid.
+
+    Args:
+        plan: the grid.
+        store: the folder of the sweep.
+
+    Attributes:
+        results: the finished cells with what was found, in the order of the grid.
+        failures: the failed cells, each with the reason.
+        missing: the cells that are neither.
+
+    Example:
+        >>> summary = toxloc.sweep(plan, "grid-results")                    # doctest: +SKIP
+        >>> summary.table().nsmallest(5, "rate_any")                        # doctest: +SKIP
+    """
+
+    def __init__(self, plan: Plan, store: Store):
+        self.plan, self.store = plan, store
+        self.results = [(cell, store.result(cell)) for cell in plan.cells if store.is_done(cell)]
+        self.failures = [(cell, store.failure(cell)["error"]) for cell in plan.cells if store.has_failed(cell)]
+        self.missing = store.open_cells(plan.cells)
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the evaluators, then "any" and "both"."""
+        names = list(self.results[0][1]["toxicity"]) if self.results else []
+        return [*(name for name in names if name not in COMBINED), *(name for name in names if name in COMBINED)]
+
+    def table(self) -> "pd.DataFrame":
+        """One row for every cell of the grid; figures of cells that are not finished are missing.
+
+        Columns beside the configuration: of every evaluator J the share of toxic completions without and with the
+        intervention (`before_J`, `rate_J`), its relative change with interval (`change_J`, `change_J_low`, `_high`),
+        what it misses of what all find (`missed_J`); cost (`perplexity_ratio`, `kl`, `top_1`); `seconds` and peak
+        memory in MB.
+        """
+        import pandas as pd
+
+        found = {cell.id: result for cell, result in self.results}
+        reasons = {cell.id: error for cell, error in self.failures}
+        rows = []
+        for cell in self.plan.cells:
+            status = "done" if cell.id in found else "failed" if cell.id in reasons else "missing"
+            row = {"id": cell.id, "model": cell.model, "contrast": cell.contrast, "seed": cell.seed,
+                   "method": cell.method, "settings": json.dumps(cell.settings), "treatment": cell.treatment,
+                   "benchmark": cell.benchmark, "status": status, "error": reasons.get(cell.id)}
+            rows.append(row | (self._figures(found[cell.id]) if cell.id in found else {}))
+        return pd.DataFrame(rows)
+
+    def _figures(self, result: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for judge in self.judges:
+            change = result["change"][judge]
+            low, high = change["ci"] if change else (None, None)
+            row |= {f"before_{judge}": result["baseline"]["toxicity"][judge]["rate"],
+                    f"rate_{judge}": result["toxicity"][judge]["rate"],
+                    f"change_{judge}": change["relative"] if change else None,
+                    f"change_{judge}_low": low, f"change_{judge}_high": high}
+        for judge, missed in (result["agreement"] or {"missed": {}})["missed"].items():
+            row[f"missed_{judge}"] = missed["value"]
+        fluency, seconds, memory = result["fluency"], result["seconds"], result["peak_memory"]
+        return row | {"perplexity_ratio": fluency["perplexity_ratio"], "kl": fluency["kl"], "top_1": fluency["top_1"],
+                      "seconds": round(sum(seconds.values()), 1), "resident_mb": memory["resident_mb"],
+                      "device_mb": memory["device_mb"]}
+
+    @cached_property
+    def localizations(self) -> dict[tuple[str, str, int], Localization]:
+        """Where toxicity lies, for every model, contrast set and seed."""
+        first = {cell.group: result["localization"] for cell, result in reversed(self.results)}
+        return {group: Localization.load(self.store.localization(name)) for group, name in reversed(first.items())}
+
+    @property
+    def depths(self) -> list[Depth]:
+        """Where every score puts toxicity, for every model, contrast set and seed."""
+        return [Depth.of(group, score, loc.layer_scores(score))
+                for group, loc in self.localizations.items() for score in self.plan.grid.scores]
+
+    def best(self) -> list[dict[str, Any]]:
+        """For every model, contrast set, seed and benchmark the setting that leaves the fewest toxic by any.
+
+        `tied` are those whose own interval of the change reaches as far down.
+        """
+        groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
+        for cell, result in self.results:
+            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
+        found = []
+        for members in groups.values():
+            cell, result = min(members, key=lambda one: one[1]["toxicity"]["any"]["rate"])
+            rate = result["toxicity"]["any"]["rate"]
+            tied = [other.treatment for other, its in members
+                    if other is not cell and its["toxicity"]["any"]["rate_ci"][0] <= rate]
+            found.append({
+                "model": cell.model, "contrast": cell.contrast, "seed": cell.seed, "benchmark": cell.benchmark,
+                "before": result["baseline"]["toxicity"]["any"]["rate"], "best": cell.treatment, "after": rate,
+                "change": result["change"]["any"], "perplexity_ratio": result["fluency"]["perplexity_ratio"],
+                "tied": tied,
+            })
+        return found
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """Every setting with its mean rank (1 for the fewest toxic by any) and mean figures, best first."""
+        groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
+        for cell, result in self.results:
+            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
+        ranked: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+        for members in groups.values():
+            rates = np.array([result["toxicity"]["any"]["rate"] for _, result in members])
+            for (cell, result), rate in zip(members, rates, strict=True):
+                rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
+                ranked.setdefault(cell.treatment, []).append((float(rank), result))
+
+        def mean(tried: list[tuple[float, dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> float:
+            values = [value for _, result in tried if (value := of(result)) is not None]
+            return float(np.mean(values)) if values else float("nan")
+
+        rows = [{"treatment": name, "n": len(tried), "mean_rank": float(np.mean([rank for rank, _ in tried])),
+                 "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),
+                 "mean_perplexity_ratio": mean(tried, lambda one: one["fluency"]["perplexity_ratio"])}
+                for name, tried in ranked.items()]
+        return sorted(rows, key=lambda row: float(row["mean_rank"]))
+
+    def underestimates(self) -> list[dict[str, Any]]:
+        """How often each evaluator alone misses something: over the unedited models, and over the cells.
+
+        `misses` is the share of runs in which it misses any of the completions that all evaluators together call toxic,
+        `misses_much` at least half of them, `median` the median share missed.
+        """
+        unedited = {cell.baseline_id: result["baseline"]["agreement"] for cell, result in self.results}
+        found = []
+        for where, several in (("unedited", list(unedited.values())),
+                               ("edited", [result["agreement"] for _, result in self.results])):
+            for judge in (name for name in self.judges if name not in COMBINED):
+                missed = np.array([one["missed"][judge]["value"] for one in several
+                                   if one and one["missed"][judge]["value"] is not None], dtype=float)
+                if len(missed):
+                    found.append({"evaluator": judge, "models": where, "runs": len(missed),
+                                  "misses": float((missed > 0).mean()), "misses_much": float((missed >= MUCH).mean()),
+                                  "median": float(np.median(missed))})
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what summary.json holds."""
+        return {
+            "format_version": FORMAT_VERSION, "toxloc": __version__, "grid": self.plan.grid.model_dump(mode="json"),
+            "cells": {"all": len(self.plan.cells), "done": len(self.results), "failed": len(self.failures)},
+            "depth": [one.to_dict() for one in self.depths], "best": self.best(), "ranks": self.ranks(),
+            "underestimates": self.underestimates(),
+        }
+
+    def write(self) -> None:
+        """Write results.csv, results.parquet, summary.json and summary.html into the folder, each whole."""
+        from .page import write_page
+
+        folder, table = self.store.folder, self.table()
+        _renamed(folder / "results.csv", lambda path: table.to_csv(path, index=False))
+        _renamed(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
+        write_json(folder / "summary.json", self.to_dict())
+        _renamed(folder / "summary.html", lambda path: write_page(path, self))
+
+
+def _renamed(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
