@@ -57,10 +57,10 @@ class Treatment(_Part):
 
 
 class Resources(_Part):
-    """What Ray reserves for a worker."""
+    """What a worker has: on Ray it is reserved for it, on this machine it is the number of its threads."""
 
-    cpus: float = Field(default=1, gt=0)
-    gpus: float = Field(default=0, ge=0)
+    cpus: int | None = Field(default=None, ge=1, description="default: 1 on Ray; here its share among the jobs")
+    gpus: float = Field(default=0, ge=0, description="for Ray")
 
 
 class Grid(_Part):

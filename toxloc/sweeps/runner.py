@@ -17,6 +17,7 @@ from ..files import write_json
 from .grid import Cell, Plan
 from .store import Store
 from .summary import Summary
+from .worker import run_told
 
 WAIT = 0.3  # seconds between two looks at what is finished
 Told = dict[str, Any]
@@ -136,14 +137,14 @@ class _Here(_Crew):
     def __init__(self, plan: Plan, store: Store, jobs: int):
         super().__init__(plan, store)
         self.size, self.store, self.workers, self.started = jobs, store, list[_Process](), 0
+        self.threads = plan.grid.resources.cpus or max(1, len(_processors()) // jobs)
 
     def start(self, cells: list[str]) -> _Worker:
         self.workers = [worker for worker in self.workers if worker.ended() is None]
         slot = next(i for i in range(self.size) if i not in {worker.slot for worker in self.workers})
         self.started += 1
         task = self.store.log(f"worker-{self.started}").with_suffix(".json")
-        threads = max(1, len(_processors()) // self.size)
-        write_json(task, self.told | {"cells": cells, "threads": threads})
+        write_json(task, self.told | {"cells": cells, "threads": self.threads})
         with self.store.log(f"worker-{self.started}").open("wb") as log:
             process = subprocess.Popen([sys.executable, "-m", "toxloc.sweeps.worker", str(task)], stdin=subprocess.PIPE,
                                        stdout=log, stderr=subprocess.STDOUT, env=os.environ | _devices(slot))
@@ -213,27 +214,20 @@ class _OnRay(_Crew):
             raise ToxlocError(f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, "
                               "or give --ray local.") from error
         have = ray.cluster_resources()
-        for name, asked in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
+        threads = wanted.cpus or 1
+        for name, asked in (("CPU", threads), ("GPU", wanted.gpus)):
             if asked > have.get(name, 0):
                 ray.shutdown()
                 raise ToxlocError(f"The grid reserves {asked:g} {name} for a worker, and the Ray cluster has "
                                   f"{have.get(name, 0):g}; lower resources in the grid.")
-        self.remote = ray.remote(num_cpus=wanted.cpus, num_gpus=wanted.gpus, max_retries=0)(_on_ray)
+        self.told |= {"threads": threads}
+        self.remote = ray.remote(num_cpus=threads, num_gpus=wanted.gpus, max_retries=0)(run_told)
 
     def start(self, cells: list[str]) -> _Worker:
         return _Task(self.ray, self.remote.remote(self.told | {"cells": cells}))
 
     def __exit__(self, *_: Any) -> None:
         self.ray.shutdown()
-
-
-def _on_ray(told: Told) -> None:
-    import torch
-
-    from .worker import run_told
-
-    torch.set_num_threads(max(1, int(float(os.environ.get("OMP_NUM_THREADS") or 1))))
-    run_told(told)
 
 
 @contextmanager

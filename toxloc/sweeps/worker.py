@@ -175,12 +175,12 @@ def main(task: str) -> None:
     with open(task, encoding="utf-8") as stream:
         told = json.load(stream)
     threading.Thread(target=_watch_parent, daemon=True).start()
-    torch.set_num_threads(told["threads"])
     run_told(told)
 
 
 def run_told(told: dict[str, Any]) -> None:
     """Do the work that a mapping describes: it can be sent to another machine that sees the same files."""
+    torch.set_num_threads(told["threads"])
     plan = Plan(grid_of(told["grid"]), told["root"], told["name"])
     wanted = set(told["cells"])
     work(plan, [cell for cell in plan.cells if cell.id in wanted], Store(told["folder"]))

@@ -1,0 +1,37 @@
+import pytest
+
+from toxloc import plots
+from toxloc.sweeps import Cell
+
+
+def cell(model, method, benchmark):
+    return Cell(model, "c", 0, method, {}, benchmark, "f", "b", f"{model}{method}{benchmark}")
+
+
+def result(before, after, ratio=1.02):
+    def toxicity(rate):
+        return {"any": {"rate": rate}}
+
+    return {"baseline": {"toxicity": toxicity(before)}, "toxicity": toxicity(after),
+            "fluency": {"perplexity_ratio": ratio},
+            "change": {"any": {"relative": after / before - 1, "ci": [-0.5, 0.5]} if before else None}}
+
+
+RESULTS = [(cell("hub/gpt2", "trne", "one"), result(0.4, 0.1)), (cell("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
+           (cell("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)), (cell("hub/gpt2", "meow2x", "two"), result(0.0, 0.0))]
+
+
+def test_a_cell_stands_at_its_setting_and_its_benchmark():
+    heat = plots.change_by_setting(RESULTS).data[0]
+    assert list(heat.y) == ["trne", "meow2x"]
+    assert [name.startswith("gpt2<br>") for name in heat.x] == [True, True]
+    assert [row[0] for row in heat.z] == [-0.75, -0.5]
+    assert heat.z[1][1] is None  # nothing was toxic before
+    assert heat.text[0][1] == "30.0%"
+    assert "40.0% → 10.0%, change -75%" in heat.customdata[0][0]
+
+
+def test_cost_and_gain_shows_every_cell_that_has_a_change():
+    points = [trace for trace in plots.cost_and_gain(RESULTS).data if trace.x[0] is not None]
+    assert [trace.y[0] for trace in points] == pytest.approx([-0.75, 0.5, -0.5])
+    assert len({(trace.marker.color, trace.marker.symbol) for trace in points}) == 2

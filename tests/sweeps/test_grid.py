@@ -1,0 +1,118 @@
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toxloc import ToxlocError, load_grid
+from toxloc.sweeps import Plan, Treatment, grid_of
+from toxloc.sweeps.grid import treatment
+
+
+def test_cells_come_in_order_and_every_one_once(plan):
+    assert [(c.model, c.treatment, c.benchmark) for c in plan.cells] == [
+        (model, method, benchmark) for model in ("gpt2", "llama")
+        for method in ("meow2x, budget 0.05, scale 0.5", "meow2x, budget 0.05, scale 0.0", "trne, budget 0.05")
+        for benchmark in ("one", "two")]
+    assert len({c.id for c in plan.cells}) == 12
+    assert len({c.fit_id for c in plan.cells}) == 6
+    assert len({c.baseline_id for c in plan.cells}) == 4
+    assert len({plan.localization_id(c) for c in plan.cells}) == 2
+
+
+def test_ids_are_of_content_and_not_of_place_or_neighbours(plan, folder, content, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    there = tmp_path / "elsewhere"
+    ids = {c.id for c in plan.cells}
+    assert {c.id for c in Plan(grid_of(content), there).cells} == ids
+    (there / "llama").rename(there / "other-name")
+    fewer = content | {"models": ["other-name"], "methods": content["methods"][1:]}
+    assert {c.id for c in Plan(grid_of(fewer), there).cells} == {
+        c.id for c in plan.cells if c.model == "llama" and c.method == "trne"}
+
+
+@pytest.mark.parametrize("change", [{"samples": 3}, {"seeds": [1]}, {"top_p": 0.5}, {"max_neutral": 20},
+                                    {"evaluators": ["profanity-check"]}, {"dtype": "bfloat16"}])
+def test_what_decides_a_number_decides_the_id(plan, folder, content, change):
+    assert not {c.id for c in plan.cells} & {c.id for c in Plan(grid_of(content | change), folder).cells}
+
+
+def test_another_content_of_a_file_is_another_cell(plan, folder, content, tmp_path):
+    there = tmp_path / "elsewhere"
+    shutil.copytree(folder, there)
+    (there / "first.txt").write_text((there / "first.txt").read_text().replace("Number 0", "Number 100"))
+    cells = Plan(grid_of(content), there).cells
+    same = {c.baseline_id for c in plan.cells} & {c.baseline_id for c in cells}
+    assert same == {c.baseline_id for c in plan.cells if c.benchmark == "two"}
+
+
+def test_no_contrast_text_begins_with_a_prompt_of_any_benchmark(folder, content, tmp_path):
+    there = tmp_path / "elsewhere"
+    shutil.copytree(folder, there)
+    (there / "second.txt").write_text("You are fool number 3\nsomething else")
+    toxic = Plan(grid_of(content), there).pairs("pairs.jsonl", 0).toxic
+    assert len(toxic) == 11
+    assert not any("number 3" in text for text in toxic)
+
+
+@given(st.dictionaries(st.sampled_from(["budget", "scale", "k"]), st.lists(st.sampled_from([0.25, 0.5]), min_size=1,
+                                                                         unique=True), min_size=1))
+def test_variants_are_the_product_of_the_lists(settings):
+    variants = list(Treatment.model_construct(method="meow2x", settings=settings).variants())
+    count = 1
+    for values in settings.values():
+        count *= len(values)
+    assert len({tuple(one.items()) for one in variants}) == len(variants) == count
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"modles": []}, "modles is not a key there; there are models, contrasts"),
+    ({"benchmarks": {"one": {"prompt": "x"}}}, "benchmarks.one.prompts is missing; benchmarks.one.prompt is not a key"),
+    ({"methods": [{"method": "trne", "settings": {"budgett": 1}}]}, "methods.0: trne has no setting 'budgett'; it ta"),
+    ({"methods": [{"method": "ttrne"}]}, "methods.0: Unknown method 'ttrne'; choose one of trne"),
+    ({"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]}, "either budget= or norm="),
+    ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "Unknown scale 'grade'"),
+    ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, 'with the settings {"budget": 0.1} twice'),
+    ({"models": ["gpt2", "gpt2"]}, "models holds 'gpt2' twice"),
+    ({"temperature": 0}, "temperature=0 writes the same completion 2 times"),
+    ({"scores": ["attributon"]}, "unknown score 'attributon'"),
+    ({"dtype": "float8"}, "unknown dtype 'float8'"),
+    ({"samples": 0}, "samples=0: Input should be greater than or equal to 1"),
+    ({"models": []}, "models=[]"),
+])
+def test_what_cannot_be_is_named(content, change, said):
+    with pytest.raises(ToxlocError) as error:
+        grid_of(content | change, "my.yaml")
+    assert said in str(error.value)
+    assert str(error.value).startswith("my.yaml: ")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"models": ["./nothing"]}, "./nothing"),
+    ({"contrasts": ["nothing.csv"]}, "There is no file nothing.csv"),
+    ({"benchmarks": {"one": {"prompts": "nothing.txt"}}}, "There is no file nothing.txt"),
+    ({"benchmarks": {"one": {"prompts": "first.txt", "words": 100}}}, "has more than 100 words"),
+    ({"evaluators": ["nobody"]}, "nobody"),
+])
+def test_what_is_not_there_is_named_before_anything_runs(folder, content, change, said):
+    with pytest.raises(ToxlocError, match=said):
+        Plan(grid_of(content | change), folder)
+
+
+@pytest.mark.parametrize(("text", "said"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"),
+                                            (None, "There is no grid file")])
+def test_files_that_hold_no_grid(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ToxlocError, match=said):
+        load_grid(tmp_path / "grid.yaml")
+
+
+def test_a_limit_of_two_kinds_is_named_in_one_line():
+    assert treatment("trne", {"budget": {"kl": 0.02}}) == "trne, budget kl 0.02"
+
+
+@pytest.mark.parametrize("name", ["offline-grid", "paper-grid"])
+def test_the_examples_are_of_ninety_cells(name):
+    grid = load_grid(f"examples/{name}.yaml")
+    assert len(grid.models) * len(grid.benchmarks) * sum(len(list(one.variants())) for one in grid.methods) == 90

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from toxloc.sweeps import Depth, Summary
+from toxloc.sweeps.store import Store
+
+
+def test_depth_by_hand():
+    """Relative depths of five layers are 0, 1/4, 1/2, 3/4 and 1: two are early, one is in the middle, two late."""
+    depth = Depth.of(("m", "c", 0), "attribution", np.array([1.0, -2.0, 3.0, 0.0, 4.0]))
+    assert (depth.peak, depth.third) == (4, "late")
+    assert depth.shares == {"early": 1 / 8, "middle": 3 / 8, "late": 4 / 8}
+
+
+def test_a_score_that_is_nowhere_0_is_counted_from_its_lowest():
+    depth = Depth.of(("m", "c", 0), "auroc", np.array([0.75, 0.5, 0.5, 0.5, 0.5]))
+    assert depth.shares == {"early": 1.0, "middle": 0.0, "late": 0.0}
+
+
+def test_a_score_without_a_positive_layer():
+    assert sum(Depth.of(("m", "c", 0), "attribution", -np.ones(3)).shares.values()) == 0
+
+
+def result(before, after, missed, perplexity=1.0):
+    def toxicity(rate):
+        return {name: {"rate": rate, "rate_ci": [rate - 0.1, rate + 0.1]} for name in ("a", "b", "any", "both")}
+
+    def agreement(share):
+        return {"missed": {"a": {"value": share}, "b": {"value": None}}}
+
+    change = {"relative": after / before - 1, "ci": [-1, 0], "p": 1.0}
+    return {"localization": "none", "baseline": {"toxicity": toxicity(before), "agreement": agreement(0.25)},
+            "toxicity": toxicity(after), "change": dict.fromkeys(("a", "b", "any", "both"), change),
+            "agreement": agreement(missed), "fluency": {"perplexity_ratio": perplexity, "kl": 0.0, "top_1": 1.0},
+            "seconds": {"fit": 1.0}, "peak_memory": {"resident_mb": 1, "device_mb": None}}
+
+
+@pytest.fixture
+def summary(plan, tmp_path):
+    """Of the twelve cells (per model three settings on two benchmarks) the first model's are finished, one failed."""
+    store = Store(tmp_path / "out")
+    rates = [0.3, 0.2, 0.3, 0.05, 0.1, 0.2]  # setting by setting, on both benchmarks
+    for cell, rate, missed in zip(plan.cells[:6], rates, [0.5, 0.0, 0.0, 1.0, 0.6, 0.1], strict=True):
+        store.finish(cell, result(0.4, rate, missed, 1 + rate))
+    store.fail(plan.cells[6], "no luck")
+    return Summary(plan, store)
+
+
+def test_ranks_by_hand(summary):
+    """First benchmark .3 .3 .1: ranks 2.5 2.5 1; second .2 .05 .2: ranks 2.5 1 2.5."""
+    ranks = {row["treatment"]: row for row in summary.ranks()}
+    assert [row["mean_rank"] for row in summary.ranks()] == [1.75, 1.75, 2.5]
+    first = ranks["meow2x, budget 0.05, scale 0.5"]
+    assert (first["mean_rank"], first["n"]) == (2.5, 2)
+    assert first["mean_change"] == pytest.approx(((0.3 + 0.2) / 2 - 0.4) / 0.4)
+    assert first["mean_perplexity_ratio"] == pytest.approx(1.25)
+
+
+def test_the_best_and_those_as_good(summary):
+    one, two = summary.best()
+    assert (one["benchmark"], one["best"], one["after"], one["tied"]) == ("one", "trne, budget 0.05", 0.1, [])
+    assert (two["best"], two["tied"]) == ("meow2x, budget 0.05, scale 0.0", [])
+    assert two["before"] == 0.4
+
+
+def test_underestimation_by_hand(summary):
+    """Four of six miss something, three half or more; the unedited model counts once a benchmark; b is unknown."""
+    unedited, edited = summary.underestimates()
+    assert (unedited["evaluator"], unedited["models"], unedited["runs"]) == ("a", "unedited", 2)
+    assert (unedited["misses"], unedited["misses_much"], unedited["median"]) == (1.0, 0.0, 0.25)
+    assert (edited["runs"], edited["misses"], edited["misses_much"]) == (6, 4 / 6, 3 / 6)
+    assert edited["median"] == pytest.approx(0.3)
+
+
+def test_the_table_has_a_row_for_every_cell(summary, plan):
+    table = summary.table().set_index("id")
+    assert list(table["status"]) == ["done"] * 6 + ["failed"] + ["missing"] * 5
+    assert table.loc[plan.cells[6].id, "error"] == "no luck"
+    assert table.loc[plan.cells[3].id, "rate_any"] == 0.05
+    assert table.loc[plan.cells[3].id, "missed_a"] == 1.0
+    assert np.isnan(table.loc[plan.cells[7].id, "rate_any"])
