@@ -39,7 +39,7 @@ def slow(lm, texts, skip_first):
         predicted += ids.shape[1] - 1
         for i in L:
             a = cache[f"blocks.{i}.mlp.hook_post"].reshape(ids.shape[1], -1).detach()
-            m = cache[f"blocks.{i}.mlp.out.hook_out"].reshape(ids.shape[1], -1).detach()
+            m = cache[lm.output_hook(i)].reshape(ids.shape[1], -1).detach()
             delta = kept[i].grad.reshape(ids.shape[1], -1)
             weight = lm.down_projection(i).weight
             full = weight.grad if weight.shape == (lm.d_mlp, lm.d_model) else weight.grad.T
@@ -109,7 +109,8 @@ def test_only_the_gradients_that_are_needed(tiny, monkeypatch):
     unembedded, earliest = [], []
     unembed = likelihood.logit_rows
     monkeypatch.setattr(likelihood, "logit_rows", lambda *args: unembedded.append(1) or unembed(*args))
-    tiny.hooked.original_model.lm_head.register_forward_hook(lambda *_: pytest.fail("all positions were unembedded"))
+    unembedding = tiny.hooked.original_model.lm_head if tiny.is_bridge else tiny.hooked.unembed
+    unembedding.register_forward_hook(lambda *_: pytest.fail("all positions were unembedded"))
     collect(tiny, TEXTS, gradients=False)
     assert not unembedded
 

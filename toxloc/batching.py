@@ -77,7 +77,7 @@ def batches(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 128, tok
     """
     if tokens is None:
         kind = "cpu" if lm.device.type == "cpu" else "cuda"
-        tokens = min(TOKENS_PER_BATCH[kind], LOGITS_PER_BATCH[kind] // lm.hf.config.vocab_size)
+        tokens = min(TOKENS_PER_BATCH[kind], LOGITS_PER_BATCH[kind] // lm.d_vocab)
     rows = encode(lm, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     groups: list[list[int]] = []

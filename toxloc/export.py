@@ -52,6 +52,7 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
         >>> with edit.applied(lm): export_hf(lm, "detoxified")             # doctest: +SKIP
         >>> AutoModelForCausalLM.from_pretrained("detoxified")             # doctest: +SKIP
     """
+    lm.check_hf("an export")
     hooked = [one for one in lm.applied if not one.in_weights]
     if hooked:
         raise _lives_in_hooks(hooked)
@@ -271,7 +272,7 @@ def _card(lm: LoadedModel, interventions: Sequence[Intervention], effect: dict[s
                               undefined=StrictUndefined, autoescape=False)
     environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.2%}".format, "short": "{:.3g}".format}
     return environment.get_template("model_card.md.j2").render(
-        lm=lm, type=lm.hf.config.model_type, dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
+        lm=lm, type=lm.model_type, dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
         effect=effect, version=__version__, bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
         base=lm.name if lm.name == lm.hf.name_or_path else f"path/to/{lm.name}",
     )

@@ -108,7 +108,8 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
 
 
 def check_decoding(lm: LoadedModel, how: Decoding) -> None:
-    """Raise ToxlocError if a number is out of range."""
+    """Raise ToxlocError if a number is out of range, or there is nothing that could write."""
+    lm.check_hf("sampling")
     for name, good in (("samples", how.samples >= 1), ("max_new_tokens", 1 <= how.max_new_tokens < lm.context),
                        ("top_p", 0 < how.top_p <= 1), ("temperature", how.temperature >= 0),
                        ("repetition_penalty", how.repetition_penalty > 0)):

@@ -112,7 +112,7 @@ def promoted_tokens(lm: LoadedModel, neurons: Sequence[tuple[int, int]], k: int 
 def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
     """Return what the unembedding reads of a neuron's row of W_out, norms linearised."""
     _check_neuron(lm, layer, neuron)
-    family = architecture(lm.hf.config.model_type)
+    family = architecture(lm.model_type)
     row = lm.W_out(layer)[neuron].detach().float()
     for norm in ([lm.contribution(layer)] if family.post_norm else []) + [final_norm(lm.hf)]:
         if isinstance(norm, nn.LayerNorm):

@@ -66,19 +66,13 @@ def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Te
 def logit_rows(lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
                ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
     """Yield the logits of some rows of hidden states at a time, in float32, with the rows they belong to."""
-    unembedding, cap = lm.hf.get_output_embeddings(), _soft_cap(lm)
+    (W_U, b_U), cap = lm.unembedding, lm.soft_cap
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "cuda"]
-    step = max(FEWEST_ROWS, at_once // unembedding.weight.shape[0])
+    step = max(FEWEST_ROWS, at_once // len(W_U))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
-        logits = torch.nn.functional.linear(hidden[rows], unembedding.weight, unembedding.bias).float()
+        logits = torch.nn.functional.linear(hidden[rows], W_U, b_U).float()
         yield rows, logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _soft_cap(lm: LoadedModel) -> float | None:
-    """Return c where the family bends its logits to c * tanh(logits / c), as gemma2 does."""
-    cap = getattr(lm.hf.config, "final_logit_softcapping", None)
-    return None if cap is None else float(cap)
 
 
 class _TokenNLL(torch.autograd.Function):
@@ -89,7 +83,7 @@ class _TokenNLL(torch.autograd.Function):
         losses = torch.empty(len(hidden), device=hidden.device)
         wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         gradient = torch.empty_like(hidden) if wanted else None
-        cap, W_U = _soft_cap(lm), lm.hf.get_output_embeddings().weight
+        cap, (W_U, _) = lm.soft_cap, lm.unembedding
         for rows, logits in logit_rows(lm, hidden):
             own = token[rows, None]
             at_own = logits.gather(1, own)[:, 0]

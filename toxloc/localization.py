@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from .errors import ToxlocError
 from .files import new_folder, read_json, write_json
-from .model import LoadedModel
+from .model import AnyModel, LoadedModel
 from .prompts import ContrastSet
 from .scores import SCORES
 from .statistics import ContrastStatistics, collect_contrast
@@ -146,13 +146,13 @@ class Localization:
         return score
 
 
-def localize(lm: LoadedModel, pairs: ContrastSet, scores: Sequence[str] = DEFAULT_SCORES, *, draws: int = DRAWS,
+def localize(lm: AnyModel, pairs: ContrastSet, scores: Sequence[str] = DEFAULT_SCORES, *, draws: int = DRAWS,
              seed: int = 0, statistics: ContrastStatistics | None = None, skip_first: bool = True,
              max_length: int = 128) -> Localization:
     """Score every layer and neuron by the contrast between toxic and neutral texts.
 
     Args:
-        lm: the model.
+        lm: the model; a HookedTransformer of transformer-lens 3.9 will do.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
         scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc",
             "editability" (formulas: the functions of those names in `toxloc.scores`).
@@ -173,6 +173,7 @@ def localize(lm: LoadedModel, pairs: ContrastSet, scores: Sequence[str] = DEFAUL
         >>> loc.uncertainty["attribution"].p_adjusted.min() < 0.01
         True
     """
+    lm = LoadedModel.of(lm)
     unknown = [name for name in scores if name not in SCORES]
     if unknown or not scores:
         raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")

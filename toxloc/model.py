@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .architectures import architecture, blocks_of
 from .errors import ToxlocError
+from .hooked import OUTPUT_HOOK, add_output_hooks, check_hooked, hooked_transformer
 from .progress import quiet
 from .sources import not_on_hub, resolve
 
 if TYPE_CHECKING:
     from .interventions.base import Intervention
 
+HOOKS = ("transformer", "bridge")
+AnyModel = Any  # a LoadedModel, or what `LoadedModel.of` makes one of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,9 +34,11 @@ class LoadedModel:
     """A language model seen twice: through TransformerLens hooks, and as the plain Hugging Face model.
 
     Attributes:
-        hooked: a TransformerBridge; hooks placed here see and change its activations.
+        hooked: a TransformerBridge, or with transformer-lens 3.9 a HookedTransformer where that class has the family;
+            hooks placed here see and change its activations.
         hf: the Hugging Face model. It shares every weight with `hooked` (an edit of one is an edit of the
-            other) but not its modules: a hook on `hooked` does not fire here. Used to generate and to save.
+            other) but not its modules: a hook on `hooked` does not fire here. Used to generate and to save. None if
+            nothing but a HookedTransformer was given.
         tokenizer: the Hugging Face tokenizer.
         name: what it is called in results.
         prepend_bos: whether texts begin with the BOS token (see `load_model`).
@@ -47,40 +53,75 @@ class LoadedModel:
     applied: "list[Intervention]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
+        self.is_bridge = hasattr(self.hooked, "original_model")
+        if self.hf is not None:
+            self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
         self.fingerprint = _fingerprint(self)
 
     @classmethod
-    def from_hf(cls, hf: Any, tokenizer: Any, name: str = "model", prepend_bos: bool | None = None) -> "LoadedModel":
+    def from_hf(cls, hf: Any, tokenizer: Any, name: str = "model", prepend_bos: bool | None = None,
+                hooks: str | None = None) -> "LoadedModel":
         """Wrap a Hugging Face causal language model that is already in memory; its weights are frozen.
 
-        Raises:
-            ToxlocError: the family is not supported.
-        """
-        from transformer_lens.model_bridge import TransformerBridge
+        Args:
+            hf: the model.
+            tokenizer: its tokenizer.
+            name: what it is called in results.
+            prepend_bos: see `load_model`.
+            hooks: see `load_model`.
 
+        Raises:
+            ToxlocError: the family is not supported, by toxloc or by the class asked for.
+        """
+        if hooks not in (None, *HOOKS):
+            raise ToxlocError(f"hooks={hooks!r}: choose one of {', '.join(HOOKS)}.")
         architecture(hf.config.model_type)
+        blocks_of(hf)
         if not hf.config.architectures:
             hf.config.architectures = [type(hf).__name__]
         hf.eval().requires_grad_(False)
-        shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
-        twin = copy.deepcopy(hf, shared)
         with quiet():
-            hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, device=hf.device)
-        # The bridge splits some families' joint q, k, v matrix into parameters of its own.
-        hooked.requires_grad_(False)
+            hooked = None if hooks == "bridge" else hooked_transformer(hf, tokenizer, insist=hooks is not None)
+            if hooked is None:
+                hooked = _bridge(hf, tokenizer, name)
         if prepend_bos is None:
             prepend_bos = _starts_with_bos(tokenizer)
         return cls(hooked, hf, tokenizer, name, prepend_bos)
 
+    @classmethod
+    def of(cls, model: Any) -> "LoadedModel":
+        """Return a LoadedModel as it is, and wrap a HookedTransformer of transformer-lens 3.9, once.
+
+        A wrapped one can be localized, turned down and edited; it has no Hugging Face model that could write
+        completions or be exported.
+
+        Raises:
+            ToxlocError: it is neither, or a HookedTransformer without a tokenizer or with another kind of MLP.
+
+        Example:
+            >>> lm = LoadedModel.of(HookedTransformer.from_pretrained("gpt2"))      # doctest: +SKIP
+        """
+        if isinstance(model, cls):
+            return model
+        if model not in _WRAPPED:
+            check_hooked(model)
+            add_output_hooks(model)
+            _WRAPPED[model] = cls(model, None, model.tokenizer, model.cfg.model_name, _starts_with_bos(model.tokenizer))
+        return _WRAPPED[model]
+
     def __repr__(self) -> str:
-        return (f"LoadedModel({self.name!r}, {self.hf.config.model_type}, {self.n_layers} layers, "
+        return (f"LoadedModel({self.name!r}, {self.model_type}, {self.n_layers} layers, "
                 f"d_model={self.d_model}, d_mlp={self.d_mlp}, {self.dtype}, {self.device})")
+
+    @property
+    def model_type(self) -> str:
+        """The family, as the model's configuration calls it."""
+        return str(self.hf.config.model_type if self.hf is not None else self.hooked.cfg.original_architecture)
 
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return len(self._blocks)
+        return len(self.hooked.blocks)
 
     @property
     def d_mlp(self) -> int:
@@ -105,7 +146,36 @@ class LoadedModel:
     @property
     def context(self) -> int:
         """Longest text in tokens that the model takes."""
+        if self.hf is None:
+            return int(self.hooked.cfg.n_ctx)
         return int(getattr(self.hf.config, "max_position_embeddings", None) or 2048)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of logits."""
+        return int(self.unembedding[0].shape[0])
+
+    @property
+    def unembedding(self) -> tuple[Float[Tensor, "d_vocab d_model"], Float[Tensor, " d_vocab"] | None]:
+        """Matrix and bias that make logits of the final hidden states."""
+        if self.hf is None:
+            return self.hooked.W_U.T, self.hooked.b_U
+        module = self.hf.get_output_embeddings()
+        return module.weight, module.bias
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The c of a family that bends its logits to c * tanh(logits / c), as gemma2 does."""
+        cap = (getattr(self.hf.config, "final_logit_softcapping", None) if self.hf is not None
+               else self.hooked.cfg.output_logits_soft_cap)
+        return float(cap) if cap is not None and cap > 0 else None
+
+    @property
+    def has_post_norm(self) -> bool:
+        """Whether a norm follows the MLP before the residual stream."""
+        if self.hf is None:
+            return bool(self.hooked.cfg.use_normalization_before_and_after)
+        return self._family.post_norm is not None
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Live view of the matrix that writes layer `layer`'s MLP output; in-place changes change the model."""
@@ -119,15 +189,22 @@ class LoadedModel:
 
     def block(self, layer: int) -> nn.Module:
         """Return a layer's block in `hf`."""
+        self.check_hf("this")
         return self._blocks[layer]
 
     def down_projection(self, layer: int) -> nn.Module:
         """Return the module of `hf` that maps a layer's neurons to its output: where hooks on `hf` go."""
-        return self._blocks[layer].get_submodule(self._family.down)
+        return self.block(layer).get_submodule(self._family.down)
 
     def contribution(self, layer: int) -> nn.Module:
         """Return the module of `hf` whose output a layer's MLP adds to the residual stream."""
-        return self._blocks[layer].get_submodule(self._family.post_norm or self._family.down)
+        return self.block(layer).get_submodule(self._family.post_norm or self._family.down)
+
+    def check_hf(self, what: str) -> None:
+        """Raise ToxlocError if there is no Hugging Face model, which `what` needs."""
+        if self.hf is None:
+            raise ToxlocError(f"{self.name} is a HookedTransformer alone, and {what} needs the Hugging Face model as "
+                              "well; load it with toxloc.load_model, which keeps both over one set of weights.")
 
     def neuron_hook(self, layer: int) -> str:
         """Name of the hook point of the neurons' activations a [batch, pos, d_mlp]."""
@@ -135,7 +212,7 @@ class LoadedModel:
 
     def output_hook(self, layer: int) -> str:
         """Name of the hook point of m = a @ W_out + b_out [batch, pos, d_model], before any norm that may follow."""
-        return f"blocks.{layer}.mlp.out.hook_out"
+        return f"blocks.{layer}.mlp.out.hook_out" if self.is_bridge else f"blocks.{layer}.{OUTPUT_HOOK}"
 
     def contribution_hook(self, layer: int) -> str:
         """Name of the hook point of what the MLP adds to the residual stream: m, normed where the family does so."""
@@ -144,14 +221,20 @@ class LoadedModel:
     def forward(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
                 ) -> Float[Tensor, "batch pos d_vocab"]:
         """Run the hooked model to its logits; `mask` is 1 at real tokens."""
-        logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if self.is_bridge:
+            logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        else:
+            logits = self.hooked(ids, attention_mask=mask)
         return logits
 
     def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
                        ) -> Float[Tensor, "batch pos d_model"]:
         """Run the hooked model to its final hidden states: everything but the unembedding, the costly last step."""
-        base = self.hooked.original_model.base_model
-        hidden: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        if self.is_bridge:
+            base = self.hooked.original_model.base_model
+            hidden: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        else:
+            hidden = self.hooked.ln_final(self.hooked(ids, attention_mask=mask, stop_at_layer=self.n_layers))
         return hidden
 
     @contextmanager
@@ -167,8 +250,23 @@ class LoadedModel:
                 intervention.apply(self)
 
 
+_WRAPPED: "WeakKeyDictionary[Any, LoadedModel]" = WeakKeyDictionary()
+
+
+def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
+    """Boot a bridge over a twin of the model that shares every weight with it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
+    twin = copy.deepcopy(hf, shared)
+    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, device=hf.device)
+    # The bridge splits some families' joint q, k, v matrix into parameters of its own.
+    hooked.requires_grad_(False)
+    return hooked
+
+
 def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",
-               prepend_bos: bool | None = None) -> LoadedModel:
+               prepend_bos: bool | None = None, hooks: str | None = None) -> LoadedModel:
     """Load a language model for localization and intervention.
 
     Args:
@@ -179,6 +277,9 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             but an edit written into 16-bit weights is rounded.
         prepend_bos: whether texts begin with the BOS token. By default yes if the tokenizer adds it by itself
             or if BOS is the token that also ends documents (GPT-2's custom: training texts began that way).
+        hooks: class of `LoadedModel.hooked`, "transformer" for HookedTransformer, which transformer-lens 3.9 has and 4
+            has not, or "bridge" for TransformerBridge. By default a HookedTransformer where the installed version has
+            the class, and the class has the family and gives the same logits; else a bridge.
 
     Raises:
         ToxlocError: no such model, files missing, no network, unsupported family, no such device or dtype.
@@ -204,7 +305,7 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             if source.kind == "hub":
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
-    return LoadedModel.from_hf(hf.to(where), tokenizer, source.name, prepend_bos)
+    return LoadedModel.from_hf(hf.to(where), tokenizer, source.name, prepend_bos, hooks)
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -236,7 +337,7 @@ def _starts_with_bos(tokenizer: Any) -> bool:
 
 def _fingerprint(lm: LoadedModel) -> str:
     """Hash of the shape and of sixteen rows of every W_out: tells models apart without reading them whole."""
-    shape = [lm.hf.config.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
+    shape = [lm.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
     digest = hashlib.sha256(json.dumps(shape).encode())
     for layer in range(lm.n_layers):
         rows = lm.W_out(layer)[:: max(1, lm.d_mlp // 16)].detach().float().cpu().contiguous()

@@ -324,7 +324,7 @@ def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, Knoc
         "evaluators": evaluators,
         "settings": s.model_dump(mode="json"),
         "command": s.command(),
-        "about_model": {"fingerprint": lm.fingerprint, "type": lm.hf.config.model_type, "n_layers": lm.n_layers,
+        "about_model": {"fingerprint": lm.fingerprint, "type": lm.model_type, "n_layers": lm.n_layers,
                         "d_mlp": lm.d_mlp, "d_model": lm.d_model, "device": str(lm.device), "dtype": s.dtype},
         "localization": {
             "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},

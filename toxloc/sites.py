@@ -23,25 +23,25 @@ class Site:
 
     Attributes:
         hook: name of the hook point on `lm.hooked`.
-        module: the module of `lm.hf` whose input or output it is.
+        module: the module of `lm.hf` whose input or output it is; None if there is no `lm.hf`.
         before: whether it is the module's input.
         part: which columns of it, where the family keeps two matrices in one; None for all.
     """
 
     hook: str
-    module: nn.Module
+    module: nn.Module | None
     before: bool = False
     part: slice | None = None
 
 
 def neurons(lm: LoadedModel, layer: int) -> Site:
     """The neurons' activations a (hook_post) [.., d_mlp], which W_out reads."""
-    return Site(lm.neuron_hook(layer), lm.down_projection(layer), before=True)
+    return Site(lm.neuron_hook(layer), None if lm.hf is None else lm.down_projection(layer), before=True)
 
 
 def mlp_linears(lm: LoadedModel, layer: int) -> list[Site]:
     """The outputs of an MLP's linear maps: what goes into its non-linearity (gate and up apart), and m."""
-    family, block = architecture(lm.hf.config.model_type), lm.block(layer)
+    family, block = architecture(lm.model_type), lm.block(layer)
     names = [f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_pre_linear"]
     modules = [block.get_submodule(path) for path in family.up]
     down = Site(lm.output_hook(layer), lm.down_projection(layer))
@@ -53,19 +53,19 @@ def mlp_linears(lm: LoadedModel, layer: int) -> list[Site]:
 
 def mlp_write(lm: LoadedModel, layer: int) -> Site:
     """What the MLP adds to the residual stream [.., d_model]: m, normed where the family does so."""
-    return Site(lm.contribution_hook(layer), lm.contribution(layer))
+    return Site(lm.contribution_hook(layer), None if lm.hf is None else lm.contribution(layer))
 
 
 def attention_write(lm: LoadedModel, layer: int) -> Site:
     """What the attention adds to the residual stream [.., d_model], normed where the family does so."""
-    family = architecture(lm.hf.config.model_type)
+    family = architecture(lm.model_type)
     return Site(f"blocks.{layer}.hook_attn_out",
                 lm.block(layer).get_submodule(family.attention_norm or family.attention))
 
 
 def residual(lm: LoadedModel, layer: int) -> Site:
     """The residual stream after a block [.., d_model]."""
-    return Site(f"blocks.{layer}.hook_resid_post", lm.block(layer))
+    return Site(f"blocks.{layer}.hook_resid_post", None if lm.hf is None else lm.block(layer))
 
 
 def change(lm: LoadedModel, site: Site, how: Change, stack: ExitStack) -> None:
@@ -86,11 +86,12 @@ def change(lm: LoadedModel, site: Site, how: Change, stack: ExitStack) -> None:
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         return (on_part(output[0]), *output[1:]) if isinstance(output, tuple) else on_part(output)
 
-    if site.before:
-        handle = site.module.register_forward_pre_hook(lambda module, args: (on_part(args[0]), *args[1:]))
-    else:
-        handle = site.module.register_forward_hook(after)
-    stack.callback(handle.remove)
+    if site.module is not None:
+        if site.before:
+            handle = site.module.register_forward_pre_hook(lambda module, args: (on_part(args[0]), *args[1:]))
+        else:
+            handle = site.module.register_forward_hook(after)
+        stack.callback(handle.remove)
     stack.enter_context(lm.hooked.hooks(fwd_hooks=[(site.hook, lambda x, hook: rounded(x))]))
 
 

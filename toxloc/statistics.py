@@ -26,7 +26,7 @@ from .batching import Batch, batches
 from .contributions import Contributions, Gatherer, deal
 from .errors import ToxlocError
 from .likelihood import predicting, sampled, targets, token_nll
-from .model import LoadedModel
+from .model import AnyModel, LoadedModel
 from .prompts import ContrastSet
 
 FISHERS = ("empirical", "sampled")
@@ -157,7 +157,7 @@ class _Collector:
         self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
         self.gradients, self.output_curvature = gradients, curvature or output_curvature
         self.backward = gradients or self.output_curvature
-        self.normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
+        self.normed = lm.has_post_norm
         self.neurons = [Moments() for _ in range(lm.n_layers)]
         self.G = [self._zero(lm.d_mlp, lm.d_model) for _ in range(lm.n_layers if gradients else 0)]
         curved = range(lm.n_layers) if layers is None else layers
@@ -285,7 +285,7 @@ class _Collector:
 @contextmanager
 def _frozen(lm: LoadedModel) -> Iterator[None]:
     """Switch weight gradients off, and back to what they were."""
-    trained = [p for tree in (lm.hf, lm.hooked) for p in tree.parameters() if p.requires_grad]
+    trained = [p for tree in (lm.hf, lm.hooked) if tree is not None for p in tree.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
     try:
@@ -318,7 +318,7 @@ class ContrastStatistics:
         return self.toxic.G[layer] - self.neutral.G[layer]
 
 
-def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
+def collect_contrast(lm: AnyModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
                      reliance: bool = False, peaks: bool = False, more_neutral: Sequence[str] = (),
                      fisher: str = "empirical", layers: Sequence[int] | None = None, moments: bool = True,
                      skip_first: bool = True, max_length: int = 128) -> ContrastStatistics:
@@ -341,6 +341,7 @@ def collect_contrast(lm: LoadedModel, pairs: ContrastSet, *, gradients: bool = T
     Raises:
         ToxlocError: as `collect` does.
     """
+    lm = LoadedModel.of(lm)
     groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     how: dict[str, Any] = {"gradients": gradients, "moments": moments, "peaks": peaks, "skip_first": skip_first,
                            "max_length": max_length}

@@ -39,7 +39,7 @@ def test_scaling_neurons_is_what_it_says(tiny):
     with Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny), \
             tiny.hooked.hooks(fwd_hooks=[(tiny.neuron_hook(1), lambda a, hook: seen.append(a))]):
         logits(tiny)
-    tiny.hooked.hook_dict["blocks.1.mlp.out.hook_in"].add_hook(lambda a, hook: seen.append(a))
+    tiny.hooked.hook_dict[tiny.neuron_hook(1)].add_hook(lambda a, hook: seen.append(a))
     logits(tiny)
     tiny.hooked.reset_hooks()
     before, after = seen[1], seen[0]

@@ -162,7 +162,7 @@ class DirectionalAblation(Intervention):
 
 def _writing(lm: LoadedModel, layer: int) -> Iterator[Float[Tensor, "*some d_model"]]:
     """Live views of the matrices and biases by which attention and MLP write, the residual stream's axis last."""
-    attention = lm.block(layer).get_submodule(architecture(lm.hf.config.model_type).attention)
+    attention = lm.block(layer).get_submodule(architecture(lm.model_type).attention)
     weight = attention.get_parameter("weight")
     yield weight if isinstance(attention, Conv1D) else weight.T
     yield lm.W_out(layer)
@@ -173,9 +173,9 @@ def _writing(lm: LoadedModel, layer: int) -> Iterator[Float[Tensor, "*some d_mod
 
 def _check_writes_are_bare(lm: LoadedModel) -> None:
     """Raise ToxlocError if a norm follows attention or MLP: it would turn what the edited weights write."""
-    family = architecture(lm.hf.config.model_type)
+    family = architecture(lm.model_type)
     if family.post_norm or family.attention_norm:
-        raise ToxlocError(f"In {lm.name} ({lm.hf.config.model_type}) a norm follows attention and MLP, so directional "
+        raise ToxlocError(f"In {lm.name} ({lm.model_type}) a norm follows attention and MLP, so directional "
                           'ablation has no equal in the weights; use mode="hooks".')
 
 

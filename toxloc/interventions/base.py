@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ToxlocError
 from ..files import new_folder, read_json, write_json
-from ..model import LoadedModel
+from ..model import AnyModel, LoadedModel
 
 FORMAT_VERSION = 1
 KINDS: dict[str, "type[Intervention]"] = {}
@@ -94,12 +94,13 @@ class Intervention(ABC):
         raise ToxlocError(f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
                           f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}.")
 
-    def apply(self, lm: LoadedModel) -> None:
+    def apply(self, lm: AnyModel) -> None:
         """Put the intervention in force on a model, until `revert`.
 
         Raises:
             ToxlocError: it is in force on this model already, or was made for another shape.
         """
+        lm = LoadedModel.of(lm)
         if any(intervention is self for intervention in lm.applied):
             raise ToxlocError(f"{self!r} is applied to {lm.name} already; revert it first.")
         self.check(lm)
@@ -108,12 +109,13 @@ class Intervention(ABC):
             self._undo[lm] = stack.pop_all()
         lm.applied.append(self)
 
-    def revert(self, lm: LoadedModel) -> None:
+    def revert(self, lm: AnyModel) -> None:
         """Take the intervention off a model: weights come back bit for bit, hooks are removed.
 
         Raises:
             ToxlocError: it is not in force on this model, or another one was applied after it.
         """
+        lm = LoadedModel.of(lm)
         if not any(intervention is self for intervention in lm.applied):
             raise ToxlocError(f"{self!r} is not applied to {lm.name}; there is nothing to revert.")
         if lm.applied[-1] is not self:
@@ -122,7 +124,7 @@ class Intervention(ABC):
         self._undo.pop(lm).close()
 
     @contextmanager
-    def applied(self, lm: LoadedModel) -> Iterator["Intervention"]:
+    def applied(self, lm: AnyModel) -> Iterator["Intervention"]:
         """Keep the intervention in force for a block, and take it off also after an exception.
 
         Example:

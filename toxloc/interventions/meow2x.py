@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..architectures import architecture
 from ..errors import ToxlocError
-from ..model import LoadedModel
+from ..model import AnyModel, LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..scores import SCORES
 from ..sites import change, mlp_write
@@ -81,7 +81,7 @@ class Meow2X(Intervention):
         return f"Meow2X({', '.join(parts)}, scale={'graded' if self.scale is None else self.scale}, mode={self.mode!r})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, parts: str = "neurons", budget: float | Budget = 0.02,
+    def fit(cls, lm: AnyModel, pairs: ContrastSet, *, parts: str = "neurons", budget: float | Budget = 0.02,
             scale: float | str = 0.5, score: str = "attribution", per_cost: bool = True, k: int = 1,
             mode: str = "hooks", neutral: NeutralText | None = None,
             statistics: ContrastStatistics | None = None) -> "Meow2X":
@@ -112,6 +112,7 @@ class Meow2X(Intervention):
         Raises:
             ToxlocError: unknown parts, score or scale, a budget that is not positive, no part with a positive score.
         """
+        lm = LoadedModel.of(lm)
         cls.check_settings(parts=parts, scale=scale, score=score)
         limits, neutral = Budget.of(budget), neutral or load_neutral()
         if statistics is None:
@@ -215,8 +216,8 @@ class Meow2X(Intervention):
         return self.scale
 
     def _bake_layer(self, lm: LoadedModel, layer: int, stack: ExitStack) -> None:
-        family = architecture(lm.hf.config.model_type)
-        if family.post_norm:
+        if lm.has_post_norm:
+            family = architecture(lm.model_type)
             norm = lm.contribution(layer).get_parameter("weight")
             overwrite(norm, self._layer_scale * (family.norm_offset + norm.float()) - family.norm_offset, stack)
             return

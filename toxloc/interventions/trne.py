@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ToxlocError
 from ..fluency import mean_nll
 from ..linalg import steepest, steepest_at_cost, steepest_beyond_noise
-from ..model import LoadedModel
+from ..model import AnyModel, LoadedModel
 from ..prompts import ContrastSet, NeutralText, load_neutral
 from ..statistics import FISHERS, ContrastStatistics, collect_contrast
 from .base import Intervention, check_layers, overwrite
@@ -71,7 +71,7 @@ class TRNE(Intervention):
         return f"TRNE({self.settings.get('metric', 'custom')}, layers={sorted({edit.layer for edit in self.edits})})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | Budget | None = None,
+    def fit(cls, lm: AnyModel, pairs: ContrastSet, *, metric: str = "kl", budget: float | Budget | None = None,
             norm: float | None = None, layers: int | Sequence[int] | None = None,
             emphasis: Mapping[int, float] | None = None, ridge: float | str = 1.0, shrink: bool = False,
             fisher: str = "empirical", rounds: int = 1, neutral: NeutralText | None = None,
@@ -110,6 +110,7 @@ class TRNE(Intervention):
             >>> e = TRNE.fit(lm, toxloc.load_contrast(), budget=0.01)     # doctest: +SKIP
             >>> with e.applied(lm): ...                                    # doctest: +SKIP
         """
+        lm = LoadedModel.of(lm)
         cls.check_settings(metric=metric, budget=budget, norm=norm, ridge=ridge, shrink=shrink, fisher=fisher,
                            rounds=rounds)
         how = _Options(metric, layers, dict(emphasis or {}), ridge, shrink, fisher, memory, seed)

@@ -132,6 +132,7 @@ def _widths(lm: LoadedModel, sites: list[Site]) -> list[int]:
 def _scale_weights(site: Site, factor: Float[Tensor, " d"], stack: ExitStack) -> None:
     """Multiply what the outputs of a linear map are made of: rows of its weight as `nn.Linear` keeps it, and bias."""
     part = site.part or slice(None)
+    assert site.module is not None  # an MLP's linear maps are found in the Hugging Face model
     weight, bias = site.module.get_parameter("weight"), site.module.bias
     rows = (weight.T if isinstance(site.module, Conv1D) else weight)[part]
     overwrite(rows, rows.float() * factor[:, None], stack)

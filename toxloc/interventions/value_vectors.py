@@ -158,7 +158,7 @@ def check_unit(direction: Float[Tensor, " d_model"]) -> None:
 
 def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
     """What rows of W_out add to the residual stream, up to their common size: times the gain of a norm that follows."""
-    family = architecture(lm.hf.config.model_type)
+    family = architecture(lm.model_type)
     if not family.post_norm:
         return rows.detach().float()
     gain = lm.contribution(layer).get_parameter("weight")
