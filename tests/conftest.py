@@ -19,36 +19,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import toxloc
-from toxloc.model import LoadedModel
-from toxloc.sources import BUILT_IN
+from benchmarks.families import LAYOUTS, random_hf, random_model, tokenizer  # noqa: F401
 
-LLAMA = dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-SIZES = {
-    "gpt2": dict(n_embd=16, n_layer=2, n_head=2, n_positions=64),
-    "gpt_neox": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
-    "opt": dict(hidden_size=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16),
-    "llama": LLAMA,
-    "olmo2": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2),
-    "gemma2": LLAMA | dict(head_dim=8),
-}
-OTHER_SIZES = {
-    "gpt_neo": dict(hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=64,
-                    attention_types=[[["global", "local"], 1]]),
-    "bloom": dict(hidden_size=16, n_layer=2, n_head=2),
-    "falcon": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
-    "phi": dict(hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2),
-    "mistral": LLAMA, "qwen2": LLAMA, "smollm3": LLAMA, "phi3": LLAMA,
-    "qwen3": LLAMA | dict(head_dim=8), "gemma3_text": LLAMA | dict(head_dim=8),
-}
 TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone say that to a friend of mine?",
          "Good morning!", "He left the door open again, and the rain came in all night."]
-
-
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BUILT_IN["toxloc-tiny"])
 
 
 def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
@@ -93,25 +69,6 @@ def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
     w.close()
 
 
-def random_hf(family="gpt2", seed=0, scale=8.0, dtype=torch.float32, **sizes):
-    """A random model whose weights are large enough that its predictions are far from uniform."""
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, vocab_size=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-                                  **{**(SIZES | OTHER_SIZES)[family], **sizes})
-    hf = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, p in hf.named_parameters():
-            if p.ndim == 2:
-                p.mul_(scale)
-            elif "bias" in name:
-                p.normal_(0, 0.1)
-    return hf.to(dtype)
-
-
-def random_model(family="gpt2", **kwargs):
-    return LoadedModel.from_hf(random_hf(family, **kwargs), tokenizer(), f"random-{family}")
-
-
 def bits(lm):
     return [p.detach().clone() for p in lm.hf.parameters()]
 
@@ -130,7 +87,7 @@ def tiny():
     return random_model()
 
 
-@pytest.fixture(params=sorted(SIZES))  # one of each layout; tests/test_architectures.py goes through all
+@pytest.fixture(params=sorted(LAYOUTS))  # one of each layout; tests/test_architectures.py goes through all
 def any_family(request):
     return random_model(request.param)
 

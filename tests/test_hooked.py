@@ -5,18 +5,19 @@ import pytest
 import torch
 
 import toxloc
+from benchmarks.families import SIZES
 from toxloc import ContrastSet, LoadedModel, Meow2X, NeutralText, ToxlocError
 from toxloc.batching import batches
 from toxloc.hooked import has_hooked_transformer
 from toxloc.interventions.trne import TRNE
 
-from .conftest import OTHER_SIZES, SIZES, TEXTS, bits, random_hf, same_bits, tokenizer
+from .conftest import TEXTS, bits, random_hf, same_bits, tokenizer
 
 PAIRS = ContrastSet(TEXTS[:3], [*TEXTS[3:], "What a lovely morning it is."])
 NEUTRAL = NeutralText(*([f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
                         for noun in ("house", "road", "sea")))
 KNOWN = ["gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "phi3"]
-OTHERS = sorted({*SIZES, *OTHER_SIZES} - {*KNOWN})
+OTHERS = sorted({*SIZES} - {*KNOWN})
 with_class = pytest.mark.skipif(not has_hooked_transformer(), reason="needs transformer-lens 3.9")
 
 

@@ -1,0 +1,148 @@
+"""Does everything hold on every family of models? A tiny random model of each is put through it all.
+
+    python -m benchmarks.coverage                         # half a minute; --write puts the table into docs/models.md
+
+Figures are largest absolute differences, 0 where bits are the same.
+"""
+
+import re
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.families import SIZES, random_model
+from toxloc import TRNE, ContrastSet, LoadedModel, Meow2X, NeutralText, export_hf, localize
+from toxloc.batching import batches
+from toxloc.fluency import mean_nll
+from toxloc.sites import change, mlp_write, neurons
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- coverage: written by benchmarks.coverage -->", "<!-- end of coverage -->"
+TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
+CIVIL = ["The soup needs salt.", "Good morning!", "He left the door open again, and the rain came in all night."]
+FIT, TUNE, CHECK = ([f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
+                    for noun in ("house", "road", "sea"))
+NEUTRAL = NeutralText(FIT, TUNE, CHECK)
+STEP = 0.01
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was measured on one family.
+
+    Attributes:
+        hooks: class that carries the hooks.
+        logits: hooked model against the Hugging Face model.
+        attribution: a layer's attribution against a finite difference of the contrast, relative to the largest.
+        meow2x: logits with hooks against logits with the change in the weights, neurons and layers.
+        trne: W_out as it is hooked against the weight of the Hugging Face model, edited; and their logits.
+        export: logits of the edited model against those of its folder, loaded with transformers alone.
+        revert: weights after all of it against before.
+    """
+
+    hooks: str
+    logits: float
+    attribution: float
+    meow2x: float
+    trne: float
+    export: float
+    revert: float
+
+
+def check(family: str) -> Coverage:
+    """Put a family through everything."""
+    lm = random_model(family)
+    before = [p.detach().clone() for p in lm.hf.parameters()]
+    hooked, plain = _logits(lm)
+    return Coverage(
+        type(lm.hooked).__name__, _far(hooked, plain), attribution_error(lm), meow2x_error(lm), *_edited(lm),
+        max(_far(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True)))
+
+
+def attribution_error(lm: LoadedModel) -> float:
+    """Compare every layer's attribution with what scaling its part in the MLP's output does to the contrast."""
+    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), draws=0, skip_first=False)
+    found = torch.tensor(loc.layer_scores("attribution"))
+    slopes = []
+    for layer in range(lm.n_layers):
+        site = mlp_write(lm, layer) if lm.has_post_norm else neurons(lm, layer)  # without the bias of W_out
+        contrast = []
+        for factor in (1 - STEP, 1 + STEP):
+            with ExitStack() as stack:
+                change(lm, site, torch.tensor(factor).mul, stack)
+                contrast.append(mean_nll(lm, TOXIC) - mean_nll(lm, CIVIL))
+        slopes.append((contrast[0] - contrast[1]) / (2 * STEP))
+    expected = torch.tensor(slopes, dtype=found.dtype)
+    return _far(found, expected) / float(expected.abs().max())
+
+
+def meow2x_error(lm: LoadedModel) -> float:
+    """Compare hooks with weights, on both module trees."""
+    far = 0.0
+    for parts in ({"neurons": [(0, 1), (1, 2)], "scale": 0.2}, {"layers": [1], "scale": 0.5}):
+        found = []
+        for mode in ("hooks", "weights"):
+            with Meow2X(**parts, mode=mode).applied(lm):  # type: ignore[arg-type]
+                found += _logits(lm)
+        far = max(far, *(_far(found[0], other) for other in found[1:]))
+    return far
+
+
+def _edited(lm: LoadedModel) -> tuple[float, float]:
+    with TRNE.fit(lm, ContrastSet(TOXIC, CIVIL), norm=0.1, neutral=NEUTRAL).applied(lm):
+        hooked, plain = _logits(lm)
+        far = _far(hooked, plain)
+        for layer in range(lm.n_layers):
+            weight, W = lm.down_projection(layer).get_parameter("weight"), lm.W_out(layer)
+            far = max(far, min(_far(W, one) for one in (weight, weight.T) if one.shape == W.shape))
+        with tempfile.TemporaryDirectory() as folder:
+            export_hf(lm, Path(folder) / "edited")
+            again = AutoModelForCausalLM.from_pretrained(Path(folder) / "edited")
+        batch = next(batches(lm, TOXIC + CIVIL))
+        with torch.no_grad():
+            loaded = again(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]
+        return far, _far(plain, loaded)
+
+
+@torch.no_grad()
+def _logits(lm: LoadedModel) -> list[Tensor]:
+    """Of the hooked and of the Hugging Face model."""
+    batch = next(batches(lm, TOXIC + CIVIL))
+    return [lm.forward(batch.ids, batch.mask)[batch.real],
+            lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]]
+
+
+def _far(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def table(found: dict[str, Coverage]) -> str:
+    """Return the table as Markdown."""
+    lines = ["| family | hooked = plain, logits | attribution = finite difference | Meow2X hooks = weights | TRNE in "
+             "hooked = in plain model | exported = edited | reverted = before |", "| --- |" + " ---: |" * 6]
+    for family, one in found.items():
+        figures = [value for value in asdict(one).values() if not isinstance(value, str)]
+        lines.append(f"| {family} | " + " | ".join("0" if value == 0 else f"{value:.0e}" for value in figures) + " |")
+    return "\n".join(lines)
+
+
+def main(write: Annotated[bool, typer.Option("--write", help="Put the table into docs/models.md.")] = False) -> None:
+    """Check all families, and print or write the table."""
+    torch.set_num_threads(1)
+    text = table({family: check(family) for family in SIZES})
+    print(text)
+    if write:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{text}\n{END}".replace("\\", r"\\"), page, flags=re.S),
+                        encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
