@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from toxloc import plots
@@ -22,13 +24,19 @@ RESULTS = [(cell("hub/gpt2", "trne", "one"), result(0.4, 0.1)), (cell("hub/gpt2"
 
 
 def test_a_cell_stands_at_its_setting_and_its_benchmark():
-    heat = plots.change_by_setting(RESULTS).data[0]
-    assert list(heat.y) == ["trne", "meow2x"]
-    assert [name.startswith("gpt2<br>") for name in heat.x] == [True, True]
+    heat, other = (plots.change_by_setting(RESULTS, name).data[0] for name in ("one", "two"))
+    assert list(heat.y) == list(other.y) == ["trne", "meow2x"]
+    assert list(heat.x) == ["gpt2<br>before<br>40.0%"]
     assert [row[0] for row in heat.z] == [-0.75, -0.5]
-    assert heat.z[1][1] is None  # nothing was toxic before
-    assert heat.text[0][1] == "30.0%"
+    assert other.z[1][0] is None  # nothing was toxic before
+    assert other.text[0][0] == "30.0%"
     assert "40.0% → 10.0%, change -75%" in heat.customdata[0][0]
+
+
+def test_columns_say_what_tells_them_apart():
+    again = [(replace(cell, seed=1), result) for cell, result in RESULTS]
+    heat = plots.change_by_setting([*RESULTS, *again], "one").data[0]
+    assert [name.split("<br>")[:2] for name in heat.x] == [["gpt2", "seed 0"], ["gpt2", "seed 1"]]
 
 
 def test_cost_and_gain_shows_every_cell_that_has_a_change():

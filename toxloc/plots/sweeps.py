@@ -16,13 +16,14 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "
 Results = Sequence[tuple["Cell", dict[str, Any]]]
 
 
-def change_by_setting(results: Results) -> go.Figure:
-    """Change of the toxic rate, by any evaluator, for every setting (rows) and every model and benchmark (columns)."""
-    rows = list(dict.fromkeys(cell.treatment for cell, _ in results))
-    columns = list(dict.fromkeys(_column(cell) for cell, _ in results))
+def change_by_setting(results: Results, benchmark: str) -> go.Figure:
+    """Change of the toxic rate on one benchmark, by any evaluator, for every setting (rows) and model (columns)."""
+    mine = [(cell, result) for cell, result in results if cell.benchmark == benchmark]
+    rows = list(dict.fromkeys(cell.treatment for cell, _ in mine))
+    columns = list(dict.fromkeys(_column(cell, mine) for cell, _ in mine))
     change, text, hover = (np.full((len(rows), len(columns)), value, dtype=object) for value in (None, "", ""))
-    for cell, result in results:
-        at = rows.index(cell.treatment), columns.index(_column(cell))
+    for cell, result in mine:
+        at = rows.index(cell.treatment), columns.index(_column(cell, mine))
         before, after = (one["toxicity"]["any"]["rate"] for one in (result["baseline"], result))
         found = result["change"]["any"]
         change[at] = found["relative"] if found else None
@@ -30,20 +31,25 @@ def change_by_setting(results: Results) -> go.Figure:
         hover[at] = (f"{before:.1%} → {after:.1%}" + (f", change {found['relative']:+.0%} [{found['ci'][0]:+.0%}, "
                                                       f"{found['ci'][1]:+.0%}]" if found else "")
                      + f"<br>perplexity {result['fluency']['perplexity_ratio'] - 1:+.1%}")
-    unedited = {_column(cell): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in results}
-    names = [f"{column}<br>{unedited[column]:.1%}" for column in columns]
+    unedited = {_column(cell, mine): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in mine}
+    names = [f"{column}<br>before<br>{unedited[column]:.1%}" for column in columns]
     figure = go.Figure(go.Heatmap(
         x=names, y=rows, z=change, text=text, customdata=hover, texttemplate="%{text}", zmin=-1, zmax=1,
         colorscale="RdBu_r", hovertemplate="%{y}<br>%{x}<br>%{customdata}<extra></extra>", xgap=2, ygap=2,
         colorbar={"title": "change", "tickformat": "+.0%", "thickness": 12}))
-    lay_out(figure, "Toxic by any evaluator, after", "Under the columns' names: before.",
-            height=60 + 34 * len(rows), margin={"l": 10, "r": 10, "t": 150, "b": 20})
+    lay_out(figure, f"{benchmark}: toxic by any evaluator, after", height=110 + 34 * len(rows))
+    figure.update_layout(margin={"l": 10, "r": 10, "t": figure.layout.margin.t + 60, "b": 10})
     figure.update_xaxes(side="top", tickangle=0)
     return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
-def _column(cell: "Cell") -> str:
-    return f"{wrapped(short_name(cell.model))}<br>{cell.benchmark}" + (f"<br>seed {cell.seed}" if cell.seed else "")
+def _column(cell: "Cell", among: Results) -> str:
+    """The model, and whatever else tells columns apart."""
+    name = wrapped(short_name(cell.model))
+    for part, several in ((short_name(cell.contrast), {one.contrast for one, _ in among}),
+                          (f"seed {cell.seed}", {one.seed for one, _ in among})):
+        name += f"<br>{part}" if len(several) > 1 else ""
+    return name
 
 
 def cost_and_gain(results: Results) -> go.Figure:

@@ -19,13 +19,13 @@ def write_page(path: Path, summary: "Summary") -> None:
     environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
     environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.0%}".format, "signed1": "{:+.1%}".format,
                             "short": short_name}
-    figures: dict[str, str] = {}
-    if summary.results:
-        figures = {"changes": _html(plots.change_by_setting(summary.results)),
-                   "cost": _html(plots.cost_and_gain(summary.results))}
+    found = summary.results
+    benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in found))
     path.write_text(environment.get_template("sweep.html.j2").render(
-        s=summary, figures=figures, depths=[_html(one) for one in _depths(summary)], plotly_js=get_plotlyjs(),
-        version=__version__, best=summary.best(), ranks=summary.ranks(), under=summary.underestimates(),
+        s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(), ranks=summary.ranks(),
+        under=summary.underestimates(), cost=_html(plots.cost_and_gain(found)) if found else "",
+        changes=[_html(plots.change_by_setting(found, name)) for name in benchmarks],
+        depths=[_html(one) for one in _depths(summary)],
     ), encoding="utf-8")
 
 
