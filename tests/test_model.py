@@ -2,11 +2,12 @@ import pytest
 import torch
 
 import toxloc
-from toxloc import ToxlocError
+from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
 from toxloc.architectures import ARCHITECTURES
+from toxloc.generation import generate
 from toxloc.model import LoadedModel
 
-from .conftest import random_hf, random_model, tokenizer
+from .conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
 
 
 def test_two_trees_one_set_of_weights(any_family):
@@ -64,6 +65,31 @@ def test_a_local_folder_in_every_precision(tmp_path):
         torch.testing.assert_close(again, hf(torch.tensor([[0, 4]])).logits)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_the_hooks_that_deal_a_model_out_change_nothing(family, monkeypatch):
+    """accelerate's hooks, as they are on several devices, here all of them the CPU."""
+    accelerate = pytest.importorskip("accelerate")
+    plain, hf = random_model(family), random_hf(family)
+    parts = {name: "cpu" for name, module in hf.named_modules() if name and not list(module.children())}
+    accelerate.dispatch_model(hf, parts, main_device="cpu", force_hooks=True)
+    monkeypatch.setattr("toxloc.model.is_spread", lambda hf: True)
+    dealt = LoadedModel.from_hf(hf, tokenizer())
+    assert dealt.is_bridge
+    assert hasattr(dealt.hooked.original_model, "_hf_hook")
+    assert [dealt.device_of(layer) for layer in range(2)] == [plain.device] * 2
+    pairs = ContrastSet(TEXTS[:2], TEXTS[2:])
+    found, expected = (toxloc.localize(lm, pairs, ("attribution", "auroc"), draws=5) for lm in (dealt, plain))
+    for score in expected.scores:
+        torch.testing.assert_close(torch.tensor(found.neuron_scores(score)),
+                                   torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6)
+    before = bits(dealt)
+    with TRNE.fit(dealt, pairs, norm=0.05).applied(dealt), Meow2X(layers=[1], scale=0.5).applied(dealt):
+        written = generate(dealt, ["The weather is"], samples=2, max_new_tokens=4)
+    with TRNE.fit(plain, pairs, norm=0.05).applied(plain), Meow2X(layers=[1], scale=0.5).applied(plain):
+        assert written == generate(plain, ["The weather is"], samples=2, max_new_tokens=4)
+    assert same_bits(before, dealt)
+
+
 def test_fingerprints_tell_models_apart():
     assert random_model(seed=0).fingerprint == random_model(seed=0).fingerprint
     assert random_model(seed=0).fingerprint != random_model(seed=1).fingerprint
@@ -110,5 +136,18 @@ def test_on_a_gpu(pairs, neutral):
     for score in cpu.scores:
         difference = abs(toxloc.localize(lm, pairs).layer_scores(score) - cpu.layer_scores(score)).max()
         assert difference < 1e-2 * abs(cpu.layer_scores(score)).max()
+    with toxloc.TRNE.fit(lm, pairs, neutral=neutral).applied(lm):
+        assert toxloc.evaluate(lm, toxloc.load_prompts().limited(5), samples=1, fluency=False).completions
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_over_two_gpus(pairs, neutral):
+    lm, one = (toxloc.load_model("toxloc-tiny", device=device) for device in ("auto", "cuda:0"))
+    assert len({lm.device_of(layer) for layer in range(lm.n_layers)}) == 2
+    found, expected = (toxloc.collect_contrast(model, pairs, curvature=True) for model in (lm, one))
+    for layer in range(lm.n_layers):
+        assert found.G(layer).device == lm.device_of(layer)
+        torch.testing.assert_close(found.G(layer).cpu(), expected.G(layer).cpu(), rtol=1e-2, atol=1e-5)
     with toxloc.TRNE.fit(lm, pairs, neutral=neutral).applied(lm):
         assert toxloc.evaluate(lm, toxloc.load_prompts().limited(5), samples=1, fluency=False).completions

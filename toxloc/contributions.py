@@ -105,15 +105,16 @@ class Gatherer:
         # Apple's devices have no float64; there the sums over a handful of texts are left in float32.
         self.wide = torch.float32 if lm.device.type == "mps" else torch.float64
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(n_groups, *shape, device=lm.device, dtype=self.wide)
+        def zeros(*shape: int, layer: int | None = None) -> Tensor:
+            where = lm.device if layer is None else lm.device_of(layer)
+            return torch.zeros(n_groups, *shape, device=where, dtype=self.wide)
 
         layers, backward = range(lm.n_layers), range(lm.n_layers if gradients else 0)
         k, q = min(SKETCH, lm.d_mlp), min(SKETCH, lm.d_model)
         self.found = Contributions(
             group, tokens=zeros(), predicted=zeros(),
-            outputs=[zeros(lm.d_model) for _ in layers], squares=[zeros(lm.d_model) for _ in layers],
-            attribution=[zeros() for _ in backward], sketch=[zeros(k, q).float() for _ in backward],
+            outputs=[zeros(lm.d_model, layer=i) for i in layers], squares=[zeros(lm.d_model, layer=i) for i in layers],
+            attribution=[zeros(layer=i) for i in backward], sketch=[zeros(k, q, layer=i).float() for i in backward],
             peaks=Peaks(lm.n_layers, lm.d_mlp) if peaks else None,
         )
         self.P, self.Q = _sketcher(lm.d_mlp, lm.device), _sketcher(lm.d_model, lm.device)
@@ -132,24 +133,25 @@ class Gatherer:
     def see_neurons(self, a: Float[Tensor, "batch pos d_mlp"]) -> None:
         """Note the peaks of one layer; layers come in order."""
         if self.found.peaks is not None:
-            self.found.peaks.write(a.masked_fill(~self.kept[..., None], -torch.inf).amax(1))
+            self.found.peaks.write(a.masked_fill(~self.kept.to(a.device)[..., None], -torch.inf).amax(1))
 
     def see_outputs(self, layer: int, m: Float[Tensor, "batch pos d_model"]) -> None:
         """Add one layer's outputs."""
-        m, kept = m.float(), self.kept[:, None].float()
-        self.found.outputs[layer].index_add_(0, self.groups, torch.bmm(kept, m)[:, 0].to(self.wide))
-        self.found.squares[layer].index_add_(0, self.groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
+        m, kept, groups = m.float(), self.kept[:, None].to(m.device).float(), self.groups.to(m.device)
+        self.found.outputs[layer].index_add_(0, groups, torch.bmm(kept, m)[:, 0].to(self.wide))
+        self.found.squares[layer].index_add_(0, groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
 
     def see_contribution(self, layer: int, own: Float[Tensor, "batch pos d_model"],
                          delta: Float[Tensor, "batch pos d_model"]) -> None:
         """Add what a layer's neurons alone put into the residual stream times its gradient, 0 where none counts."""
-        self.found.attribution[layer].index_add_(0, self.groups, -(own.float() * delta).sum((1, 2)).to(self.wide))
+        gain = -(own.float() * delta).sum((1, 2)).to(self.wide)
+        self.found.attribution[layer].index_add_(0, self.groups.to(delta.device), gain)
 
     def see_gradients(self, layer: int, a: Float[Tensor, "batch pos d_mlp"],
                       delta: Float[Tensor, "batch pos d_model"]) -> None:
         """Add one layer's gradients; `delta` is 0 where a token does not count."""
-        sketch = torch.bmm((a @ self.P).transpose(1, 2), delta @ self.Q)
-        self.found.sketch[layer].index_add_(0, self.groups, sketch)
+        P, Q = self.P.to(a.device), self.Q.to(a.device)
+        self.found.sketch[layer].index_add_(0, self.groups.to(a.device), torch.bmm((a @ P).mT, delta @ Q))
 
 
 def _sketcher(d: int, device: torch.device) -> Float[Tensor, "d k"]:

@@ -96,11 +96,11 @@ class _Batch:
         read, before = _cache(), batch.mask[:, :-1]
         lm.hf.base_model(**_inputs(lm, batch.ids[:, :-1], before, read))
         for layer in read.layers:  # rows of nothing but padding give nan, which a weight of 0 does not undo
-            layer.keys, layer.values = (x.masked_fill_(before[:, None, :, None] == 0, 0)
-                                        for x in (layer.keys, layer.values))
+            padding = before[:, None, :, None].to(layer.keys.device) == 0
+            layer.keys, layer.values = (x.masked_fill_(padding, 0) for x in (layer.keys, layer.values))
         counts = torch.tensor([len(one.continuations) for one in openings], device=lm.device)
         origin = torch.arange(len(openings), device=lm.device).repeat_interleave(counts)
-        read.batch_select_indices(origin)
+        _select(read, origin)
         ids, mask = batch.ids[origin], batch.mask[origin]
         if self.rows:
             width = max(ids.shape[1], self.ids.shape[1])
@@ -118,7 +118,7 @@ class _Batch:
     def next_scores(self) -> Float[Tensor, "rows d_vocab"]:
         """Logits of the next token, in float32."""
         logits: Tensor = self.lm.hf(**_inputs(self.lm, self.ids[:, -1:], self.mask, self.cache)).logits
-        return logits[:, -1].float()
+        return logits[:, -1].float().to(self.lm.device)
 
     def append(self, token: Int[Tensor, " rows"]) -> None:
         """Add a token to every row."""
@@ -132,7 +132,7 @@ class _Batch:
         if not kept:
             return
         places = torch.tensor(kept, device=self.lm.device)
-        self.cache.batch_select_indices(places)
+        _select(self.cache, places)
         self.ids, self.mask = self.ids[places], self.mask[places]
         empty = int(self.mask.any(0).int().argmax())
         self.ids, self.mask = self.ids[:, empty:], self.mask[:, empty:]
@@ -143,6 +143,12 @@ class _Batch:
 
 def _cache() -> Cache:
     return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def _select(cache: Cache, rows: Int[Tensor, " kept"]) -> None:
+    """Keep these rows, in this order; a layer may lie on a device of its own."""
+    for layer in cache.layers:
+        layer.batch_select_indices(rows.to(layer.keys.device))
 
 
 def _widened(x: Tensor, axis: int, width: int) -> Tensor:

@@ -43,6 +43,10 @@ def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any 
                               "'transformer-lens==3.9.*', or leave hooks= out for a TransformerBridge.")
         return None
     family = hf.config.model_type
+    if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:
+        if insist:
+            raise ToxlocError("A model that is spread over several devices needs a bridge; leave hooks= out.")
+        return None
     try:
         made = _converted(hf, tokenizer)
     except (NotImplementedError, AttributeError, KeyError, ValueError, RuntimeError) as error:

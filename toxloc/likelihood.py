@@ -71,7 +71,7 @@ def logit_rows(lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
     step = max(FEWEST_ROWS, at_once // len(W_U))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
-        logits = torch.nn.functional.linear(hidden[rows], W_U, b_U).float()
+        logits = torch.nn.functional.linear(hidden[rows].to(W_U.device), W_U, b_U).float().to(hidden.device)
         yield rows, logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -94,7 +94,7 @@ class _TokenNLL(torch.autograd.Function):
             if gradient is not None:
                 slope = logits.div_(sums)
                 slope.scatter_add_(1, own, torch.full_like(at_own, -1.0)[:, None])
-                gradient[rows] = (slope if bent is None else slope * bent).to(W_U.dtype) @ W_U
+                gradient[rows] = (slope if bent is None else slope * bent).to(W_U) @ W_U
         ctx.save_for_backward(*([] if gradient is None else [gradient]))
         return losses
 

@@ -135,8 +135,13 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.W_out(0).device
+        """Where texts go in: the device of the embedding."""
+        table: Tensor = (self.hooked.embed.W_E if self.hf is None else self.hf.get_input_embeddings().weight)
+        return table.device
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer's MLP lies; `device`, unless the model is spread over several."""
+        return self.W_out(layer).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,7 +230,7 @@ class LoadedModel:
             logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         else:
             logits = self.hooked(ids, attention_mask=mask)
-        return logits
+        return logits.to(self.device)
 
     def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
                        ) -> Float[Tensor, "batch pos d_model"]:
@@ -235,7 +240,7 @@ class LoadedModel:
             hidden: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         else:
             hidden = self.hooked.ln_final(self.hooked(ids, attention_mask=mask, stop_at_layer=self.n_layers))
-        return hidden
+        return hidden.to(self.device)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -259,10 +264,16 @@ def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
 
     shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
     twin = copy.deepcopy(hf, shared)
-    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, device=hf.device)
+    where = {} if is_spread(hf) else {"device": hf.device}
+    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, **where)
     # The bridge splits some families' joint q, k, v matrix into parameters of its own.
     hooked.requires_grad_(False)
     return hooked
+
+
+def is_spread(hf: Any) -> bool:
+    """Whether accelerate has dealt the model out to several devices."""
+    return len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1
 
 
 def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",
@@ -272,7 +283,9 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
     Args:
         name: "toxloc-tiny" (comes with the package), a Hugging Face folder, a `.gguf` file (converted once into
             the user's cache) or a hub id.
-        device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU.
+        device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU. "auto" deals the
+            layers out to all CUDA devices, for models that one does not hold; statistics and edits of a layer then lie
+            on its own device.
         dtype: "float32", "bfloat16" or "float16". Statistics and edits are computed in float32 whatever this is,
             but an edit written into 16-bit weights is rounded.
         prepend_bos: whether texts begin with the BOS token. By default yes if the tokenizer adds it by itself
@@ -298,14 +311,20 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             config = AutoConfig.from_pretrained(source.location)
             architecture(config.model_type)
             tokenizer = AutoTokenizer.from_pretrained(source.location)
-            hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], config=config)
+            hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], config=config,
+                                                      device_map=_device_map(device))
         except ToxlocError:
             raise
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             if source.kind == "hub":
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
-    return LoadedModel.from_hf(hf.to(where), tokenizer, source.name, prepend_bos, hooks)
+    return LoadedModel.from_hf(hf if is_spread(hf) else hf.to(where), tokenizer, source.name, prepend_bos, hooks)
+
+
+def _device_map(device: str | None) -> str | None:
+    """Deal out only where there are several devices: on one there is nothing to gain from accelerate's hooks."""
+    return "balanced" if device == "auto" and torch.cuda.device_count() > 1 else None
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -314,12 +333,12 @@ def pick_device(device: str | None) -> torch.device:
     Raises:
         ToxlocError: the name is not a device's, or the machine has no such device.
     """
-    if device is None:
+    if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
     except RuntimeError:
-        raise ToxlocError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from None
+        raise ToxlocError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0', 'mps' or 'auto'.") from None
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise ToxlocError(f"Device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
                           "use --device cpu or install a CUDA build of torch.")

@@ -116,11 +116,11 @@ def pooled(lm: LoadedModel, texts: Sequence[str], sites: Sequence[Site], how: st
 
     def see(at: int) -> Callable[..., None]:
         def hook(x: Tensor, hook: Any) -> None:
-            x = x.view(*kept.shape, -1).float()
+            x, real = x.view(*kept.shape, -1).float(), kept.to(x.device)
             if how == "max":
-                rows[at].append(x.masked_fill(~kept[..., None], -torch.inf).amax(1).cpu())
+                rows[at].append(x.masked_fill(~real[..., None], -torch.inf).amax(1).cpu())
             else:
-                weights = kept.float() / kept.sum(1, keepdim=True)
+                weights = real.float() / real.sum(1, keepdim=True)
                 rows[at].append(torch.bmm(weights[:, None], x)[:, 0].cpu())
         return hook
 

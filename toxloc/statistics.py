@@ -159,10 +159,10 @@ class _Collector:
         self.backward = gradients or self.output_curvature
         self.normed = lm.has_post_norm
         self.neurons = [Moments() for _ in range(lm.n_layers)]
-        self.G = [self._zero(lm.d_mlp, lm.d_model) for _ in range(lm.n_layers if gradients else 0)]
+        self.G = [self._zero(i, lm.d_mlp, lm.d_model) for i in range(lm.n_layers if gradients else 0)]
         curved = range(lm.n_layers) if layers is None else layers
-        self.C = {i: self._zero(lm.d_mlp, lm.d_mlp) for i in curved if curvature}
-        self.S = {i: self._zero(lm.d_model, lm.d_model) for i in curved if self.output_curvature}
+        self.C = {i: self._zero(i, lm.d_mlp, lm.d_mlp) for i in curved if curvature}
+        self.S = {i: self._zero(i, lm.d_model, lm.d_model) for i in curved if self.output_curvature}
         self.generator = torch.Generator().manual_seed(0) if draw else None
         self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
         self.nll = 0.0
@@ -170,8 +170,8 @@ class _Collector:
         self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def _zero(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self.lm.device)
+    def _zero(self, layer: int, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.lm.device_of(layer))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -218,7 +218,7 @@ class _Collector:
         def hook(a: Tensor, hook: Any) -> None:
             a = a.detach().view(*self.real.shape, -1)
             if self.gatherer:
-                self.neurons[layer].update(a.view(-1, a.shape[-1]), self.weights.view(-1), self.n_kept)
+                self.neurons[layer].update(a.view(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
                 self.gatherer.see_neurons(a)
             if self.backward:
                 self.seen[layer] = (a, a)
@@ -248,15 +248,15 @@ class _Collector:
 
     def _credit(self, layer: int, own: Tensor, delta: Tensor) -> None:
         if self.gatherer:
-            shape = (*self.real.shape, -1)
-            self.gatherer.see_contribution(layer, own.view(shape), delta.view(shape).float() * self.weights[..., None])
+            shape, weights = (*self.real.shape, -1), self.weights.to(delta.device)
+            self.gatherer.see_contribution(layer, own.view(shape), delta.view(shape).float() * weights[..., None])
 
     def _reduce(self, layer: int, delta: Tensor) -> None:
         a, m = self.seen.pop(layer)
         delta = delta.view(*self.real.shape, -1).float()
         if self.gradients:
             # No copy of `a` is cut to the tokens that count: at the others the gradient is set to 0 (padding has none).
-            counted = delta * self.weights[..., None]
+            counted = delta * self.weights.to(delta.device)[..., None]
             a = a.float()
             self.G[layer].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
             if self.gatherer:
@@ -265,7 +265,7 @@ class _Collector:
                     bias = self.lm.b_out(layer)
                     self.gatherer.see_contribution(layer, m if bias is None else m - bias, counted)
         if layer in self.C:
-            a = a[self.real].float()
+            a = a[self.real.to(a.device)].float()
             self.C[layer].addmm_(a.T, a)
         if layer in self.S:
             delta = delta.view(-1, delta.shape[-1])

@@ -143,14 +143,16 @@ class DirectionalAblation(Intervention):
             _check_writes_are_bare(lm)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        r = self.direction.to(lm.device)[None]
+        def taken_out(x: Tensor) -> Tensor:
+            return without(x, self.direction[None].to(x.device), self.strength)
+
         for layer in self.layers:
             if self.mode == "weights":
                 for weight in _writing(lm, layer):
-                    overwrite(weight, without(weight.float(), r, self.strength), stack)
+                    overwrite(weight, taken_out(weight.float()), stack)
                 continue
             for site in (attention_write(lm, layer), mlp_write(lm, layer)):
-                change(lm, site, lambda x: without(x, r, self.strength), stack)
+                change(lm, site, taken_out, stack)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"direction": self.direction}

@@ -133,7 +133,7 @@ class LinearAcT(Intervention):
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         for layer, one in enumerate(self.maps):
-            change(lm, mlp_write(lm, layer), partial(one.to(lm.device).moved, lam=self.lam), stack)
+            change(lm, mlp_write(lm, layer), partial(one.to(lm.device_of(layer)).moved, lam=self.lam), stack)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f"{layer}.{name}": part for layer, one in enumerate(self.maps) for name, part in asdict(one).items()}
@@ -157,5 +157,5 @@ def _fit_maps(lm: LoadedModel, pairs: ContrastSet, sequential: bool) -> list[Tra
         for layer, (site, target) in enumerate(zip(sites, targets, strict=True)):
             source, = pooled(lm, pairs.toxic, [site], describe=f"toxic texts, layer {layer + 1} of {lm.n_layers}")
             maps.append(Transport.between(source, target))
-            change(lm, site, maps[-1].to(lm.device).moved, stack)
+            change(lm, site, maps[-1].to(lm.device_of(layer)).moved, stack)
     return maps

@@ -228,7 +228,7 @@ class Meow2X(Intervention):
     def _neuron_factors(self, lm: LoadedModel) -> dict[int, Tensor]:
         factors: dict[int, Tensor] = {}
         for (layer, j), scale in self.neurons.items():
-            factors.setdefault(layer, torch.ones(lm.d_mlp, device=lm.device))[j] = scale
+            factors.setdefault(layer, torch.ones(lm.d_mlp, device=lm.device_of(layer)))[j] = scale
         return factors
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class ProFS(Intervention):
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         for layer, V in self.directions.items():
-            W, V = lm.W_out(layer), V.to(lm.device)
+            W, V = lm.W_out(layer), V.to(lm.device_of(layer))
             overwrite(W, without(W.float(), V, self.strength), stack)
 
     def _tensors(self) -> dict[str, Tensor]:

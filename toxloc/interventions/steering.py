@@ -98,7 +98,7 @@ class Steering(Intervention):
         check_width(lm, self, self.direction)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        step = (self.strength * self.direction).to(lm.device)
+        step = (self.strength * self.direction).to(lm.device_of(self.layer))
         change(lm, residual(lm, self.layer), lambda x: x - step, stack)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -85,7 +85,8 @@ class UnitScaling(Intervention):
 
     def _scaled(self, lm: LoadedModel) -> Iterator[tuple[Site, Tensor]]:
         """The sites where a factor is not 1, with the factors there."""
-        for layer, row in enumerate(self.factors.to(lm.device)):
+        for layer, row in enumerate(self.factors):
+            row = row.to(lm.device_of(layer))
             sites = mlp_linears(lm, layer)
             for site, factor in zip(sites, row.split(_widths(lm, sites)), strict=True):
                 if (factor != 1).any():

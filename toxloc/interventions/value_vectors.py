@@ -121,7 +121,7 @@ class ValueVector(Intervention):
         check_width(lm, self, self.direction)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        step = (self.alpha * self.direction).to(lm.device)
+        step = (self.alpha * self.direction).to(lm.device_of(self.layer))
         change(lm, residual(lm, self.layer), lambda x: x - step, stack)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -169,8 +169,8 @@ def _closest_rows(lm: LoadedModel, v: Float64[Tensor, " d_model"], count: int
                   ) -> tuple[list[tuple[int, int]], list[float]]:
     """(layer, neuron) of the rows with the largest cosine similarity to v, at most `count`, best first; and theirs."""
     count = min(count, lm.n_layers * lm.d_mlp)
-    target = v.float().to(lm.device)
-    cosines = torch.stack([torch.cosine_similarity(_written(lm, layer, lm.W_out(layer)), target[None]).cpu()
-                           for layer in range(lm.n_layers)])
+    target = v.float()[None]
+    cosines = torch.stack([torch.cosine_similarity(_written(lm, layer, W), target.to(W.device)).cpu()
+                           for layer in range(lm.n_layers) for W in [lm.W_out(layer)]])
     best = cosines.flatten().topk(count)
     return [divmod(int(i), lm.d_mlp) for i in best.indices], best.values.tolist()
