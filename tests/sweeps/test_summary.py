@@ -8,12 +8,13 @@ from toxloc.sweeps.store import Store
 def test_depth_by_hand():
     """Relative depths of five layers are 0, 1/4, 1/2, 3/4 and 1: two are early, one is in the middle, two late."""
     depth = Depth.of(("m", "c", 0), "attribution", np.array([1.0, -2.0, 3.0, 0.0, 4.0]))
-    assert (depth.peak, depth.third) == (4, "late")
+    assert (depth.peak, depth.p, depth.third) == (4, None, "late")
     assert depth.shares == {"early": 1 / 8, "middle": 3 / 8, "late": 4 / 8}
 
 
 def test_a_score_that_is_nowhere_0_is_counted_from_its_lowest():
-    depth = Depth.of(("m", "c", 0), "auroc", np.array([0.75, 0.5, 0.5, 0.5, 0.5]))
+    depth = Depth.of(("m", "c", 0), "auroc", np.array([0.75, 0.5, 0.5, 0.5, 0.5]), np.array([0.25, 1, 1, 1, 1]))
+    assert depth.p == 0.25
     assert depth.shares == {"early": 1.0, "middle": 0.0, "late": 0.0}
 
 

@@ -37,6 +37,7 @@ class Depth:
         score: name.
         layers: the score of every layer.
         peak: the layer with the highest one.
+        p: of the peak, adjusted for looking at every layer; None for a score without.
         third: "early", "middle" or "late": which third of the layers the peak is in.
         shares: of what is over the score's value for nothing (0, or the lowest layer's if that is higher), how much
             lies in each third.
@@ -48,11 +49,13 @@ class Depth:
     score: str
     layers: Float64[np.ndarray, " n_layers"]
     peak: int
+    p: float | None
     third: str
     shares: dict[str, float]
 
     @classmethod
-    def of(cls, group: tuple[str, str, int], score: str, layers: Float64[np.ndarray, " n_layers"]) -> "Depth":
+    def of(cls, group: tuple[str, str, int], score: str, layers: Float64[np.ndarray, " n_layers"],
+           p_adjusted: Float64[np.ndarray, " n_layers"] | None = None) -> "Depth":
         """Find the peak and the shares; thirds are of the relative depth, 0 for the first layer and 1 for the last.
 
         Example:
@@ -63,7 +66,8 @@ class Depth:
         over = np.maximum(layers - max(0.0, float(layers.min())), 0)
         total = over.sum() or 1.0
         peak = int(layers.argmax())
-        return cls(*group, score, layers, peak, THIRDS[parts[peak]],
+        return cls(*group, score, layers, peak, None if p_adjusted is None else float(p_adjusted[peak]),
+                   THIRDS[parts[peak]],
                    {name: float(over[parts == i].sum() / total) for i, name in enumerate(THIRDS)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +150,8 @@ class Summary:
     @property
     def depths(self) -> list[Depth]:
         """Where every score puts toxicity, for every model, contrast set and seed."""
-        return [Depth.of(group, score, loc.layer_scores(score))
+        return [Depth.of(group, score, loc.layer_scores(score),
+                         loc.uncertainty[score].p_adjusted if score in loc.uncertainty else None)
                 for group, loc in self.localizations.items() for score in self.plan.grid.scores]
 
     def best(self) -> list[dict[str, Any]]:
