@@ -29,7 +29,8 @@ def small_grid():
             "benchmarks": {"one": {"prompts": "first.txt"}, "two": {"prompts": "second.txt"}},
             "methods": [{"method": "meow2x", "settings": {"budget": 0.05, "scale": [0.5, 0.0]}},
                         {"method": "trne", "settings": {"budget": 0.05}}],
-            "evaluators": ["profanity-check", "toxloc-guard"], "samples": 2, "max_new_tokens": 4, "max_neutral": 24}
+            "evaluators": ["profanity-check", "toxloc-guard"], "samples": 2, "max_new_tokens": 4, "max_neutral": 24,
+            "resources": {"cpus": 1}}
 
 
 @pytest.fixture
