@@ -262,7 +262,8 @@ def driving_texts(lm: LoadedModel, texts: Sequence[str], layer: int, neuron: int
     Args:
         lm: the model.
         texts: at least one, none empty.
-        layer, neuron: which one; its activation is taken at hook_post.
+        layer: where the neuron is.
+        neuron: which one; its activation is taken at hook_post.
         k: texts to return; fewer come back if fewer have a token to see.
         skip_first: leave the first position out, which can be an attention sink.
         max_length: tokens read of each text.
