@@ -73,8 +73,7 @@ def test_the_hooks_that_deal_a_model_out_change_nothing(family, monkeypatch):
     parts = {name: "cpu" for name, module in hf.named_modules() if name and not list(module.children())}
     accelerate.dispatch_model(hf, parts, main_device="cpu", force_hooks=True)
     monkeypatch.setattr("toxloc.model.is_spread", lambda hf: True)
-    dealt = LoadedModel.from_hf(hf, tokenizer())
-    assert dealt.is_bridge
+    dealt = LoadedModel.from_hf(hf, tokenizer(), hooks="bridge")
     assert hasattr(dealt.hooked.original_model, "_hf_hook")
     assert [dealt.device_of(layer) for layer in range(2)] == [plain.device] * 2
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:])

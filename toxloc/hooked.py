@@ -23,6 +23,11 @@ def has_hooked_transformer() -> bool:
     return True
 
 
+def is_spread(hf: Any) -> bool:
+    """Whether accelerate has dealt a model out to several devices."""
+    return len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1
+
+
 def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any | None:
     """Make a HookedTransformer whose weights are views of a model's, unprocessed, or None where that cannot be.
 
@@ -43,7 +48,7 @@ def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any 
                               "'transformer-lens==3.9.*', or leave hooks= out for a TransformerBridge.")
         return None
     family = hf.config.model_type
-    if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:
+    if is_spread(hf):
         if insist:
             raise ToxlocError("A model that is spread over several devices needs a bridge; leave hooks= out.")
         return None

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .architectures import architecture, blocks_of
 from .errors import ToxlocError
-from .hooked import OUTPUT_HOOK, add_output_hooks, check_hooked, hooked_transformer
+from .hooked import OUTPUT_HOOK, add_output_hooks, check_hooked, hooked_transformer, is_spread
 from .progress import quiet
 from .sources import not_on_hub, resolve
 
@@ -269,11 +269,6 @@ def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
     # The bridge splits some families' joint q, k, v matrix into parameters of its own.
     hooked.requires_grad_(False)
     return hooked
-
-
-def is_spread(hf: Any) -> bool:
-    """Whether accelerate has dealt the model out to several devices."""
-    return len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1
 
 
 def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",
