@@ -12,10 +12,10 @@ import toxloc
 
 def main(model: str = "toxloc-tiny") -> None:
     lm = toxloc.load_model(model)
-    pairs = toxloc.load_contrast("builtin")
+    pairs = toxloc.load_contrast("builtin").limited(250)
     prompts = toxloc.load_prompts("builtin").only("provocative")
     assert prompts is not None
-    prompts = prompts.limited(40)
+    prompts = prompts.limited(30)
 
     loc = toxloc.localize(lm, pairs)
     print("layers by attribution:", loc.top_layers("attribution", 3))

@@ -27,6 +27,14 @@ TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone
          "Good morning!", "He left the door open again, and the rain came in all night."]
 
 
+SLOW = ("test_notebooks", "test_pipeline", "test_runner", "test_docs", "test_examples", "test_cli")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
     """A random llama in GGUF, with a byte-level vocabulary."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode

@@ -57,6 +57,18 @@ def test_ranks_by_hand(summary):
     assert first["mean_perplexity_ratio"] == pytest.approx(1.25)
 
 
+def test_a_summary_can_be_written_where_nothing_was_toxic(plan, tmp_path):
+    store = Store(tmp_path / "out")
+    for cell in plan.cells:
+        store.finish(cell, result(0.4, 0.0, None) | {"change": dict.fromkeys(("a", "b", "any", "both"))})
+    summary = Summary(plan, store)
+    summary.localizations = {}
+    summary.write()
+    assert {row["mean_change"] for row in summary.ranks()} == {None}
+    assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
+    assert "–" in (tmp_path / "out" / "summary.html").read_text()
+
+
 def test_the_best_and_those_as_good(summary):
     one, two = summary.best()
     assert (one["benchmark"], one["best"], one["after"], one["tied"]) == ("one", "trne, budget 0.05", 0.1, [])

@@ -129,6 +129,7 @@ def _print(summary: "Summary") -> None:
     console.print(best)
     ranks = Table("setting", "cells", "mean rank", "mean change", "mean perplexity", title="Which setting wins")
     for one in summary.ranks():
-        ranks.add_row(one["treatment"], str(one["n"]), f"{one['mean_rank']:.1f}", f"{one['mean_change']:+.0%}",
+        change = "–" if one["mean_change"] is None else f"{one['mean_change']:+.0%}"
+        ranks.add_row(one["treatment"], str(one["n"]), f"{one['mean_rank']:.1f}", change,
                       f"{one['mean_perplexity_ratio'] - 1:+.1%}")
     console.print(ranks)

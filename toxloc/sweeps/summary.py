@@ -177,7 +177,10 @@ class Summary:
         return found
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Every setting with its mean rank (1 for the fewest toxic by any) and mean figures, best first."""
+        """Every setting with its mean rank (1 for the fewest toxic by any) and mean figures, best first.
+
+        The mean change is None where nothing was toxic before.
+        """
         groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
         for cell, result in self.results:
             groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
@@ -188,9 +191,10 @@ class Summary:
                 rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
                 ranked.setdefault(cell.treatment, []).append((float(rank), result))
 
-        def mean(tried: list[tuple[float, dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> float:
+        def mean(tried: list[tuple[float, dict[str, Any]]],
+                 of: Callable[[dict[str, Any]], float | None]) -> float | None:
             values = [value for _, result in tried if (value := of(result)) is not None]
-            return float(np.mean(values)) if values else float("nan")
+            return float(np.mean(values)) if values else None
 
         rows = [{"treatment": name, "n": len(tried), "mean_rank": float(np.mean([rank for rank, _ in tried])),
                  "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),

@@ -1,0 +1,28 @@
+"""A small grid in Python: two methods, two budgets, one table.
+
+    python examples/sweep.py results
+
+Started again, it computes nothing that is there already.
+"""
+
+import sys
+
+import toxloc
+from toxloc.sweeps import grid_of
+
+GRID = {
+    "models": ["toxloc-tiny"],
+    "benchmarks": {"openings": {"prompts": "builtin", "max_prompts": 20}},
+    "methods": [{"method": "trne", "settings": {"budget": [0.01, 0.05]}},
+                {"method": "steering", "settings": {"budget": [0.01, 0.05]}}],
+    "samples": 2, "max_texts": 80, "max_neutral": 80,
+}
+
+
+def main(out: str) -> None:
+    summary = toxloc.sweep(toxloc.Plan(grid_of(GRID)), out)
+    print(summary.table()[["treatment", "before_any", "rate_any", "perplexity_ratio"]].round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
