@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toxloc import ToxlocError, load_grid
+from toxloc.evaluators import EVALUATORS, register
 from toxloc.sweeps import Plan, Treatment, grid_of
 from toxloc.sweeps.grid import treatment
 
@@ -97,6 +98,13 @@ def test_what_cannot_be_is_named(content, change, said):
 def test_what_is_not_there_is_named_before_anything_runs(folder, content, change, said):
     with pytest.raises(ToxlocError, match=said):
         Plan(grid_of(content | change), folder)
+
+
+def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monkeypatch):
+    monkeypatch.setattr("toxloc.evaluators.EVALUATORS", dict(EVALUATORS))
+    register("always")(lambda texts: [1.0] * len(texts))
+    with pytest.raises(ToxlocError, match="'always' is a function of this process"):
+        Plan(grid_of(content | {"evaluators": ["always", "profanity-check"]}), folder)
 
 
 @pytest.mark.parametrize(("text", "said"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .. import __version__
 from ..errors import ToxlocError
-from ..evaluators import DEFAULT, get_evaluators
+from ..evaluators import DEFAULT, FunctionEvaluator, get_evaluators
 from ..generation import Decoding
 from ..interventions.settings import check_settings
 from ..model import DTYPES
@@ -198,7 +198,10 @@ class Plan:
         self.grid, self.root, self.name = grid, Path(root), name
         for model in grid.models:
             resolve(self.located(model))
-        get_evaluators([self.located_evaluator(one) for one in grid.evaluators])
+        for judge in get_evaluators([self.located_evaluator(one) for one in grid.evaluators]):
+            if isinstance(judge, FunctionEvaluator):
+                raise ToxlocError(f"The evaluator {judge.name!r} is a function of this process, which the workers of a "
+                                  "sweep do not know; give evaluators that load by name, folder or hub id.")
         _ = self.prompts, self.neutral
         for contrast in grid.contrasts:
             self.pairs(contrast, grid.seeds[0])
