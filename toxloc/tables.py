@@ -48,7 +48,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
         if not bars:
             datasets.enable_progress_bars()
     if not rows:
-        raise ToxlocError(f"{source} has no rows.")
+        raise ToxlocError(f"{source} has no rows; check that it was written to the end, or give another file.")
     return rows
 
 
@@ -57,7 +57,7 @@ def _read_file(datasets: Any, path: Path) -> list[Row]:
         raise ToxlocError(f"{path.name}: files of type {path.suffix or '(none)'} are not read; "
                           f"use one of {', '.join(READERS)}.")
     if path.stat().st_size == 0:
-        raise ToxlocError(f"{path} is empty.")
+        raise ToxlocError(f"{path} is empty; check that it was written to the end, or give another file.")
     builder, options = READERS[path.suffix]
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)

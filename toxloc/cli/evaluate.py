@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype, Model, Overwrite
-from .output import interval
+from .output import interval, stopping
 
 
 def evaluate(
@@ -81,7 +81,8 @@ def evaluate(
     items = load_choices(choices, max_choices) if choices else None
     everyday = load_neutral(neutral, limit=max_neutral, seed=seed)
     opened = None if known else load_prompts(prompts)
-    with shown(console), ExitStack() as stack:
+    kept = f"What was sampled is kept in {journal}; the same command goes on."
+    with stopping(kept), shown(console), ExitStack() as stack:
         with step(f"Loading {model}"):
             lm = load_model(model, device=device, dtype=dtype)
         if opened is None:

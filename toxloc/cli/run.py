@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype
+from .output import stopping
 
 
 def run(
@@ -56,7 +57,7 @@ def run(
     with console.status("loading libraries"):
         from ..pipeline import run as run_all
         from ..progress import shown
-    with shown(console):
+    with stopping("Nothing was written."), shown(console):
         result = run_all(model, out, overwrite=overwrite, contrast=contrast, prompts=prompts, neutral=neutral,
                          check=check, evaluators=evaluator, budget=budget, meow2x_budget=meow2x_budget,
                          samples=samples, max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype, Model, Overwrite
+from .output import stopping
 
 
 def suppress(
@@ -52,7 +53,7 @@ def suppress(
     pick_device(device)
     pairs = load_contrast(contrast).limited(max_texts, seed)
     everyday = load_neutral(neutral, limit=max_neutral, seed=seed)
-    with shown(console):
+    with stopping("Nothing was written."), shown(console):
         with step(f"Loading {model}"):
             lm = load_model(model, device=device, dtype=dtype)
         with step(f"Fitting {method}"):

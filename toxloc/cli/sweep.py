@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHERE
+from .output import stopping
 
 if TYPE_CHECKING:
     from ..sweeps import Cell, Summary
@@ -53,7 +54,7 @@ def sweep(
     folder = out or f"toxloc-runs/{grid.stem}"
     store = Store(folder)
     console.print(described(plan, store), highlight=False, soft_wrap=True)
-    with _Display(console, plan.cells, store) as display:
+    with stopping("What is finished stays; the same command goes on."), _Display(console, plan.cells, store) as display:
         summary = run_sweep(plan, folder, jobs=jobs, ray=ray, retry_failed=retry_failed, on_settled=display.settled)
     _print(summary)
     Console().print(f"Saved: {folder}/summary.html, results.csv, results.parquet", soft_wrap=True, highlight=False)
