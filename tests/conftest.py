@@ -27,7 +27,7 @@ TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone
          "Good morning!", "He left the door open again, and the rain came in all night."]
 
 
-SLOW = ("test_notebooks", "test_pipeline", "test_runner", "test_docs", "test_examples", "test_cli")
+SLOW = ("test_pipeline", "test_runner", "test_cli")
 
 
 def pytest_collection_modifyitems(items):

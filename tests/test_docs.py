@@ -21,6 +21,7 @@ def blocks(page):
     return [(language, needs, code) for _, language, needs, code in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ WRITTEN = {"detoxify_folder": "detoxified/model.safetensors", "heatmaps": "figur
            "sweep": "results/summary.html"}
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_runs(path, tmp_path):
     if path.stem == "heatmaps":
