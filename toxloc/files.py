@@ -61,14 +61,21 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON, keys in the order given, to a neighbour, and rename that into place."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a neighbour to write to; it takes the place of `path` if the block ends well, and is gone if not."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON, keys in the order given, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

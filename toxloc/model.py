@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .interventions.base import Intervention
 
 HOOKS = ("transformer", "bridge")
+WRAPPER = "_toxloc"  # attribute of a HookedTransformer that holds its LoadedModel
 AnyModel = Any  # a LoadedModel, or what `LoadedModel.of` makes one of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,7 +75,6 @@ class LoadedModel:
         """
         if hooks not in (None, *HOOKS):
             raise ToxlocError(f"hooks={hooks!r}: choose one of {', '.join(HOOKS)}.")
-        architecture(hf.config.model_type)
         blocks_of(hf)
         if not hf.config.architectures:
             hf.config.architectures = [type(hf).__name__]
@@ -103,11 +102,14 @@ class LoadedModel:
         """
         if isinstance(model, cls):
             return model
-        if model not in _WRAPPED:
+        wrapped = vars(model).get(WRAPPER) if hasattr(model, "__dict__") else None
+        if wrapped is None:
             check_hooked(model)
             add_output_hooks(model)
-            _WRAPPED[model] = cls(model, None, model.tokenizer, model.cfg.model_name, _starts_with_bos(model.tokenizer))
-        return _WRAPPED[model]
+            wrapped = cls(model, None, model.tokenizer, model.cfg.model_name, _starts_with_bos(model.tokenizer))
+            setattr(model, WRAPPER, wrapped)  # the two refer to each other, and go together
+        found: LoadedModel = wrapped
+        return found
 
     def __repr__(self) -> str:
         return (f"LoadedModel({self.name!r}, {self.model_type}, {self.n_layers} layers, "
@@ -253,9 +255,6 @@ class LoadedModel:
         finally:
             for intervention in in_force:
                 intervention.apply(self)
-
-
-_WRAPPED: "WeakKeyDictionary[Any, LoadedModel]" = WeakKeyDictionary()
 
 
 def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:

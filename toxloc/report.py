@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
@@ -46,16 +45,11 @@ def write_report(path: Path, results: dict[str, Any], loc: Localization,
                     "correlations": plots.causal_correlations(proof)}
     pairs = _pairs(rows, [run["method"] for run in results["runs"]], results["seed"])
     path.write_text(environment.get_template("report.html.j2").render(
-        r=results, figures={name: _html(figure) for name, figure in figures.items()}, titles=plots.METHOD_TITLES,
+        r=results, figures={name: plots.to_html(figure) for name, figure in figures.items()},
+        titles=plots.METHOD_TITLES,
         answers=_answers(results, loc), causal=causal, pairs=pairs, disputed=_disputed(rows), masked=_masked,
         editability=editability, plotly_js=get_plotlyjs(),
     ), encoding="utf-8")
-
-
-def _html(figure: go.Figure) -> str:
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
-                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
-    return html
 
 
 def _masked(text: str) -> Markup:

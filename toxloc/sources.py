@@ -63,6 +63,16 @@ def _close(name: str, cutoff: float) -> str | None:
     return next(iter(difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=cutoff)), None)
 
 
+def short_name(source: str) -> str:
+    """Return the last part of a path or hub id, which is what tables and figures have room for.
+
+    Example:
+        >>> short_name("models/planted/layer3")
+        'layer3'
+    """
+    return source.rstrip("/").rsplit("/", 1)[-1]
+
+
 def not_on_hub(name: str, reason: Exception) -> ToxlocError:
     """Say in one sentence why a hub id could not be loaded and what to do instead."""
     close = _close(name, 0.6)

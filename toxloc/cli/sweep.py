@@ -118,7 +118,7 @@ class _Display:
 
 
 def _print(summary: "Summary") -> None:
-    from ..sweeps.grid import short_name
+    from ..sources import short_name
 
     console = Console()
     best = Table("model", "benchmark", "before", "fewest toxic with", "after", "change", "perplexity",

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..progress import quiet, track
+from ..sources import short_name
 from .base import Evaluator
 
 BATCH = 64
@@ -45,7 +46,7 @@ class Classifier(Evaluator):
     def __init__(self, source: str, *, name: str | None = None, toxic: Sequence[str] | None = None,
                  threshold: float = 0.5, card: dict[str, Any] | None = None, device: str | None = None):
         self.source, self.toxic, self.threshold = source, toxic, threshold
-        self.name = name or source.rstrip("/").rsplit("/", 1)[-1]
+        self.name = name or short_name(source)
         self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._loaded: tuple[Any, Any] | None = None

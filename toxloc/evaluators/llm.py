@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..progress import quiet, track
-from ..sources import resolve
+from ..sources import resolve, short_name
 from .base import Evaluator
 
 BATCH = 16
@@ -88,8 +88,8 @@ class LLMJudge(Evaluator):
         asked = template if isinstance(template, str) else "judge"
         self.source, self.threshold = source, threshold
         self.template = TEMPLATES[template] if isinstance(template, str) else template
-        self.name = name or f"{asked}:{source.rstrip('/').rsplit('/', 1)[-1]}"
-        self.card = {"trained_on": f"see the model card of {source.rstrip('/').rsplit('/', 1)[-1]}",
+        self.name = name or f"{asked}:{short_name(source)}"
+        self.card = {"trained_on": f"see the model card of {short_name(source)}",
                      "blind_to": "depends on the model; small ones hardly do better than chance",
                      "asked": self.template.prompt.__doc__, "yes": list(self.template.yes),
                      "no": list(self.template.no)}

@@ -6,12 +6,12 @@ from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
 from .png import write_png
 from .runs import before_after, cost, editability
-from .style import METHOD_TITLES, SCORE_TITLES
+from .style import METHOD_TITLES, SCORE_TITLES, to_html
 from .sweeps import change_by_setting, cost_and_gain
 from .tokens import token_heatmap
 
 __all__ = [
     "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "change_by_setting", "cost",
     "cost_and_gain", "editability", "frontier", "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map",
-    "relative_depth", "token_heatmap", "toxicity_by_depth", "write_png",
+    "relative_depth", "to_html", "token_heatmap", "toxicity_by_depth", "write_png",
 ]

@@ -41,6 +41,14 @@ BASE: dict[str, Any] = {"template": "plotly_white", "font": {"family": "system-u
                         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
 
+
+def to_html(figure: go.Figure) -> str:
+    """Return a figure as a part of a page that has Plotly's script."""
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
+                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
+    return html
+
+
 def score_title(score: str) -> str:
     """What figures call a score; its name if it has no title."""
     return SCORES[score].title if score in SCORES else score

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ..sweeps.grid import short_name
+from ..sources import short_name
 from .style import GREY, LEGEND_BELOW, OKABE_ITO, lay_out, wrapped
 
 if TYPE_CHECKING:

@@ -163,16 +163,6 @@ def treatment(method: str, settings: Mapping[str, Any]) -> str:
     return ", ".join([method, *(f"{name.replace('_', ' ')} {_short(value)}" for name, value in settings.items())])
 
 
-def short_name(source: str) -> str:
-    """Return the last part of a path or hub id, which is what tables and figures have room for.
-
-    Example:
-        >>> short_name("models/planted/layer3")
-        'layer3'
-    """
-    return source.rstrip("/").rsplit("/", 1)[-1]
-
-
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name} {one}" for name, one in value.items())

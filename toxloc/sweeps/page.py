@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from .. import __version__, plots
-from .grid import short_name
+from ..sources import short_name
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -23,9 +23,9 @@ def write_page(path: Path, summary: "Summary") -> None:
     benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in found))
     path.write_text(environment.get_template("sweep.html.j2").render(
         s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(), ranks=summary.ranks(),
-        under=summary.underestimates(), cost=_html(plots.cost_and_gain(found)) if found else "",
-        changes=[_html(plots.change_by_setting(found, name)) for name in benchmarks],
-        depths=[_html(one) for one in _depths(summary)],
+        under=summary.underestimates(), cost=plots.to_html(plots.cost_and_gain(found)) if found else "",
+        changes=[plots.to_html(plots.change_by_setting(found, name)) for name in benchmarks],
+        depths=[plots.to_html(one) for one in _depths(summary)],
     ), encoding="utf-8")
 
 
@@ -36,9 +36,3 @@ def _depths(summary: "Summary") -> list[go.Figure]:
         alone = len(several) == len(summary.localizations)
         tell[short_name(model) + ("" if alone else f", {short_name(contrast)}, seed {seed}")] = loc
     return [plots.relative_depth(tell, score) for score in summary.plan.grid.scores] if tell else []
-
-
-def _html(figure: go.Figure) -> str:
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
-                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
-    return html

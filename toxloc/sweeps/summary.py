@@ -1,18 +1,16 @@
 """What a sweep found: a table of cells, where toxicity lies in each model, which setting wins, who underestimates."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from .. import __version__
-from ..files import write_json
+from ..files import replacing, write_json
 from ..localization import Localization
 from ..metrics import COMBINED
 from .grid import Cell, Plan
@@ -154,16 +152,20 @@ class Summary:
                          loc.uncertainty[score].p_adjusted if score in loc.uncertainty else None)
                 for group, loc in self.localizations.items() for score in self.plan.grid.scores]
 
+    def _columns(self) -> list[list[tuple[Cell, dict[str, Any]]]]:
+        """Finished cells that differ in nothing but the method and its settings."""
+        groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
+        for cell, result in self.results:
+            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
+        return list(groups.values())
+
     def best(self) -> list[dict[str, Any]]:
         """For every model, contrast set, seed and benchmark the setting that leaves the fewest toxic by any.
 
         `tied` are those whose own interval of the change reaches as far down.
         """
-        groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
-        for cell, result in self.results:
-            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
         found = []
-        for members in groups.values():
+        for members in self._columns():
             cell, result = min(members, key=lambda one: one[1]["toxicity"]["any"]["rate"])
             rate = result["toxicity"]["any"]["rate"]
             tied = [other.treatment for other, its in members
@@ -181,11 +183,8 @@ class Summary:
 
         The mean change is None where nothing was toxic before.
         """
-        groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
-        for cell, result in self.results:
-            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
         ranked: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-        for members in groups.values():
+        for members in self._columns():
             rates = np.array([result["toxicity"]["any"]["rate"] for _, result in members])
             for (cell, result), rate in zip(members, rates, strict=True):
                 rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
@@ -235,16 +234,11 @@ class Summary:
         from .page import write_page
 
         folder, table = self.store.folder, self.table()
-        _renamed(folder / "results.csv", lambda path: table.to_csv(path, index=False))
-        _renamed(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
+        with replacing(folder / "results.csv") as path:
+            table.to_csv(path, index=False)
+        with replacing(folder / "results.parquet") as path:
+            table.to_parquet(path, index=False)
         write_json(folder / "summary.json", self.to_dict())
-        _renamed(folder / "summary.html", lambda path: write_page(path, self))
+        with replacing(folder / "summary.html") as path:
+            write_page(path, self)
 
-
-def _renamed(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
