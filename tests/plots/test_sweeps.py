@@ -7,7 +7,7 @@ from toxloc.sweeps import Cell
 
 
 def cell(model, method, benchmark):
-    return Cell(model, "c", 0, method, {}, benchmark, "f", "b", f"{model}{method}{benchmark}")
+    return Cell(model, "c", 0, method, {}, benchmark, "l", "f", "b", f"{model}{method}{benchmark}")
 
 
 def result(before, after, ratio=1.02):

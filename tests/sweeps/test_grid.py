@@ -18,7 +18,7 @@ def test_cells_come_in_order_and_every_one_once(plan):
     assert len({c.id for c in plan.cells}) == 12
     assert len({c.fit_id for c in plan.cells}) == 6
     assert len({c.baseline_id for c in plan.cells}) == 4
-    assert len({plan.localization_id(c) for c in plan.cells}) == 2
+    assert len({c.localization_id for c in plan.cells}) == 2
 
 
 def test_ids_are_of_content_and_not_of_place_or_neighbours(plan, folder, content, tmp_path):
@@ -98,6 +98,12 @@ def test_what_cannot_be_is_named(content, change, said):
 def test_what_is_not_there_is_named_before_anything_runs(folder, content, change, said):
     with pytest.raises(ToxlocError, match=said):
         Plan(grid_of(content | change), folder)
+
+
+def test_one_benchmark_under_two_names_is_told(folder, content):
+    twice = {"benchmarks": {"one": {"prompts": "first.txt"}, "again": {"prompts": "first.txt"}}}
+    with pytest.raises(ToxlocError, match=r"again hold the same as gpt2, pairs\.jsonl, one under other names"):
+        Plan(grid_of(content | twice), folder)
 
 
 def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monkeypatch):

@@ -163,12 +163,12 @@ class Fragile(runner._Crew):
 
     size = 1
 
-    def __init__(self, store, cells):
-        self.store, self.cells, self.started = store, {cell.id: cell for cell in cells}, []
+    def __init__(self, store):
+        self.store, self.started = store, []
 
-    def start(self, ids):
-        self.started.append(ids)
-        self.store.finish(self.cells[ids[0]], {})
+    def start(self, cells):
+        self.started.append([cell.id for cell in cells])
+        self.store.finish(cells[0], {})
 
         class Dead(runner._Worker):
             def ended(self):
@@ -182,7 +182,7 @@ class Fragile(runner._Crew):
 def test_the_cell_a_worker_died_at_fails_and_the_next_ones_have_another(plan, tmp_path):
     store = Store(tmp_path / "out")
     cells = plan.cells[:6]
-    crew, told = Fragile(store, cells), []
+    crew, told = Fragile(store), []
     runner._run(crew, store, cells, lambda cell, _: told.append(cell.id))
     ids = [cell.id for cell in cells]
     assert crew.started == [ids, ids[2:], ids[4:]]

@@ -123,6 +123,7 @@ class Cell:
         method: what turns toxicity down.
         settings: of the method.
         benchmark: name of the prompts.
+        localization_id: of where toxicity lies: of model, contrast set and seed, by content.
         fit_id: of what is fitted: everything above but the benchmark, by content.
         baseline_id: of the unedited model on the benchmark, by content.
         id: of the cell, by content: files by what they hold, never by where they lie.
@@ -134,6 +135,7 @@ class Cell:
     method: str
     settings: dict[str, Any] = field(hash=False)
     benchmark: str
+    localization_id: str
     fit_id: str
     baseline_id: str
     id: str
@@ -176,26 +178,37 @@ class Plan:
         grid: what was asked for.
         root: folder in which relative paths of the grid start.
         name: of the grid.
-
-    Attributes:
-        cells: models outermost, then contrast sets, seeds, methods, settings, and benchmarks.
+        checked: another process has seen already that all is there.
 
     Raises:
-        ToxlocError: something cannot be had; the message names it.
+        ToxlocError: something cannot be had, or two cells are the same; the message names it.
     """
 
-    def __init__(self, grid: Grid, root: str | PathLike[str] = ".", name: str = "grid"):
+    def __init__(self, grid: Grid, root: str | PathLike[str] = ".", name: str = "grid", *, checked: bool = False):
         self.grid, self.root, self.name = grid, Path(root), name
+        self._pairs: dict[tuple[str, int], ContrastSet] = {}
+        if not checked:
+            self._check()
+
+    def _check(self) -> None:
+        grid = self.grid
         for model in grid.models:
             resolve(self.located(model))
         for judge in get_evaluators([self.located_evaluator(one) for one in grid.evaluators]):
             if isinstance(judge, FunctionEvaluator):
                 raise ToxlocError(f"The evaluator {judge.name!r} is a function of this process, which the workers of a "
                                   "sweep do not know; give evaluators that load by name, folder or hub id.")
-        _ = self.prompts, self.neutral
-        for contrast in grid.contrasts:
-            self.pairs(contrast, grid.seeds[0])
-        self.cells = list(self._expanded())
+        known: dict[str, Cell] = {}
+        for cell in self.cells:  # which reads all texts
+            other = known.setdefault(cell.id, cell)
+            if other is not cell:
+                raise ToxlocError(f"{cell.model}, {cell.contrast}, {cell.benchmark} hold the same as {other.model}, "
+                                  f"{other.contrast}, {other.benchmark} under other names; leave one out.")
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Models outermost, then contrast sets, seeds, methods, settings, and benchmarks."""
+        return list(self._expanded())
 
     def located(self, source: str) -> str:
         """Return a source as the loaders take it: a path that starts in the root, if there is one, or the name."""
@@ -220,8 +233,11 @@ class Plan:
 
     def pairs(self, contrast: str, seed: int) -> ContrastSet:
         """Texts of a contrast set that begin with no prompt of any benchmark."""
-        judged = [text for prompts in self.prompts.values() for text in prompts.texts]
-        return load_contrast(self.located(contrast)).without(judged).limited(self.grid.max_texts, seed)
+        if (contrast, seed) not in self._pairs:
+            judged = [text for prompts in self.prompts.values() for text in prompts.texts]
+            free = load_contrast(self.located(contrast)).without(judged)
+            self._pairs |= {(contrast, one): free.limited(self.grid.max_texts, one) for one in self.grid.seeds}
+        return self._pairs[contrast, seed]
 
     @cached_property
     def neutral(self) -> NeutralText:
@@ -231,48 +247,26 @@ class Plan:
     @property
     def scores(self) -> set[str]:
         """Every localization score that the grid needs: those asked for, and those that a method ranks by."""
-        return {*self.grid.scores, *(cell.settings["score"] for cell in self.cells if "score" in cell.settings)}
-
-    def localization_id(self, cell: Cell) -> str:
-        """Return the id of where toxicity lies, which the cells of a group share."""
-        return _id(self._read(cell.model, cell.contrast, cell.seed) | {"scores": self.grid.scores})
+        return {*self.grid.scores, *(settings["score"] for one in self.grid.methods for settings in one.variants()
+                                     if "score" in settings)}
 
     def _expanded(self) -> Iterator[Cell]:
         g = self.grid
         judged: dict[str, Any] = {"decoding": g.decoding.to_dict(), "evaluators": g.evaluators}
+        neutral = _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
+        prompts = {name: _id(one.texts) for name, one in self.prompts.items()}
         for model, contrast, seed in product(g.models, g.contrasts, g.seeds):
-            for one in g.methods:
-                for settings in one.variants():
-                    fit = self._read(model, contrast, seed) | {"method": one.method, "settings": settings}
-                    for benchmark in g.benchmarks:
-                        texts = {"judged": _id(self.prompts[benchmark].texts)}
-                        baseline = {"toxloc": __version__, "model": self._model(model), **self._machine(), **judged,
-                                    **texts, "seed": seed}
-                        yield Cell(model, contrast, seed, one.method, settings, benchmark, _id(fit), _id(baseline),
-                                   _id({**fit, **judged, **texts}))
-
-    def _read(self, model: str, contrast: str, seed: int) -> dict[str, Any]:
-        """All that decides a localization and, with a method's settings, a fit."""
-        pairs = self._pairs_id(contrast, seed)
-        return {"toxloc": __version__, "model": self._model(model), "contrast": pairs, "neutral": self._neutral_id,
-                "seed": seed, **self._machine()}
-
-    def _machine(self) -> dict[str, Any]:
-        return {"dtype": self.grid.dtype, "precision": self.grid.precision}
-
-    @cached_property
-    def _neutral_id(self) -> str:
-        return _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
-
-    def _pairs_id(self, contrast: str, seed: int) -> str:
-        if (contrast, seed) not in self._known_pairs:
+            unedited = {"toxloc": __version__, "model": self._model(model), "seed": seed, "dtype": g.dtype,
+                        "precision": g.precision}
             pairs = self.pairs(contrast, seed)
-            self._known_pairs[contrast, seed] = _id([pairs.toxic, pairs.neutral, pairs.paired])
-        return self._known_pairs[contrast, seed]
-
-    @cached_property
-    def _known_pairs(self) -> dict[tuple[str, int], str]:
-        return {}
+            read = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}
+            localization = _id({**read, "scores": g.scores})
+            for method, settings in ((one.method, settings) for one in g.methods for settings in one.variants()):
+                fit = {**read, "method": method, "settings": settings}
+                for benchmark, texts in prompts.items():
+                    there = {**judged, "judged": texts}
+                    yield Cell(model, contrast, seed, method, settings, benchmark, localization, _id(fit),
+                               _id({**unedited, **there}), _id({**fit, **there}))
 
     def _model(self, name: str) -> str:
         source = resolve(self.located(name))

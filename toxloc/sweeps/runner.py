@@ -68,7 +68,7 @@ def _run(crew: "_Crew", store: Store, cells: Sequence[Cell], on_settled: Watcher
     open_cells = list(cells)
     while waiting or running:
         while waiting and len(running) < crew.size:
-            running.append((crew.start([cell.id for cell in waiting[0]]), waiting.pop(0)))
+            running.append((crew.start(waiting[0]), waiting.pop(0)))
         time.sleep(WAIT)
         for worker, members in list(running):
             died = worker.ended()
@@ -106,7 +106,7 @@ class _Crew(ABC):
                            "name": plan.name, "folder": str(store.folder.resolve())}
 
     @abstractmethod
-    def start(self, cells: list[str]) -> _Worker:
+    def start(self, cells: list[Cell]) -> _Worker:
         """Put a worker to these cells."""
 
     def __enter__(self) -> "_Crew":
@@ -139,12 +139,12 @@ class _Here(_Crew):
         self.size, self.store, self.workers, self.started = jobs, store, list[_Process](), 0
         self.threads = plan.grid.resources.cpus or max(1, len(_processors()) // jobs)
 
-    def start(self, cells: list[str]) -> _Worker:
+    def start(self, cells: list[Cell]) -> _Worker:
         self.workers = [worker for worker in self.workers if worker.ended() is None]
         slot = next(i for i in range(self.size) if i not in {worker.slot for worker in self.workers})
         self.started += 1
         task = self.store.log(f"worker-{self.started}").with_suffix(".json")
-        write_json(task, self.told | {"cells": cells, "threads": self.threads})
+        write_json(task, self.told | {"cells": [cell.to_dict() for cell in cells], "threads": self.threads})
         with self.store.log(f"worker-{self.started}").open("wb") as log:
             process = subprocess.Popen([sys.executable, "-m", "toxloc.sweeps.worker", str(task)], stdin=subprocess.PIPE,
                                        stdout=log, stderr=subprocess.STDOUT, env=os.environ | _devices(slot))
@@ -223,8 +223,8 @@ class _OnRay(_Crew):
         self.told |= {"threads": threads}
         self.remote = ray.remote(num_cpus=threads, num_gpus=wanted.gpus, max_retries=0)(run_told)
 
-    def start(self, cells: list[str]) -> _Worker:
-        return _Task(self.ray, self.remote.remote(self.told | {"cells": cells}))
+    def start(self, cells: list[Cell]) -> _Worker:
+        return _Task(self.ray, self.remote.remote(self.told | {"cells": [cell.to_dict() for cell in cells]}))
 
     def __exit__(self, *_: Any) -> None:
         self.ray.shutdown()

@@ -142,7 +142,7 @@ class Summary:
     @cached_property
     def localizations(self) -> dict[tuple[str, str, int], Localization]:
         """Where toxicity lies, for every model, contrast set and seed."""
-        first = {cell.group: result["localization"] for cell, result in reversed(self.results)}
+        first = {cell.group: cell.localization_id for cell, _ in reversed(self.results)}
         return {group: Localization.load(self.store.localization(name)) for group, name in reversed(first.items())}
 
     @property

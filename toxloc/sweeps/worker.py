@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ToxlocError
-from ..evaluation import Finished, evaluate, load_evaluation
+from ..evaluation import Evaluation, Finished, evaluate, load_evaluation
 from ..evaluators import get_evaluators
 from ..fluency import Unedited
 from ..interventions import Intervention, load_intervention
@@ -55,7 +55,6 @@ class _Bench:
         self.judges = get_evaluators([plan.located_evaluator(one) for one in grid.evaluators])
         self.lm = load_model(plan.located(first.model), device=grid.device, dtype=grid.dtype)
         self.pairs = plan.pairs(first.contrast, first.seed)
-        self.localization = plan.localization_id(first)
         self._statistics: ContrastStatistics | None = None
         self._unedited: Unedited | None = None
         self._fitted: tuple[str, Intervention] | None = None
@@ -75,7 +74,6 @@ class _Bench:
             judged = time.monotonic()
         return {
             "toxloc_model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint, "n_layers": self.lm.n_layers},
-            "localization": self.localization,
             "n_prompts": len(found.prompts),
             "baseline": {key: before.figures[key] for key in ("toxicity", "agreement", "wording")},
             "toxicity": {name: one.to_dict() for name, one in found.toxicity.items()},
@@ -92,7 +90,7 @@ class _Bench:
             "peak_memory": peak.to_dict(),
         }
 
-    def _judged(self, cell: Cell) -> Any:
+    def _judged(self, cell: Cell) -> Evaluation:
         how = self.plan.grid.decoding.to_dict()
         return evaluate(self.lm, self.plan.prompts[cell.benchmark], self.judges, **how, seed=cell.seed, fluency=False)
 
@@ -116,7 +114,7 @@ class _Bench:
         return 4 * self.lm.n_layers * self.lm.d_mlp**2 <= MEMORY
 
     def _localize(self, cell: Cell) -> None:
-        target = self.store.localization(self.localization)
+        target = self.store.localization(cell.localization_id)
         if target.is_dir():
             return
         loc = localize(self.lm, self.pairs, self.plan.grid.scores, statistics=self._collected(), seed=cell.seed)
@@ -181,9 +179,8 @@ def main(task: str) -> None:
 def run_told(told: dict[str, Any]) -> None:
     """Do the work that a mapping describes: it can be sent to another machine that sees the same files."""
     torch.set_num_threads(told["threads"])
-    plan = Plan(grid_of(told["grid"]), told["root"], told["name"])
-    wanted = set(told["cells"])
-    work(plan, [cell for cell in plan.cells if cell.id in wanted], Store(told["folder"]))
+    plan = Plan(grid_of(told["grid"]), told["root"], told["name"], checked=True)
+    work(plan, [Cell(**cell) for cell in told["cells"]], Store(told["folder"]))
 
 
 if __name__ == "__main__":
