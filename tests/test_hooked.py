@@ -1,5 +1,8 @@
 """With transformer-lens 3.9 everything is compared with the bridge; with 4, only that the missing class is told of."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +119,35 @@ def test_a_users_own_hooked_transformer_is_taken():
         assert torch.equal(own(ids), plain)
     with pytest.raises(ToxlocError, match="sampling needs the Hugging Face model"):
         toxloc.evaluate(LoadedModel.of(own), toxloc.PromptSet(["Hello there"]), fluency=False)
+
+
+@with_class
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_folded_layer_norms_change_no_attribution(family):
+    """Folding moves the norms' gains into other weights; what a layer contributes stays."""
+    plain, folded = (LoadedModel.from_hf(random_hf(family), tokenizer(), hooks="transformer").hooked for _ in range(2))
+    state = {name: weight.clone() for name, weight in folded.state_dict().items()}
+    folded.load_state_dict(state, assign=True)  # weights of its own, as a user's have
+    folded.load_and_process_state_dict(state, fold_ln=True, center_writing_weights=family == "gpt2",
+                                       center_unembed=True)
+    assert "Pre" in type(folded.ln_final).__name__
+    found, expected = (toxloc.localize(model, PAIRS, ("attribution",), draws=0) for model in (folded, plain))
+    np.testing.assert_allclose(found.layer_scores("attribution"), expected.layer_scores("attribution"), rtol=1e-4)
+    ids = torch.tensor([tokenizer()("The weather in the north was")["input_ids"]])
+    before = folded(ids)
+    with TRNE.fit(folded, PAIRS, budget=0.05, neutral=NEUTRAL).applied(folded):
+        assert (folded(ids) - before).abs().max() > 1e-3
+    assert torch.equal(folded(ids), before)
+
+
+@with_class
+def test_a_wrapped_model_can_be_forgotten():
+    own = LoadedModel.from_hf(random_hf(), tokenizer(), hooks="transformer").hooked
+    assert LoadedModel.of(own) is LoadedModel.of(own)
+    watched = weakref.ref(own)
+    del own
+    gc.collect()
+    assert watched() is None
 
 
 @with_class

@@ -11,7 +11,7 @@ from .options import HOW, WHERE
 from .output import stopping
 
 if TYPE_CHECKING:
-    from ..sweeps import Cell, Summary
+    from ..sweeps import Cell, Plan, Summary
     from ..sweeps.store import Store
 
 
@@ -40,7 +40,6 @@ def sweep(
         from ..model import pick_device
         from ..sweeps import Plan, load_grid
         from ..sweeps import sweep as run_sweep
-        from ..sweeps.runner import described
         from ..sweeps.store import Store
 
         read = load_grid(grid)
@@ -49,11 +48,11 @@ def sweep(
         plan = Plan(read, root if root is not None else grid.parent, grid.stem)
     if dry_run:
         _list(plan.cells)
-        Console().print(described(plan), highlight=False, soft_wrap=True)
+        Console().print(_described(plan), highlight=False, soft_wrap=True)
         return
     folder = out or f"toxloc-runs/{grid.stem}"
     store = Store(folder)
-    console.print(described(plan, store), highlight=False, soft_wrap=True)
+    console.print(_described(plan, store), highlight=False, soft_wrap=True)
     with stopping("What is finished stays; the same command goes on."), _Display(console, plan.cells, store) as display:
         summary = run_sweep(plan, folder, jobs=jobs, ray=ray, retry_failed=retry_failed, on_settled=display.settled)
     _print(summary)
@@ -64,6 +63,19 @@ def sweep(
                       f"{cell.benchmark}, {cell.treatment}): {error} Try again with --retry-failed.", soft_wrap=True,
                       highlight=False)
         raise typer.Exit(1)
+
+
+def _described(plan: "Plan", store: "Store | None" = None) -> str:
+    """Say how large a sweep is and how much of it is done, in one line."""
+    g = plan.grid
+    factors = {"model": len(g.models), "contrast set": len(g.contrasts), "seed": len(g.seeds),
+               "setting": sum(len(list(one.variants())) for one in g.methods), "benchmark": len(g.benchmarks)}
+    counts = " × ".join(f"{n} {name}" + "s" * (n != 1) for name, n in factors.items()) + f" = {len(plan.cells)} cells"
+    if store is None:
+        return counts
+    failed = sum(store.has_failed(cell) for cell in plan.cells)
+    left = len(store.open_cells(plan.cells))
+    return f"{counts}; {len(plan.cells) - failed - left} done, {failed} failed before, {left} to do"
 
 
 def _list(cells: "list[Cell]") -> None:

@@ -10,12 +10,20 @@ from ..errors import ToxlocError
 from .budget import Budget
 from .methods import check_method
 
-GIVEN = {"lm", "pairs", "neutral", "seed", "memory"}  # by whoever fits
-FOUND = {"statistics", "aurocs", "maps"}  # what was found before
+NOT_SETTINGS = {"lm", "pairs", "neutral", "seed", "memory", "statistics", "aurocs", "maps"}  # whoever fits gives them
 
 
-def accepted_settings(method: str, *, found: bool = False) -> dict[str, Any]:
-    """Name the settings of a method, each with its type; with `found`, what was found before and the seed as well.
+def parameters(method: str) -> dict[str, Any]:
+    """Name all that a method's `fit` takes, each with its type.
+
+    Raises:
+        ToxlocError: an unknown method.
+    """
+    return {name: one.annotation for name, one in inspect.signature(check_method(method).fit).parameters.items()}
+
+
+def accepted_settings(method: str) -> dict[str, Any]:
+    """Name the settings of a method, each with its type.
 
     Raises:
         ToxlocError: an unknown method.
@@ -24,9 +32,7 @@ def accepted_settings(method: str, *, found: bool = False) -> dict[str, Any]:
         >>> "scale" in accepted_settings("meow2x")
         True
     """
-    parameters = inspect.signature(check_method(method).fit).parameters
-    left_out = GIVEN - {"seed"} if found else GIVEN | FOUND
-    return {name: one.annotation for name, one in parameters.items() if name not in left_out}
+    return {name: kind for name, kind in parameters(method).items() if name not in NOT_SETTINGS}
 
 
 def check_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,12 @@ class TRNE(Intervention):
         return edit
 
     @staticmethod
+    def shares_statistics(*, ridge: float | str = 1.0, shrink: bool = False, fisher: str = "empirical",
+                          **_: Any) -> bool:
+        """Whether `fit` with these settings works on statistics gathered before, and not on some of its own."""
+        return ridge != "auto" and not shrink and fisher == "empirical"
+
+    @staticmethod
     def check_settings(*, metric: str = "kl", budget: float | Budget | None = None, norm: float | None = None,
                        ridge: float | str = 1.0, shrink: bool = False, fisher: str = "empirical", rounds: int = 1,
                        **_: Any) -> None:

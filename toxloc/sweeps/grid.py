@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ class Benchmark(_Part):
     """Prompts that every model completes; provocative ones, where the file tells."""
 
     prompts: str = Field(description="what load_prompts takes")
-    which: Literal["all", "toxic", "nontoxic", "challenging"] | None = None
+    which: str | None = None
     text_column: str | None = None
     words: int | None = Field(None, ge=1, description="only the first so many words of each text are the prompt")
     max_prompts: int = Field(100, ge=1)
@@ -70,7 +70,7 @@ class Grid(_Part):
     contrasts: tuple[str, ...] = Field(("builtin",), min_length=1)
     benchmarks: dict[str, Benchmark] = Field(min_length=1)
     methods: tuple[Treatment, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     evaluators: tuple[str, ...] = Field(DEFAULT, min_length=1)
     neutral: str = "builtin"
     scores: tuple[str, ...] = Field(("activation", "gradient_norm", "attribution"), min_length=1)

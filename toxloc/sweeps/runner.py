@@ -241,16 +241,3 @@ def _alone(store: Store) -> Iterator[None]:
     except Timeout:
         raise ToxlocError(f"Another sweep is writing to {store.folder}; wait for it, or choose another folder.") from (
             None)
-
-
-def described(plan: Plan, store: Store | None = None) -> str:
-    """Say how large a sweep is and how much of it is done, in one line."""
-    g = plan.grid
-    factors = {"model": len(g.models), "contrast set": len(g.contrasts), "seed": len(g.seeds),
-               "setting": sum(len(list(one.variants())) for one in g.methods), "benchmark": len(g.benchmarks)}
-    counts = " × ".join(f"{n} {name}" + "s" * (n != 1) for name, n in factors.items()) + f" = {len(plan.cells)} cells"
-    if store is None:
-        return counts
-    failed = sum(store.has_failed(cell) for cell in plan.cells)
-    left = len(store.open_cells(plan.cells))
-    return f"{counts}; {len(plan.cells) - failed - left} done, {failed} failed before, {left} to do"

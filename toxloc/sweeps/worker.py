@@ -5,8 +5,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from ..evaluators import get_evaluators
 from ..fluency import Unedited
 from ..interventions import Intervention, load_intervention
 from ..interventions.methods import check_method, texts_of
-from ..interventions.settings import accepted_settings, check_settings
+from ..interventions.settings import check_settings, parameters
 from ..interventions.trne import MEMORY
+from ..interventions.units import unit_aurocs
 from ..localization import localize
 from ..memory import PeakMemory
 from ..metrics import paired_difference, relative_change
@@ -109,6 +112,10 @@ class _Bench:
                 reliance="reliance" in needs, peaks="peaks" in needs, more_neutral=self.plan.neutral.fit)
         return self._statistics
 
+    @cached_property
+    def _aurocs(self) -> Any:
+        return unit_aurocs(self.lm, self.pairs)
+
     @property
     def _shares_curvature(self) -> bool:
         return 4 * self.lm.n_layers * self.lm.d_mlp**2 <= MEMORY
@@ -140,23 +147,23 @@ class _Bench:
     def _fit_anew(self, cell: Cell) -> Intervention:
         settings = check_settings(cell.method, cell.settings)
         method: Any = check_method(cell.method)
-        taken = accepted_settings(cell.method, found=True)
-        own = settings.get("fisher", "empirical") != "empirical" or settings.get("shrink") or (
-            settings.get("ridge") == "auto")  # gathers statistics of its own
-        if "statistics" in taken and self._shares_curvature and not own:
-            settings["statistics"] = self._collected()
-        if "seed" in taken:
-            settings["seed"] = cell.seed
-        fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.plan.neutral, **settings)
+        taken = parameters(cell.method)
+        shares = getattr(method, "shares_statistics", lambda **_: True)(**settings)
+        found: dict[str, Any] = {"seed": cell.seed} if "seed" in taken else {}
+        if "statistics" in taken and self._shares_curvature and shares:
+            found["statistics"] = self._collected()
+        if "aurocs" in taken:
+            found["aurocs"] = self._aurocs
+        fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.plan.neutral, **settings, **found)
         fitted.note_fit(self.lm, {"texts": texts_of(self.pairs, self.plan.neutral)})
         return fitted
 
 
-def _keep(save: Any, target: Any) -> None:
+def _keep(save: Callable[[], None], target: Path) -> None:
     """Save a folder; another worker may have saved the same meanwhile, which is as good."""
     try:
         save()
-    except ToxlocError:
+    except (ToxlocError, OSError):
         if not target.is_dir():
             raise
 
