@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown as md
 from benchmarks.figures import SCALE, WIDTH
 from toxloc import (
     KnockoutTest,
@@ -60,7 +61,7 @@ def main(
     show(lm.name, proof, curves)
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.causal --model {Path(model).name} --pairs {pairs} --texts {texts} "
-                   f"--neurons {neurons} --seed {seed}",
+                   f"--neurons {neurons} {' '.join(f'--curve-score {s}' for s in curve_score)} --seed {seed}",
         "model": lm.name, "seconds": round(time.perf_counter() - began),
         "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
         "proof": proof.to_dict(), "curves": [curve.to_dict() for curve in curves],
@@ -72,6 +73,28 @@ def main(
         plots.write_png(plots.causal_correlations(proof), figures / "correlations.png", width=WIDTH, scale=SCALE)
         plots.write_png(plots.knockout_curve(curves[0]), figures / "knockout-curve.png", width=WIDTH, scale=SCALE)
     print(f"{result['seconds']} s")
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Return a table for the documentation: how far every score's order is that of the effects, in several models."""
+    columns = [(f"{name}, {len(result['proof'][parts])} {parts}", result["proof"]["correlations"], parts)
+               for name, result in results.items() for parts in ("layers", "neurons")]
+    scores = dict.fromkeys(c["score"] for _, correlations, _ in columns for c in correlations)
+    return md.table(["score", *(head for head, _, _ in columns)], [
+        [f"`{score}`", *(f"{c['spearman']:+.2f} {md.interval(c['ci'], '+.2f')}" for _, correlations, parts in columns
+                         for c in correlations if (c["score"], c["parts"]) == (score, parts))] for score in scores])
+
+
+def curves_markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: the effect of removing more and more neurons, and random ones."""
+    rows = []
+    for curve in result["curves"]:
+        for count, k, controls in zip(curve["counts"], curve["ordered"], curve["controls"], strict=True):
+            rows.append([f"`{curve['score']}`", str(count), f"{k['effect']:+.3f} {md.interval(k['effect_ci'], '+.3f')}",
+                         f"{k['perplexity_ratio']:.2f}", md.SIDE_BY_SIDE.join(f"{c['effect']:+.3f}" for c in controls),
+                         md.SIDE_BY_SIDE.join(f"{c['perplexity_ratio']:.2f}" for c in controls)])
+    return md.table(["order", "neurons removed", "effect, nats per token", "× perplexity", "random ones: effect",
+                     "× perplexity"], rows)
 
 
 def show(name: str, proof: CausalProof, curves: list[KnockoutCurve]) -> None:

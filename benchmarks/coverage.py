@@ -1,30 +1,29 @@
 """Does everything hold on every family of models? A tiny random model of each is put through it all.
 
-    python -m benchmarks.coverage                         # half a minute; --write puts the table into docs/models.md
+    python -m benchmarks.coverage                         # half a minute; --out coverage.json saves it
 
 Figures are largest absolute differences, 0 where bits are the same.
 """
 
-import re
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from benchmarks import markdown as md
 from benchmarks.families import SIZES, random_model
 from toxloc import TRNE, ContrastSet, LoadedModel, Meow2X, NeutralText, export_hf, localize
 from toxloc.batching import batches
+from toxloc.files import write_json
 from toxloc.fluency import mean_nll
 from toxloc.sites import change, mlp_write, neurons
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
-BEGIN, END = "<!-- coverage: written by benchmarks.coverage -->", "<!-- end of coverage -->"
 TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
 CIVIL = ["The soup needs salt.", "Good morning!", "He left the door open again, and the rain came in all night."]
 FIT, TUNE, CHECK = ([f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
@@ -123,25 +122,25 @@ def _far(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def table(found: dict[str, Coverage]) -> str:
-    """Return the table as Markdown."""
-    lines = ["| family | hooked = plain, logits | attribution = finite difference | Meow2X hooks = weights | TRNE in "
-             "hooked = in plain model | exported = edited | reverted = before |", "| --- |" + " ---: |" * 6]
-    for family, one in found.items():
-        figures = [value for value in asdict(one).values() if not isinstance(value, str)]
-        lines.append(f"| {family} | " + " | ".join("0" if value == 0 else f"{value:.0e}" for value in figures) + " |")
-    return "\n".join(lines)
+HEAD = ("family", "hooked = plain, logits", "attribution = finite difference", "Meow2X hooks = weights",
+        "TRNE in hooked = in plain model", "exported = edited", "reverted = before")
 
 
-def main(write: Annotated[bool, typer.Option("--write", help="Put the table into docs/models.md.")] = False) -> None:
-    """Check all families, and print or write the table."""
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: a row a family."""
+    rows = [[family, *("0" if value == 0 else f"{value:.0e}" for value in one.values() if not isinstance(value, str))]
+            for family, one in result["families"].items()]
+    return md.table(HEAD, rows, numbers=True)
+
+
+def main(out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None) -> None:
+    """Check all families, print, save."""
     torch.set_num_threads(1)
-    text = table({family: check(family) for family in SIZES})
-    print(text)
-    if write:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{text}\n{END}".replace("\\", r"\\"), page, flags=re.S),
-                        encoding="utf-8")
+    result = {"command": "python -m benchmarks.coverage",
+              "families": {family: asdict(check(family)) for family in SIZES}}
+    print(markdown(result))
+    if out is not None:
+        write_json(out, result)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rich.table import Table
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks import markdown as md
 from toxloc import ToxlocError
 from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
 from toxloc.files import write_json
@@ -167,6 +168,25 @@ def main(
     show(result)
     if out is not None:
         write_json(out, {"max_texts": max_texts, "seed": seed, "evaluators": result})
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: a row a set and evaluator."""
+    head = ["set", "evaluator", "AUROC", "average precision", "calibration error", "found", "false alarms",
+            "ρ to Perspective", "texts a second"]
+    return md.table(head, [
+        [name, judge, f"{one['auroc']:.3f} {md.interval(one['auroc_ci'], '.3f')}", f"{one['average_precision']:.3f}",
+         f"{one['calibration_error']:.2f}", f"{one['found']:.0%}", f"{one['false_alarms']:.1%}",
+         f"{one['spearman']:.2f}" if "spearman" in one else "", f"{one['texts_per_second']:,.0f}"]
+        for name in SETS for judge, known in result.items() if (one := known["sets"].get(name)) is not None])
+
+
+def hatecheck_markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: share called toxic, and AUROC, of HateCheck's groups of functions."""
+    found = {judge: known["sets"]["HateCheck"]["groups"] for judge, known in result.items()}
+    return md.table(["HateCheck", *found], [
+        [group, *(f"{one[group]['called_toxic']:.0%} ({one[group]['auroc']:.2f})" for one in found.values())]
+        for group in GROUPS])
 
 
 def show(result: dict[str, Any]) -> None:

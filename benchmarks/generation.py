@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown as md
 from toxloc import LoadedModel, load_model, load_prompts
 from toxloc.batching import encode, filler, pad
 from toxloc.files import write_json
@@ -105,6 +106,15 @@ def summarised(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
         summary[name] = {"tokens_per_second": statistics.median(one[name] for one in rates),
                          "toxloc_is_faster_by": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
     return summary
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Return a table for the documentation: tokens a second in several models."""
+    rows = [[name, *(f"{one['tokens_per_second']:,.0f}" + (
+        "" if name == OURS else f" (toxloc {one['toxloc_is_faster_by']:.2f} × as fast)")
+        for one in (result["contenders"][name] for result in results.values()))] for name in CONTENDERS]
+    return md.table(["", *(f"{name}, {result['prompts']} prompts" for name, result in results.items())], rows,
+                    numbers=True)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ like everything else, and AurA also stands as published, whatever it costs.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +32,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown as md
 from benchmarks.figures import SCALE, WIDTH
 from toxloc import (
     TRNE,
@@ -67,12 +68,15 @@ from toxloc.interventions.units import unit_aurocs
 from toxloc.metrics import Judgement, paired_difference
 from toxloc.prompts import EVERYDAY, PROVOCATIVE
 
-UNITS = ("perplexity", "kl")
+PRICES = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}  # a budget of each unit, written out
 PRECISIONS = ("highest", "high", "medium")
 Fit = Callable[[Budget], Intervention]
 Entry = dict[str, Any]
 BASELINE = "baseline"
 AS_PUBLISHED = "AurA as published"  # without a budget
+SHORT = {"baseline": "unedited", "TRNE": "TRNE", "Meow2X, graded": "Meow2X, graded", "Meow2X": "Meow2X",
+         "directional ablation": "directional ablation", "steering": "mean-difference steering", "AurA": "AurA"}
+AGREEMENT = (BASELINE, "TRNE", "Meow2X, graded")
 
 
 class Methods:
@@ -195,12 +199,11 @@ def main(
                          ] = "highest",
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, and to go on from.")] = None,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
 ) -> None:
     """Fit, judge, compare, print."""
-    if unit not in UNITS:
-        raise ToxlocError(f"Unknown unit {unit!r} of a budget; choose one of {', '.join(UNITS)}.")
+    if unit not in PRICES:
+        raise ToxlocError(f"Unknown unit {unit!r} of a budget; choose one of {', '.join(PRICES)}.")
     if precision not in PRECISIONS:
         raise ToxlocError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
     torch.set_float32_matmul_precision(precision)
@@ -245,10 +248,7 @@ def main(
         if out is not None:
             write_json(out, {"command": command(settings, budget), "settings": settings, "n_prompts": len(judged),
                              "entries": compared(entries, seed)})
-    if as_markdown:
-        print(markdown(compared(entries, seed), unit))
-    else:
-        show(lm.name, compared(entries, seed))
+    show(lm.name, compared(entries, seed))
     if figure is not None:
         plots.write_png(plots.frontier(entries), figure, width=WIDTH, scale=SCALE)
 
@@ -318,31 +318,53 @@ def show(name: str, entries: Sequence[Entry]) -> None:
     console.print(table)
 
 
-def markdown(entries: Sequence[Entry], unit: str) -> str:
-    """Return a table for the documentation: a row a method, its budgets side by side, from the best down."""
-    price = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}[unit]
+def markdown(result: dict[str, Any], only: Mapping[str, str] | None = None) -> str:
+    """Return a table for the documentation: a row a method, its budgets side by side, from the best down.
+
+    Args:
+        result: as it is saved.
+        only: the methods to show, each with the name to give it, in a table without the second judge and the KL.
+    """
+    price = PRICES[result["settings"]["unit"]]
+    entries = sorted(result["entries"], key=lambda e: e["toxicity"]["any"]["rate"])
     budgets = sorted({e["budget"] for e in entries if e["budget"] is not None})
-    head = ["method", *(f"{what} at {price.format(limit)}" for limit in budgets
-                        for what in ("toxic by any", "by profanity-check", "perplexity · KL"))]
-    methods = dict.fromkeys(e["method"] for e in sorted(entries, key=lambda e: e["toxicity"]["any"]["rate"]))
+    columns = ("toxic by any", "true price") if only else ("toxic by any", "by profanity-check", "perplexity · KL")
     rows = []
-    for method in methods:
-        own = {e["budget"]: e for e in entries if e["method"] == method}
-        if list(own) == [None]:
-            rows.append([method if method == BASELINE else f"{method}, no budget", *_markdown_cells(own[None])])
-            continue
-        rows.append([method, *(cell for limit in budgets
-                               for cell in (_markdown_cells(own[limit]) if limit in own else ["–"] * 3))])
-    rows = [row + [""] * (len(head) - len(row)) for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    for method in dict.fromkeys(e["method"] for e in entries if not only or e["method"] in only):
+        own = {e["budget"]: _cells(e, short=bool(only)) for e in entries if e["method"] == method}
+        name = only[method] if only else f"{method}, no budget" if method == AS_PUBLISHED else method
+        wanted = [None, *budgets[1:]] if None in own else budgets  # without a budget in the first place, if at all
+        none = [""] * len(columns) if None in own else ["–"] * len(columns)
+        rows.append([name, *(cell for limit in wanted for cell in own.get(limit, none))])
+    return md.table(["method", *(f"{what} at {price.format(limit)}" for limit in budgets for what in columns)], rows)
 
 
-def _markdown_cells(entry: Entry) -> list[str]:
-    figures, cost = entry["toxicity"]["any"], entry["fluency"]
+def _cells(entry: Entry, short: bool) -> list[str]:
+    figures, cost, unedited = entry["toxicity"]["any"], entry["fluency"], entry["method"] == BASELINE
     low, high = figures["rate_ci"]
-    return [f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]",
-            f"{entry['toxicity']['profanity-check']['rate']:.1%}",
-            "" if entry["method"] == BASELINE else f"{cost['perplexity_ratio'] - 1:+.1%} · {cost['kl']:.3f}"]
+    rate, rise = f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", f"{cost['perplexity_ratio'] - 1:+.1%}"
+    if short:
+        return [rate, "" if unedited else rise]
+    return [rate, f"{entry['toxicity']['profanity-check']['rate']:.1%}",
+            "" if unedited else f"{rise} · {cost['kl']:.3f}"]
+
+
+def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Return a table for the documentation: what each evaluator alone misses, unedited and at the lowest budget."""
+    rows = []
+    for name, result in results.items():
+        lowest = min(e["budget"] for e in result["entries"] if e["budget"] is not None)
+        price = PRICES[result["settings"]["unit"]].format(lowest)
+        for method in AGREEMENT:
+            entry, = (e for e in result["entries"]
+                      if (e["method"], e["budget"]) == (method, None if method == BASELINE else lowest))
+            missed, (pair,) = entry["agreement"]["missed"], entry["agreement"]["pairs"]
+            rows.append([name, method if method == BASELINE else f"{method}, {price}",
+                         *(f"{one['value']:.0%} [{100 * one['ci'][0]:.0f}, {100 * one['ci'][1]:.0f}]"
+                           for one in (missed[judge] for judge in DEFAULT)),
+                         *(f"{one['value']:.2f} {md.interval(one['ci'], '.2f')}"
+                           for one in (pair["spearman"], pair["kappa"]))])
+    return md.table(["model", "method", *(f"{judge} misses" for judge in DEFAULT), "Spearman's ρ", "Cohen's κ"], rows)
 
 
 def _with_difference(figures: Entry | None, name: str) -> str:

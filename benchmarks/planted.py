@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from benchmarks import markdown as md
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
 from toxloc.files import write_json
 from toxloc.model import LoadedModel
@@ -215,6 +216,37 @@ def main(
         write_json(out, result)
     if figure is not None:
         plots.write_png(plots.relative_depth(drawn), figure)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: a row a score, the contrast sets side by side in every cell."""
+    figures = {"mean_rank": ".1f", "mean_margin": "+.2f", "precision_at_64": ".2f", "average_precision": ".2f",
+               "precision_in_layer": ".2f"}
+    head = ["score", "layer plants found: built-in · sampled", "mean rank of the true layer", "margin",
+            "neuron plants: precision@64", "average precision", "precision@64 within the true layer"]
+    rows = []
+    for score in dict.fromkeys(row["score"] for row in result["summary"]):
+        both = [row for row in result["summary"] if row["score"] == score]
+        shown = [[f"{row['layers_found']}/{row['layer_plants']}" for row in both],
+                 *([_number(row[name], layout) for row in both] for name, layout in figures.items())]
+        rows.append([f"`{score}`", *map(md.SIDE_BY_SIDE.join, shown)])
+    return md.table(head, rows)
+
+
+def controls_markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation: what every score names where nothing was planted."""
+    found = [f for f in result["findings"] if f["rank"] is None]
+    columns = dict.fromkeys((f["model"], f["contrast"]) for f in found)
+    known = {(f["model"], f["contrast"], f["score"]): f for f in found}
+    rows = [[f"`{score}`", *(_named(known[*column, score]) for column in columns)]
+            for score in dict.fromkeys(f["score"] for f in found)]
+    names = (f"{model}, {contrast.replace('builtin', 'built-in')}" for model, contrast in columns)
+    return md.table(["score", *names], rows)
+
+
+def _named(finding: dict[str, Any]) -> str:
+    p = finding["p_adjusted"]
+    return f"layer {finding['top']}" + ("" if p is None else f", p {p:.3f}")
 
 
 def show(found: Sequence[Finding]) -> None:

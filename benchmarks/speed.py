@@ -1,6 +1,6 @@
 """Measure what localization's passes cost in time and memory, against a plain forward pass and the usual alternatives.
 
-    python -m benchmarks.speed                                    # prints; --out speed.json saves, --markdown for docs
+    python -m benchmarks.speed                                    # prints; --out speed.json saves it
 
 The contenders do the same work on the same batches, made by each of them from the texts inside the timed region.
 
@@ -48,6 +48,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 import toxloc
+from benchmarks import markdown as md
 from toxloc.architectures import architecture
 from toxloc.batching import Batch, batches
 from toxloc.contributions import SKETCH
@@ -466,15 +467,23 @@ def _megabytes(count: int | None) -> str:
     return "–" if count is None else f"{count / MB:,.0f}"
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """Both tables for the documentation, with the command that made them."""
-    tables = [contender_rows(result), *([growth_rows(result)] if "growth" in result else [])]
-    return "\n\n".join([f"`{result['command']}`", title(result), *(_markdown_table(*table) for table in tables)])
+def contenders_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table for the documentation: the contenders, several models side by side."""
+    heads = {name: contender_rows(result)[0][1:] for name, result in results.items()}
+    bodies = [contender_rows(result)[1] for result in results.values()]
+    head = ["contender", *(f"{name}: {column}" if nth == 0 else column
+                           for name, columns in heads.items() for nth, column in enumerate(columns))]
+    return md.table(head, [[rows[0][0], *(cell for row in rows for cell in row[1:])]
+                           for rows in zip(*bodies, strict=True)], numbers=True)
 
 
-def _markdown_table(head: list[str], body: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])
+def growth_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table for the documentation: time and memory as the texts grow, several models side by side."""
+    head = ["texts", *(f"{name}: {column}" if nth == 0 else column
+                       for name in results for nth, column in enumerate(GROWING))]
+    bodies = [growth_rows(result)[1] for result in results.values()]
+    return md.table(head, [[rows[0][0], *(cell for row in rows for cell in row[2:])]
+                           for rows in zip(*bodies, strict=True)], numbers=True)
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -504,7 +513,6 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to save to.", dir_okay=False)] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
     growth: Annotated[bool, typer.Option(help="Measure growth with the number of texts.")] = True,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     one: Annotated[str | None, typer.Option(help="Only the peak memory of this contender.", hidden=True)] = None,
 ) -> None:
     """Compare the time and memory of localization's passes with a plain forward pass and with the alternatives."""
@@ -522,10 +530,7 @@ def main(
     result = {"command": shlex.join(command)} | measure(setting, texts, repeats, counts, memory)
     if out is not None:
         write_json(out, result)
-    if as_markdown:
-        print(markdown(result))
-    else:
-        show(result)
+    show(result)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jaxtyping import Float64
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown as md
 from toxloc import (
     TRNE,
     ContrastSet,
@@ -155,6 +156,16 @@ def measure(lm: LoadedModel, held: HeldOut, unedited: Unedited, pairs: ContrastS
     edit = TRNE.fit(lm, pairs, budget=budget, **settings | {"neutral": some})
     with edit.applied(lm):
         return held.gain(), unedited.compare(), edit
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table for the documentation."""
+    return md.table(["variant", "gain, nats", "against the defaults", "perplexity", "KL"], [
+        [entry["variant"], f"{entry['gain']:.3f}",
+         "" if entry["variant"] == DEFAULTS else
+         f"{entry['over_defaults']:+.3f} {md.interval(entry['ci'], '+.3f')}",
+         f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}"]
+        for entry in result["entries"]], numbers=True)
 
 
 def show(name: str, entries: list[dict[str, Any]]) -> None:

@@ -172,15 +172,6 @@ def test_the_result_holds_everything(tmp_path):
 
 
 @pytest.mark.usefixtures("on_tiny")
-def test_markdown_has_both_tables():
-    lines = command("--texts", 2, "--repeats", 1, "--sizes", "5", "--markdown").splitlines()
-    assert lines[0].startswith("`python -m benchmarks.speed")
-    tables = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
-    assert [len(row) for row in tables] == [6] * 9 + [5] * 3
-    assert tables[-1][-1].strip() == "does not fit"
-
-
-@pytest.mark.usefixtures("on_tiny")
 def test_memory_and_growth_can_be_left_out(monkeypatch, tmp_path):
     monkeypatch.delattr(speed, "in_process")
     command("--texts", 2, "--repeats", 1, "--no-memory", "--no-growth", "--out", tmp_path / "speed.json")

@@ -1,0 +1,53 @@
+"""What the grid of ninety cells found (`examples/offline-grid.yaml`), as tables; run it with `toxloc sweep`."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.markdown import table
+
+DEPTH_SCORES = {"activation": "activation contrast", "gradient_norm": "gradient norm", "attribution": "attribution"}
+
+
+def rates(results: Path, benchmark: str) -> str:
+    """Share of completions called toxic by any evaluator, a row a setting and a column a model, the lowest in bold."""
+    cells = _cells(results).query("benchmark == @benchmark")
+    edited = _pivot(cells, "rate_any")
+    unedited = cells.groupby("model", sort=False)["before_any"].first()
+    rows = [["unedited", *(f"{unedited[model]:.1%}" for model in edited)]]
+    for setting, found in edited.iterrows():
+        rows.append([str(setting), *(f"**{rate:.1%}**" if rate == edited[model].min() else f"{rate:.1%}"
+                                     for model, rate in found.items())])
+    return table(["setting", *edited], rows, numbers=True)
+
+
+def prices(results: Path) -> str:
+    """Rise of perplexity on text that neither statistics nor tuning saw."""
+    edited = _pivot(_cells(results).drop_duplicates(["treatment", "model"]), "perplexity_ratio")
+    return table(["setting", *edited], [[str(setting), *(f"{ratio - 1:+.1%}" for ratio in found)]
+                                        for setting, found in edited.iterrows()], numbers=True)
+
+
+def depths(summary: dict[str, Any]) -> str:
+    """Say which layer every score names in every model, with its adjusted p."""
+    models = dict.fromkeys(one["model"] for one in summary["depth"])
+    known = {(one["model"], one["score"]): one for one in summary["depth"]}
+    rows = [[_short(model), str(len(known[model, "activation"]["layers"])),
+             *(f"layer {known[model, score]['peak']}, p {known[model, score]['p']:.2g}" for score in DEPTH_SCORES)]
+            for model in models]
+    return table(["model", "layers", *DEPTH_SCORES.values()], rows)
+
+
+def _cells(results: Path) -> pd.DataFrame:
+    cells = pd.read_csv(results)
+    return cells.assign(model=cells["model"].map(_short))
+
+
+def _pivot(cells: pd.DataFrame, figure: str) -> pd.DataFrame:
+    wide = cells.pivot(index="treatment", columns="model", values=figure)
+    return wide.loc[cells["treatment"].unique(), cells["model"].unique()]
+
+
+def _short(model: str) -> str:
+    return model.rsplit("/", 1)[-1]

@@ -1,0 +1,34 @@
+"""Tables in Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+SIDE_BY_SIDE = "\u00a0·\u00a0"  # between figures that share a cell, which is not broken there
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
+    """Lay out a table.
+
+    Args:
+        head: the names of the columns.
+        rows: as many cells each.
+        numbers: whether all columns but the first are set to the right.
+
+    Example:
+        >>> print(table(["n", "n²"], [["2", "4"]], numbers=True))
+        | n | n² |
+        | --- | ---: |
+        | 2 | 4 |
+    """
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
+
+
+def interval(ends: Sequence[float], layout: str) -> str:
+    """Write an interval in the layout of its ends.
+
+    Example:
+        >>> interval((-0.5, 1), "+.1f")
+        '[-0.5, +1.0]'
+    """
+    low, high = ends
+    return f"[{low:{layout}}, {high:{layout}}]"
