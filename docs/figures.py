@@ -1,0 +1,60 @@
+"""Notebooks as the tests ran them, with figures drawn by one script that the site itself holds.
+
+`TOXLOC_NOTEBOOKS=FOLDER pytest -m lesson` keeps every notebook with its outputs in FOLDER, and with the same variable
+`mkdocs build` shows those; without it pages have the notebooks as they lie in git, without outputs.
+"""
+
+import os
+import tempfile
+from importlib.resources import files as packaged
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import plotly.graph_objects as go
+from mkdocs.structure.files import File, Files
+from plotly.offline import get_plotlyjs
+
+from toxloc.plots import to_html
+
+FIGURE = "application/vnd.plotly.v1+json"
+SCRIPT = "assets/plotly.min.js"
+FOLLOW = """
+const isDark = () => document.body.dataset.mdColorScheme === "slate";
+new MutationObserver(() => paint(isDark())).observe(document.body, {attributeFilter: ["data-md-color-scheme"]});
+paint(isDark());"""
+READY = tempfile.TemporaryDirectory(prefix="toxloc-docs-")  # gone when the build ends
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Take the notebooks with outputs for those without."""
+    given = os.environ.get("TOXLOC_NOTEBOOKS")
+    if given is None:
+        return files
+    for file in files:
+        if file.src_uri.endswith(".ipynb"):
+            notebook = nbformat.read(Path(given) / Path(file.src_uri).name, as_version=4)
+            target = Path(READY.name) / file.src_uri
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(with_figures(notebook), target)
+            file.src_dir = READY.name
+    files.append(File.generated(config, SCRIPT, content=get_plotlyjs()))
+    return files
+
+
+def with_figures(notebook: Any) -> Any:
+    """Put in place of each figure's data the part of a page that draws it."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if FIGURE in output.get("data", {}):
+                output.data = {"text/html": to_html(go.Figure(output.data[FIGURE]))}
+    return notebook
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Add the script that draws figures, and one that gives them the colours of the page."""
+    if "plotly-graph-div" not in html:
+        return html
+    up = "../" * page.url.count("/")
+    paint = (packaged("toxloc") / "templates" / "paint.js").read_text(encoding="utf-8")
+    return f'<script src="{up}{SCRIPT}"></script>\n{html}\n<script>\n{paint}{FOLLOW}\n</script>'
