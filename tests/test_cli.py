@@ -192,6 +192,8 @@ def test_the_other_commands_errors(tmp_path, monkeypatch, capsys, arguments, wor
     (["--prompts", "none.csv"], "There is no file none.csv"),
     (["--samples", "0"], "samples=0"),
     (["--device", "cuda:42"], "torch sees"),
+    (["--prompts", "[/b]:smile:.csv"], "There is no file [/b]:smile:.csv"),
+    (["--model", "./[red]model"], "There is no model folder at './[red]model'"),
 ])
 def test_a_users_error_is_one_sentence_without_a_traceback(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.setattr(sys, "argv", ["toxloc", "run", "--out", str(tmp_path / "r"), *arguments])

@@ -1,6 +1,7 @@
 import io
 import logging
 
+import pytest
 from rich.console import Console
 
 from toxloc.progress import quiet, shown, step, track
@@ -19,6 +20,14 @@ def test_steps_stay_and_bars_go():
     final = screen.getvalue().rsplit("\x1b[2K", 1)[-1]
     assert "Working hard" in final
     assert "counting" not in final
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_brackets_of_a_name_are_kept(terminal):
+    screen = io.StringIO()
+    with shown(Console(file=screen, force_terminal=terminal, width=100)), step("Loading [red]model[/b]"):
+        list(track([1], "reading [x]"))
+    assert "Loading [red]model[/b]" in screen.getvalue()
 
 
 def test_quiet_puts_everything_back():

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
@@ -42,8 +43,8 @@ def step(name: str) -> Iterator[None]:
         yield
         return
     if not display.console.is_terminal:  # a log file sees no bars until the end, so it gets a line at the start
-        display.console.print(name)
-    task = display.add_task(f"[bold]{name}", total=1)
+        display.console.print(name, markup=False, highlight=False)
+    task = display.add_task(f"[bold]{escape(name)}", total=1)
     yield
     display.update(task, completed=1)
 
@@ -57,7 +58,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     if display is None:
         yield from items
         return
-    task = display.add_task(f"  {description}", total=len(items) if isinstance(items, Sized) else total)
+    task = display.add_task(f"  {escape(description)}", total=len(items) if isinstance(items, Sized) else total)
     try:
         for item in items:
             yield item

@@ -4,7 +4,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import __version__
 from .calibrate import calibrate
@@ -12,11 +11,12 @@ from .compare import compare
 from .evaluate import evaluate
 from .export import export
 from .models import models
+from .output import alarm, terminal
 from .run import run
 from .suppress import suppress
 from .sweep import sweep
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich",
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
                   context_settings={"help_option_names": ["-h", "--help"]},
                   pretty_exceptions_show_locals=False)
 
@@ -45,5 +45,5 @@ def entry() -> None:
     try:
         app()
     except ToxlocError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", soft_wrap=True, highlight=False)
+        terminal(stderr=True).print(alarm("Error:", f" {error}"), soft_wrap=True)
         sys.exit(2)

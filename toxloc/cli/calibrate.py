@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .options import HOW, WHAT
+from .output import terminal
 
 
 def calibrate(
@@ -19,7 +19,7 @@ def calibrate(
 ) -> None:
     """Find the threshold at which an evaluator calls at most a given share of everyday texts toxic.
 
-    Give the result to [bold]--evaluator[/bold] as NAME@THRESHOLD.
+    Give the result to `--evaluator` as NAME@THRESHOLD.
     """
     from ..calibration import calibrate as find
     from ..evaluators import get_evaluators
@@ -34,9 +34,9 @@ def calibrate(
         print(dumps(found.to_dict(), indent=2))
         return
     low, high = found.rate_ci
-    console = Console()
+    console = terminal()
     console.print(f"{found.n_texts} everyday texts of {everyday.name}: at its threshold of "
                   f"{found.threshold_before:g}, {found.evaluator} calls {found.rate_before:.2%} of them toxic; at "
-                  f"{found.threshold:g}, {found.rate:.2%} [{low:.2%}, {high:.2%}].", highlight=False, markup=False)
+                  f"{found.threshold:g}, {found.rate:.2%} [{low:.2%}, {high:.2%}].")
     spec = f"{evaluator.rpartition('@')[0] or evaluator}@{found.threshold:g}"
-    console.print(f"Use it: --evaluator {spec}", soft_wrap=True, highlight=False)
+    console.print(f"Use it: --evaluator {spec}", soft_wrap=True)

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from .output import interval
+from .output import interval, terminal
 
 
 def compare(
@@ -39,6 +38,6 @@ def compare(
     language = Table("language", before.name, after.name)
     for name, both in found.figures.items():
         language.add_row(name, *("–" if value is None else f"{value:.4g}" for value in both))
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print(language)

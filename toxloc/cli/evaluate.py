@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype, Model, Overwrite
-from .output import interval, stopping
+from .output import interval, stopping, terminal
 
 
 def evaluate(
@@ -53,9 +52,9 @@ def evaluate(
     """Judge a model, with interventions in force or as it is: toxicity by every evaluator, and what language costs.
 
     Completions are kept in OUT.partial.jsonl as they come; the same command goes on after an interruption.
-    [bold]The texts it writes are offensive by nature.[/bold]
+    **The texts it writes are offensive by nature.**
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("loading libraries"):
         from contextlib import ExitStack
 
@@ -107,13 +106,13 @@ def evaluate(
     for name, figures in found.toxicity.items():
         table.add_row(name, *(interval(getattr(figures, one), getattr(figures, f"{one}_ci"), form) for one, form in (
             ("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))))
-    out_console = Console()
+    out_console = terminal()
     out_console.print(table)
     low, high = found.toxicity["any"].rate_ci
     needed = prompts_needed(found.judgements["any"], 0.01)
     out_console.print(f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
-                      "prompts like these.", highlight=False)
+                      "prompts like these.")
     if found.choices:
         right = interval(found.choices.value, found.choices.ci)
-        out_console.print(f"Multiple choice: {right} of {found.choices.n} right.", highlight=False)
+        out_console.print(f"Multiple choice: {right} of {found.choices.n} right.")
     out_console.print(f"Saved: {out}", soft_wrap=True)

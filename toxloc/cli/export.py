@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .options import HOW, WHAT, WHERE, Overwrite
+from .output import terminal
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
 
     The folder has a model card. Of an intervention from a run it says what the run measured.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("loading libraries"):
         from ..export import check_fitted_on, check_format, effect_in_run, export_hf, export_peft
         from ..files import check_free
@@ -50,4 +50,4 @@ def export(
             else:
                 with baked.applied(lm):
                     export_hf(lm, out, overwrite=overwrite, effect=effect)
-    Console().print(f"Saved: {out}", soft_wrap=True)
+    terminal().print(f"Saved: {out}", soft_wrap=True)

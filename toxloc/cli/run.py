@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype
-from .output import stopping
+from .output import stopping, terminal
 
 
 def run(
@@ -51,9 +50,9 @@ def run(
     """Localize toxicity, turn it down with Meow2X and TRNE, and write a report that says what that cost.
 
     Without options this runs on the small model that comes with toxloc, in about three minutes on two cores and
-    without a network. [bold]The texts it writes are offensive by nature[/bold]; the report masks them until clicked.
+    without a network. **The texts it writes are offensive by nature**; the report masks them until clicked.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("loading libraries"):
         from ..pipeline import run as run_all
         from ..progress import shown
@@ -69,6 +68,6 @@ def run(
         table.add_row(entry["method"], f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]",
                       f"{change['relative']:+.0%}" if change else "",
                       f"{entry['fluency']['perplexity']:.2f} ({entry['fluency']['perplexity_ratio'] - 1:+.2%})")
-    out_console = Console()
+    out_console = terminal()
     out_console.print(table)
     out_console.print(f"Report: {result.report}", soft_wrap=True)

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype, Model, Overwrite
-from .output import stopping
+from .output import stopping, terminal
 
 
 def suppress(
@@ -36,9 +35,9 @@ def suppress(
     """Fit one method to a model and save it: the change itself, not a copy of the model.
 
     The strength is the largest whose cost on everyday text stays within the budget. Give the folder to
-    [bold]toxloc export[/bold], or to toxloc.load_intervention in Python.
+    `toxloc export`, or to toxloc.load_intervention in Python.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("loading libraries"):
         from ..export import where
         from ..files import check_free
@@ -65,7 +64,7 @@ def suppress(
         table.add_row(f"{everyday.name}: {len(texts)} texts, {'tuned on' if part == 'tuned' else 'for checking'}",
                       "not measured" if ratio is None else f"{ratio - 1:+.2%}",
                       "not measured" if kl is None else f"{kl:.3g}")
-    out_console = Console()
+    out_console = terminal()
     out_console.print(table)
-    out_console.print(f"Changes: {where(fitted)}", soft_wrap=True, highlight=False)
+    out_console.print(f"Changes: {where(fitted)}", soft_wrap=True)
     out_console.print(f"Saved: {out}", soft_wrap=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import HOW, WHERE
-from .output import stopping
+from .output import alarm, stopping, terminal
 
 if TYPE_CHECKING:
     from ..sweeps import Cell, Plan, Summary
@@ -35,7 +35,7 @@ def sweep(
     Cells of one model, contrast set and seed share the localization and the unedited model's results. A cell that
     fails is noted and the rest goes on.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("checking the grid"):
         from ..model import pick_device
         from ..sweeps import Plan, load_grid
@@ -48,20 +48,19 @@ def sweep(
         plan = Plan(read, root if root is not None else grid.parent, grid.stem)
     if dry_run:
         _list(plan.cells)
-        Console().print(_described(plan), highlight=False, soft_wrap=True)
+        terminal().print(_described(plan), soft_wrap=True)
         return
     folder = out or f"toxloc-runs/{grid.stem}"
     store = Store(folder)
-    console.print(_described(plan, store), highlight=False, soft_wrap=True)
+    console.print(_described(plan, store), soft_wrap=True)
     with stopping("What is finished stays; the same command goes on."), _Display(console, plan.cells, store) as display:
         summary = run_sweep(plan, folder, jobs=jobs, ray=ray, retry_failed=retry_failed, on_settled=display.settled)
     _print(summary)
-    Console().print(f"Saved: {folder}/summary.html, results.csv, results.parquet", soft_wrap=True, highlight=False)
+    terminal().print(f"Saved: {folder}/summary.html, results.csv, results.parquet", soft_wrap=True)
     if summary.failures:
         cell, error = summary.failures[0]
-        console.print(f"[bold red]{len(summary.failures)} cells failed[/bold red], the first ({cell.model}, "
-                      f"{cell.benchmark}, {cell.treatment}): {error} Try again with --retry-failed.", soft_wrap=True,
-                      highlight=False)
+        console.print(alarm(f"{len(summary.failures)} cells failed", f", the first ({cell.model}, {cell.benchmark}, "
+                            f"{cell.treatment}): {error} Try again with --retry-failed."), soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -82,7 +81,7 @@ def _list(cells: "list[Cell]") -> None:
     table = Table("id", "model", "contrast", "seed", "method and settings", "benchmark")
     for cell in cells:
         table.add_row(cell.id, cell.model, cell.contrast, str(cell.seed), cell.treatment, cell.benchmark)
-    Console().print(table)
+    terminal().print(table)
 
 
 class _Display:
@@ -118,21 +117,20 @@ class _Display:
         self.progress.advance(self.task)
         name = f"{self.done}/{self.count} {cell.model}, {cell.benchmark}: {cell.treatment}, seed {cell.seed}"
         if store.has_failed(cell):
-            self.console.print(f"{name} [bold red]failed[/bold red]: {store.failure(cell)['error']}", highlight=False,
-                               soft_wrap=True)
+            self.console.print(alarm("failed: ", f"{name}: {store.failure(cell)['error']}"), soft_wrap=True)
             return
         found = store.result(cell)
         before, after = (one["toxicity"]["any"]["rate"] for one in (found["baseline"], found))
         self.console.print(
             f"{name}: {before:.1%} → {after:.1%} toxic, {found['fluency']['perplexity_ratio'] - 1:+.1%} perplexity, "
             f"{sum(found['seconds'].values()):.0f} s, {found['peak_memory']['resident_mb'] or 0:.0f} MB",
-            highlight=False, soft_wrap=True)
+            soft_wrap=True)
 
 
 def _print(summary: "Summary") -> None:
     from ..sources import short_name
 
-    console = Console()
+    console = terminal()
     best = Table("model", "benchmark", "before", "fewest toxic with", "after", "change", "perplexity",
                  title="Toxic by any evaluator")
     for one in summary.best():

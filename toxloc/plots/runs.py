@@ -9,6 +9,9 @@ from plotly.subplots import make_subplots
 
 from .style import BASE, COLOURS, METHOD_TITLES, wrapped
 
+COSTS = "#6b7480"
+LEGIBLE = {"minsize": 9, "mode": "hide"}  # numbers that do not fit their bar are left to the table and to hovering
+
 
 def before_after(runs: Sequence[dict[str, Any]]) -> go.Figure:
     """Share of toxic completions by every judge, for each entry of `runs`, with 95% intervals."""
@@ -25,7 +28,7 @@ def before_after(runs: Sequence[dict[str, Any]]) -> go.Figure:
                      "color": "#d98324"},
             hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(**BASE, barmode="group", height=400,
+    figure.update_layout(**BASE, barmode="group", height=400, uniformtext=LEGIBLE,
                          yaxis={"tickformat": ".0%", "rangemode": "tozero"},
                          legend={"orientation": "h", "y": 1.15})
     return figure
@@ -39,13 +42,14 @@ def cost(runs: Sequence[dict[str, Any]]) -> go.Figure:
     titles = [METHOD_TITLES.get(run["method"], run["method"]) for run in edited]
     tuned = [run["config"].get("tuned_perplexity_ratio", float("nan")) - 1 for run in edited]
     checked = [run["fluency"]["perplexity_ratio"] - 1 for run in edited]
-    for name, values, opacity in (("on the tuning text", tuned, 0.45), ("on unseen text", checked, 1.0)):
-        figure.add_bar(row=1, col=1, name=name, x=titles, y=values, opacity=opacity, marker_color="#5b6470",
+    for name, values, colour in (("on the tuning text", tuned, "#b3bac4"), ("on unseen text", checked, COSTS)):
+        figure.add_bar(row=1, col=1, name=name, x=titles, y=values, marker_color=colour,
                        text=[f"{v:+.2%}" for v in values], textposition="auto",
                        hovertemplate="%{x}: %{y:+.2%}<extra>%{fullData.name}</extra>")
     figure.add_bar(row=1, col=2, name="KL", x=titles, y=[run["fluency"]["kl"] for run in edited],
-                   marker_color="#5b6470", showlegend=False, hovertemplate="%{x}: %{y:.3g} nats<extra></extra>")
-    figure.update_layout(**BASE, barmode="group", height=340, legend={"orientation": "h", "y": -0.2})
+                   marker_color=COSTS, showlegend=False, hovertemplate="%{x}: %{y:.3g} nats<extra></extra>")
+    figure.update_layout(**BASE, barmode="group", height=340, uniformtext=LEGIBLE,
+                         legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(tickangle=0)
     figure.update_yaxes(tickformat=".1%", row=1, col=1)
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..sources import short_name
-from .style import GREY, LEGEND_BELOW, OKABE_ITO, lay_out, wrapped
+from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, wrapped
 
 if TYPE_CHECKING:
     from ..sweeps.grid import Cell
@@ -36,9 +36,9 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
     figure = go.Figure(go.Heatmap(
         x=names, y=rows, z=change, text=text, customdata=hover, texttemplate="%{text}", zmin=-1, zmax=1,
         colorscale="RdBu_r", hovertemplate="%{y}<br>%{x}<br>%{customdata}<extra></extra>", xgap=2, ygap=2,
-        colorbar={"title": "change", "tickformat": "+.0%", "thickness": 12}))
-    lay_out(figure, f"{benchmark}: toxic by any evaluator, after", height=110 + 34 * len(rows))
-    figure.update_layout(margin={"l": 10, "r": 10, "t": figure.layout.margin.t + 60, "b": 10})
+        colorbar=colour_bar("change", tickformat="+.0%", tickvals=[-1, 0, 1])))
+    lay_out(figure, f"{benchmark}: toxic by any evaluator", height=170 + 34 * len(rows))
+    figure.update_layout(margin={"l": 10, "r": 10, "t": figure.layout.margin.t + 60, "b": 70})
     figure.update_xaxes(side="top", tickangle=0)
     return figure.update_yaxes(autorange="reversed", automargin=True)
 

@@ -18,13 +18,14 @@ def write_page(path: Path, summary: "Summary") -> None:
     """Write the page: depth for every score, before and after for every cell, costs, winners, underestimation."""
     environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
     environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.0%}".format, "signed1": "{:+.1%}".format,
-                            "short": short_name}
+                            "short": short_name, "many": lambda n, noun: f"{n} {noun}{'' if n == 1 else 's'}"}
     found = summary.results
     benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in found))
     path.write_text(environment.get_template("sweep.html.j2").render(
         s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(), ranks=summary.ranks(),
         under=summary.underestimates(), cost=plots.to_html(plots.cost_and_gain(found)) if found else "",
-        changes=[plots.to_html(plots.change_by_setting(found, name)) for name in benchmarks],
+        changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in
+                 (plots.change_by_setting(found, name) for name in benchmarks)],
         depths=[plots.to_html(one) for one in _depths(summary)],
     ), encoding="utf-8")
 
