@@ -19,7 +19,6 @@ from .evaluators import DEFAULT, Evaluator, get_evaluators
 from .files import check_free, new_folder, read_json, write_json
 from .inside import promoted_tokens
 from .interventions import TRNE, Intervention, Meow2X
-from .interventions.methods import texts_of
 from .localization import Localization, localize
 from .metrics import prompts_needed, relative_change
 from .model import LoadedModel, load_model, pick_device
@@ -244,8 +243,6 @@ def _run(lm: LoadedModel, texts: _Texts, s: Settings, judges: list[Evaluator], f
     with step("Fitting TRNE"):
         methods.append(TRNE.fit(lm, texts.contrast, budget=s.budget, neutral=texts.neutral, statistics=statistics))
     del statistics
-    for method in methods:
-        method.note_fit(lm, {"texts": texts_of(texts.contrast, texts.neutral)})
     with step("Judging the baseline"):
         judged = [_judge(lm, None, texts, s, judges)]
     for method in methods:

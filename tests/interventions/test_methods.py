@@ -25,6 +25,14 @@ def test_a_fit_by_name_notes_its_texts_and_its_cost(tiny, name):
     assert cost.kl > 0
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_fit_notes_the_texts_it_saw(tiny, name):
+    fitted = METHODS[name].fit(tiny, PAIRS, neutral=NEUTRAL)
+    seen = fitted.record["texts"]
+    assert (seen["contrast"], seen["n_toxic"], seen["n_neutral"]) == ("some pairs", 2, 2)
+    assert seen.get("neutral", "some text") == "some text"
+
+
 def test_names_are_kinds_and_what_can_be_exported_has_a_paper():
     assert all(KINDS[name] is method for name, method in METHODS.items())
     assert not [name for name in METHODS if KINDS[name].bakeable and "arXiv" not in PAPERS.get(name, "")]

@@ -115,7 +115,7 @@ class DirectionalAblation(Intervention):
         def scaled(strength: float) -> "DirectionalAblation":
             ablation = cls(directions[best].float(), layers, strength, mode=mode)
             ablation.note_fit(lm, {"read_after": best, "strength": strength,
-                                   "separation": {str(i): value for i, value in separations.items()}})
+                                   "separation": {str(i): value for i, value in separations.items()}}, pairs)
             return ablation
 
         return scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)

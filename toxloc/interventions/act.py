@@ -117,7 +117,7 @@ class LinearAcT(Intervention):
         if maps is None:
             maps = _fit_maps(lm, pairs, sequential)
         act = cls(maps) if limits is None else tune(lm, partial(cls, maps), limits, neutral, first=1.0, limit=1.0)
-        act.note_fit(lm, {"sequential": sequential})
+        act.note_fit(lm, {"sequential": sequential}, pairs)
         return act
 
     def config(self) -> dict[str, Any]:

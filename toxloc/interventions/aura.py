@@ -58,5 +58,5 @@ class AurA(UnitScaling):
             return cls(torch.from_numpy(1 - 2 * strength * detects), mode=mode, settings={"strength": strength})
 
         aura = scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)
-        aura.note_fit(lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())})
+        aura.note_fit(lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())}, pairs)
         return aura

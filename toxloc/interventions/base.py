@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import ToxlocError
 from ..files import new_folder, read_json, write_json
 from ..model import AnyModel, LoadedModel
+from ..prompts import ContrastSet, NeutralText
 
 FORMAT_VERSION = 1
 KINDS: dict[str, "type[Intervention]"] = {}
@@ -155,10 +156,16 @@ class Intervention(ABC):
                 "fitted_on": self.fitted_on, "record": self.record,
             })
 
-    def note_fit(self, lm: LoadedModel, record: dict[str, Any]) -> None:
-        """Remember the model it was fitted on and, besides what is known, what the fit found."""
+    def note_fit(self, lm: LoadedModel, record: dict[str, Any], pairs: ContrastSet | None = None,
+                 neutral: NeutralText | None = None) -> None:
+        """Remember the model and the texts it was fitted on and, besides what is known, what the fit found."""
         self.fitted_on = {"name": lm.name, "fingerprint": lm.fingerprint}
-        self.record = self.record | record
+        texts = dict(self.record.get("texts", {}))
+        if pairs is not None:
+            texts |= {"contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}
+        if neutral is not None:
+            texts["neutral"] = neutral.name
+        self.record = self.record | record | ({"texts": texts} if texts else {})
 
 
 def load_intervention(folder: str | PathLike[str]) -> Intervention:

@@ -89,7 +89,8 @@ def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: N
     Raises:
         ToxlocError: every strength tried was over the budget.
     """
-    unedited = Unedited(lm, (neutral or load_neutral()).tune, kl=budget.kl is not None)
+    neutral = neutral or load_neutral()
+    unedited = Unedited(lm, neutral.tune, kl=budget.kl is not None)
     costs: dict[float, Fluency] = {}
 
     def share(strength: float) -> float:
@@ -102,7 +103,7 @@ def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: N
     record = {"budget": budget.to_dict(), "strength": found.strength, "evaluations": found.evaluations,
               "tuned_perplexity_ratio": cost.perplexity_ratio,
               "tuned_kl": cost.kl if budget.kl is not None else None}
-    made.note_fit(lm, record)
+    made.note_fit(lm, record, neutral=neutral)
     return made
 
 

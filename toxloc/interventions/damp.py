@@ -76,5 +76,5 @@ class Damp(UnitScaling):
             damp = best(k)
         else:
             damp = tune(lm, best, limits, neutral, first=max(1.0, len(order) / 100), limit=len(order))
-        damp.note_fit(lm, {"least_auroc": float(aurocs.flat[int(order[damp.settings["k"] - 1])])})
+        damp.note_fit(lm, {"least_auroc": float(aurocs.flat[int(order[damp.settings["k"] - 1])])}, pairs)
         return damp

@@ -136,7 +136,8 @@ class Meow2X(Intervention):
                      for one in (AUTO_SCALES if isinstance(scale, str) else (scale,))]
             meow = max(tried, key=lambda one: one._gain(values))
         meow.note_fit(lm, {"parts": parts, "score": score, "per_cost": per_cost, "scale": scale,
-                           "n_neurons": len(meow.neurons), "gain": meow._gain(values) if meow.neurons else None})
+                           "n_neurons": len(meow.neurons), "gain": meow._gain(values) if meow.neurons else None},
+                      pairs, neutral)
         return meow
 
     @staticmethod

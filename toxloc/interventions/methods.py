@@ -1,6 +1,6 @@
 """The methods that can be fitted by name, and where each kind of intervention was published."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ..errors import ToxlocError
 from ..fluency import measure_fluency
@@ -60,7 +60,7 @@ def check_method(name: str) -> Method:
 
 def fit_method(name: str, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText,
                budget: Budget | None = None) -> Intervention:
-    """Fit a method by name, and note in it which texts it saw and what it costs on `neutral.check`.
+    """Fit a method by name, and note in it what it costs on `neutral.check`.
 
     Args:
         name: a key of METHODS.
@@ -80,13 +80,5 @@ def fit_method(name: str, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralT
                                                                                       neutral=neutral)
     with fitted.applied(lm):
         cost = measure_fluency(lm, neutral.check)
-    fitted.note_fit(lm, {
-        "texts": texts_of(pairs, neutral), "check_perplexity_ratio": cost.perplexity_ratio, "check_kl": cost.kl,
-    })
+    fitted.note_fit(lm, {"check_perplexity_ratio": cost.perplexity_ratio, "check_kl": cost.kl}, neutral=neutral)
     return fitted
-
-
-def texts_of(pairs: ContrastSet, neutral: NeutralText) -> dict[str, Any]:
-    """Say which texts an intervention was fitted on, for its record and a model card."""
-    return {"contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral),
-            "neutral": neutral.name}

@@ -95,7 +95,7 @@ class ProFS(Intervention):
         def scaled(strength: float) -> "ProFS":
             profs = cls({layer: V for layer, (V, _) in found.items()}, strength)
             profs.note_fit(lm, {"k": k, "n_pairs": n_pairs, "strength": strength,
-                                "explained": {str(layer): share for layer, (_, share) in found.items()}})
+                                "explained": {str(layer): share for layer, (_, share) in found.items()}}, pairs)
             return profs
 
         return scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)

@@ -81,7 +81,7 @@ class Steering(Intervention):
 
         def scaled(strength: float) -> "Steering":
             steering = cls(v, layer, strength)
-            steering.note_fit(lm, {"strength": strength, "direction_norm": float(v.norm())})
+            steering.note_fit(lm, {"strength": strength, "direction_norm": float(v.norm())}, pairs)
             return steering
 
         if limits is None:

@@ -126,6 +126,7 @@ class TRNE(Intervention):
                 found = _unit_edits(lm, pairs, how, neutral, statistics if nth == 0 else None)
             edit = cls._strong(lm, edit, found, how, limits and limits.scaled((nth + 1) / rounds), norm, neutral)
         assert edit is not None
+        edit.note_fit(lm, {}, pairs, neutral)
         return edit
 
     @staticmethod
@@ -200,7 +201,7 @@ class TRNE(Intervention):
             with edit.applied(lm):
                 tried.append((_contrast(lm, held_out) - before, ridge, edit))
         best = max(tried, key=lambda one: one[0])[2]
-        best.record["ridges"] = {str(ridge): rise for rise, ridge, _ in tried}
+        best.note_fit(lm, {"ridges": {str(ridge): rise for rise, ridge, _ in tried}}, pairs)
         return best
 
     @property

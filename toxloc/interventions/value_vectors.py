@@ -104,7 +104,7 @@ class ValueVector(Intervention):
 
         def scaled(alpha: float) -> "ValueVector":
             vector = cls(v.float(), layer, alpha, source=source)
-            vector.note_fit(lm, {"strength": alpha, **found})
+            vector.note_fit(lm, {"strength": alpha, **found}, pairs)
             return vector
 
         if limits is None:

@@ -18,7 +18,7 @@ from ..evaluation import Evaluation, Finished, evaluate, load_evaluation
 from ..evaluators import get_evaluators
 from ..fluency import Unedited
 from ..interventions import Intervention, load_intervention
-from ..interventions.methods import check_method, texts_of
+from ..interventions.methods import check_method
 from ..interventions.settings import check_settings, parameters
 from ..interventions.trne import MEMORY
 from ..interventions.units import unit_aurocs
@@ -155,7 +155,6 @@ class _Bench:
         if "aurocs" in taken:
             found["aurocs"] = self._aurocs
         fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.plan.neutral, **settings, **found)
-        fitted.note_fit(self.lm, {"texts": texts_of(self.pairs, self.plan.neutral)})
         return fitted
 
 
