@@ -1,6 +1,7 @@
 """Shape annotations are checked in every test; models are tiny and random, or the one that comes with toxloc."""
 
 import os
+import re
 import tempfile
 
 # Before anything imports `datasets`: its cache must not depend on, or end up in, the user's.
@@ -83,6 +84,12 @@ def bits(lm):
 
 def same_bits(before, lm):
     return all(torch.equal(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True))
+
+
+def asks_for_nothing_else(html):
+    """Whether a page is whole by itself: no script, style or picture from anywhere else."""
+    body = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+    return not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=|@import|url\(", body)
 
 
 @pytest.fixture(scope="session", autouse=True)

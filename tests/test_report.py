@@ -3,6 +3,8 @@ import re
 
 import pytest
 
+from .conftest import asks_for_nothing_else
+
 
 @pytest.fixture(scope="module")
 def html(small_run):
@@ -10,9 +12,12 @@ def html(small_run):
 
 
 def test_it_is_one_file_that_asks_for_nothing_else(html):
-    body = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", body)
-    assert "Plotly" in html
+    assert asks_for_nothing_else(html)
+    assert "Plotly.newPlot" in html
+
+
+def test_figures_follow_a_dark_page(html):
+    assert "paint(dark.matches)" in html
 
 
 def test_texts_are_there_and_every_one_is_masked(html, small_run):

@@ -14,6 +14,7 @@ from toxloc import ToxlocError, sweep
 from toxloc.sweeps import Plan, grid_of, runner
 from toxloc.sweeps.store import Store
 
+from ..conftest import asks_for_nothing_else
 from .conftest import small_grid
 
 
@@ -65,7 +66,10 @@ def test_every_cell_is_finished_and_in_the_tables(whole, plan):
     assert (table["status"] == "done").all()
     assert (table["resident_mb"] > 100).all()
     assert json.loads((out / "summary.json").read_text())["cells"] == {"all": 12, "done": 12, "failed": 0}
-    assert "<html" in (out / "summary.html").read_text()
+    page = (out / "summary.html").read_text()
+    assert asks_for_nothing_else(page)
+    assert "Plotly.newPlot" in page
+    assert "paint(dark.matches)" in page
 
 
 def test_a_cell_is_what_the_library_finds(whole, plan, folder):
