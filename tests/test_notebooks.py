@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+WIDTH = 82  # letters; of longer lines the documentation shows the beginning
 KEEP = os.environ.get("TOXLOC_NOTEBOOKS")  # a folder for them with their outputs, which the documentation shows
 
 
@@ -28,3 +29,9 @@ def test_the_notebook_runs_from_top_to_bottom(path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_warns_about_its_content(path):
     assert "Content warning" in nbformat.read(path, as_version=4).cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_fits_the_page(path):
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [line for source in code for line in source.splitlines() if len(line) > WIDTH] == []
