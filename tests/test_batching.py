@@ -42,8 +42,12 @@ def test_the_mask_comes_from_lengths_although_pad_is_eos_and_bos(tiny):
     assert torch.equal(batch.real, batch.mask == 1)
 
 
-def test_bos_is_not_added_twice_nor_where_the_model_wants_none(tiny):
-    assert encode(tiny, ["<|endoftext|>hi"], 9) == encode(tiny, ["hi"], 9)
+def test_a_bos_that_a_chat_template_wrote_stays_the_only_one(tiny):
+    once, bos = encode(tiny, ["Good morning!"], 128)[0], tiny.tokenizer.bos_token
+    assert encode(tiny, [f"{bos}Good morning!", f"{bos}{bos}Good morning!"], 128) == [once, once]
+
+
+def test_bos_is_not_added_where_the_model_wants_none(tiny):
     tiny.prepend_bos = False
     assert encode(tiny, ["hi"], 9)[0][0] != 0
 

@@ -1,11 +1,15 @@
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 import toxloc
 from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
 from toxloc.architectures import ARCHITECTURES
 from toxloc.generation import generate
 from toxloc.model import LoadedModel
+from toxloc.progress import shown
 
 from .conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
 
@@ -63,6 +67,19 @@ def test_a_local_folder_in_every_precision(tmp_path):
     with torch.no_grad():
         again = toxloc.load_model(str(tmp_path / "m"), device="cpu").hf(torch.tensor([[0, 4]])).logits
         torch.testing.assert_close(again, hf(torch.tensor([[0, 4]])).logits)
+
+
+def test_a_chat_template_is_told_of(tmp_path):
+    random_hf("llama").save_pretrained(tmp_path / "m")
+    spoken = tokenizer()
+    for template, words in ((None, ""), ("{{ messages[0].content }}", "m has a chat template. It is not used")):
+        spoken.chat_template = template
+        spoken.save_pretrained(tmp_path / "m")
+        screen = io.StringIO()
+        with shown(Console(file=screen, width=200)):
+            toxloc.load_model(str(tmp_path / "m"), device="cpu")
+        assert words in screen.getvalue()
+        assert bool(template) == ("template" in screen.getvalue())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

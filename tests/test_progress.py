@@ -4,13 +4,21 @@ import logging
 import pytest
 from rich.console import Console
 
-from toxloc.progress import quiet, shown, step, track
+from toxloc.progress import note, quiet, shown, step, track
 
 
 def test_silent_unless_shown(capsys):
     with step("working"):
         assert list(track([1, 2], "counting")) == [1, 2]
+    note("[b]heed[/b]")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_note_stays():
+    screen = io.StringIO()
+    with shown(Console(file=screen, force_terminal=True, width=30)), step("Loading"):
+        note("Heed that the model [m] has a template.")
+    assert "Heed that the model [m] has a template." in screen.getvalue()
 
 
 def test_steps_stay_and_bars_go():

@@ -43,6 +43,8 @@ def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[
     rows: list[list[int]] = lm.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
     if lm.prepend_bos:
         rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
+    if bos is not None:  # chat templates write it into the text, and some tokenizers then add another
+        rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
     return [row[: min(max_length, lm.context)] for row in rows]
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .architectures import architecture, blocks_of
 from .errors import ToxlocError
 from .hooked import OUTPUT_HOOK, add_output_hooks, check_hooked, hooked_transformer, is_spread
-from .progress import quiet
+from .progress import note, quiet
 from .sources import not_on_hub, resolve
 
 if TYPE_CHECKING:
@@ -313,6 +313,8 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             if source.kind == "hub":
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
+    if tokenizer.chat_template is not None:
+        note(f"{source.name} has a chat template. It is not used: texts are read, and prompts continued, as they are.")
     return LoadedModel.from_hf(hf if is_spread(hf) else hf.to(where), tokenizer, source.name, prepend_bos, hooks)
 
 

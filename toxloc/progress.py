@@ -1,7 +1,8 @@
 """Progress that appears only while someone asked to see it.
 
-The pipeline announces its steps with :func:`step`, loops pass their items through :func:`track`; the command line
-(or a notebook) opens :func:`shown` around a call. Without `shown`, both print nothing.
+The pipeline announces its steps with :func:`step`, loops pass their items through :func:`track`, what a user should
+know is a :func:`note`; the command line (or a notebook) opens :func:`shown` around a call. Without `shown`, nothing is
+printed.
 """
 
 import logging
@@ -65,6 +66,13 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
             display.advance(task)
     finally:
         display.remove_task(task)
+
+
+def note(sentence: str) -> None:
+    """Print a sentence above the steps."""
+    display = _display.get()
+    if display is not None:
+        display.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
