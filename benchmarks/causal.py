@@ -30,6 +30,7 @@ from toxloc import (
     plots,
 )
 from toxloc.causal import CausalProof, Knockout, KnockoutCurve
+from toxloc.cli.output import interval
 from toxloc.files import write_json
 from toxloc.scores import SCORES
 
@@ -81,7 +82,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
                for name, result in results.items() for parts in ("layers", "neurons")]
     scores = dict.fromkeys(c["score"] for _, correlations, _ in columns for c in correlations)
     return md.table(["score", *(head for head, _, _ in columns)], [
-        [f"`{score}`", *(f"{c['spearman']:+.2f} {md.interval(c['ci'], '+.2f')}" for _, correlations, parts in columns
+        [f"`{score}`", *(interval(c["spearman"], c["ci"], "+.2f") for _, correlations, parts in columns
                          for c in correlations if (c["score"], c["parts"]) == (score, parts))] for score in scores])
 
 
@@ -90,7 +91,7 @@ def curves_markdown(result: dict[str, Any]) -> str:
     rows = []
     for curve in result["curves"]:
         for count, k, controls in zip(curve["counts"], curve["ordered"], curve["controls"], strict=True):
-            rows.append([f"`{curve['score']}`", str(count), f"{k['effect']:+.3f} {md.interval(k['effect_ci'], '+.3f')}",
+            rows.append([f"`{curve['score']}`", str(count), interval(k["effect"], k["effect_ci"], "+.3f"),
                          f"{k['perplexity_ratio']:.2f}", md.SIDE_BY_SIDE.join(f"{c['effect']:+.3f}" for c in controls),
                          md.SIDE_BY_SIDE.join(f"{c['perplexity_ratio']:.2f}" for c in controls)])
     return md.table(["order", "neurons removed", "effect, nats per token", "× perplexity", "random ones: effect",

@@ -26,6 +26,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import markdown as md
 from toxloc import ToxlocError
+from toxloc.cli.output import interval
 from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
 from toxloc.files import write_json
 from toxloc.tables import read_rows
@@ -175,7 +176,7 @@ def markdown(result: dict[str, Any]) -> str:
     head = ["set", "evaluator", "AUROC", "average precision", "calibration error", "found", "false alarms",
             "ρ to Perspective", "texts a second"]
     return md.table(head, [
-        [name, judge, f"{one['auroc']:.3f} {md.interval(one['auroc_ci'], '.3f')}", f"{one['average_precision']:.3f}",
+        [name, judge, interval(one["auroc"], one["auroc_ci"], ".3f"), f"{one['average_precision']:.3f}",
          f"{one['calibration_error']:.2f}", f"{one['found']:.0%}", f"{one['false_alarms']:.1%}",
          f"{one['spearman']:.2f}" if "spearman" in one else "", f"{one['texts_per_second']:,.0f}"]
         for name in SETS for judge, known in result.items() if (one := known["sets"].get(name)) is not None])
@@ -198,8 +199,7 @@ def show(result: dict[str, Any]) -> None:
         for judge, known in result.items():
             if (one := known["sets"].get(name)) is None:
                 continue
-            low, high = one["auroc_ci"]
-            table.add_row(name, judge, rf"{one['auroc']:.3f} \[{low:.3f}, {high:.3f}]",
+            table.add_row(name, judge, interval(one["auroc"], one["auroc_ci"], ".3f"),
                           f"{one['average_precision']:.3f}", f"{one['calibration_error']:.2f}", f"{one['found']:.0%}",
                           f"{one['false_alarms']:.1%}", f"{one['spearman']:.2f}" if "spearman" in one else "",
                           f"{one['texts_per_second']:.0f}")

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.markdown import table
+from toxloc.sources import short_name
 
 DEPTH_SCORES = {"activation": "activation contrast", "gradient_norm": "gradient norm", "attribution": "attribution"}
 
@@ -33,7 +34,7 @@ def depths(summary: dict[str, Any]) -> str:
     """Say which layer every score names in every model, with its adjusted p."""
     models = dict.fromkeys(one["model"] for one in summary["depth"])
     known = {(one["model"], one["score"]): one for one in summary["depth"]}
-    rows = [[_short(model), str(len(known[model, "activation"]["layers"])),
+    rows = [[short_name(model), str(len(known[model, "activation"]["layers"])),
              *(f"layer {known[model, score]['peak']}, p {known[model, score]['p']:.2g}" for score in DEPTH_SCORES)]
             for model in models]
     return table(["model", "layers", *DEPTH_SCORES.values()], rows)
@@ -41,13 +42,9 @@ def depths(summary: dict[str, Any]) -> str:
 
 def _cells(results: Path) -> pd.DataFrame:
     cells = pd.read_csv(results)
-    return cells.assign(model=cells["model"].map(_short))
+    return cells.assign(model=cells["model"].map(short_name))
 
 
 def _pivot(cells: pd.DataFrame, figure: str) -> pd.DataFrame:
     wide = cells.pivot(index="treatment", columns="model", values=figure)
     return wide.loc[cells["treatment"].unique(), cells["model"].unique()]
-
-
-def _short(model: str) -> str:
-    return model.rsplit("/", 1)[-1]

@@ -21,14 +21,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = Fa
     """
     rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
-
-
-def interval(ends: Sequence[float], layout: str) -> str:
-    """Write an interval in the layout of its ends.
-
-    Example:
-        >>> interval((-0.5, 1), "+.1f")
-        '[-0.5, +1.0]'
-    """
-    low, high = ends
-    return f"[{low:{layout}}, {high:{layout}}]"

@@ -61,6 +61,7 @@ from toxloc import (
     plots,
 )
 from toxloc.choices import Choice, answered_right, load_choices
+from toxloc.cli.output import interval
 from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
 from toxloc.files import read_json, write_json
 from toxloc.fluency import Unedited
@@ -304,13 +305,13 @@ def show(name: str, entries: Sequence[Entry]) -> None:
                   "KL", "everyday", "words", "distinct-2", "repetition", "choices", title=name)
     for entry in sorted(entries, key=lambda e: (e["budget"] or 0, e["toxicity"]["any"]["rate"])):
         figures, over, words = entry["toxicity"]["any"], entry.get("over_best"), entry["wording"]
-        profane, (low, high) = entry["toxicity"]["profanity-check"]["rate"], figures["rate_ci"]
+        profane = entry["toxicity"]["profanity-check"]["rate"]
         table.add_row(
             "–" if entry["budget"] is None else f"{entry['budget']:g}", entry["method"],
-            f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]",
+            interval(figures["rate"], figures["rate_ci"]),
             f"{figures['rate'] / base['any']['rate'] - 1:+.0%}" if base["any"]["rate"] else "–",
             f"{profane:.1%}" + (f" ({profane / was - 1:+.0%})" if (was := base["profanity-check"]["rate"]) else ""),
-            f"{over['difference']:+.1%} [{over['ci'][0]:+.1%}, {over['ci'][1]:+.1%}]" if over else "–",
+            interval(over["difference"], over["ci"], "+.1%") if over else "–",
             f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}",
             _with_difference(entry.get("everyday"), "rate"),
             f"{words['median_words']:g}", f"{words['distinct_2']:.2f}", f"{words['repetition']:.1%}",
@@ -341,8 +342,7 @@ def markdown(result: dict[str, Any], only: Mapping[str, str] | None = None) -> s
 
 def _cells(entry: Entry, short: bool) -> list[str]:
     figures, cost, unedited = entry["toxicity"]["any"], entry["fluency"], entry["method"] == BASELINE
-    low, high = figures["rate_ci"]
-    rate, rise = f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", f"{cost['perplexity_ratio'] - 1:+.1%}"
+    rate, rise = interval(figures["rate"], figures["rate_ci"]), f"{cost['perplexity_ratio'] - 1:+.1%}"
     if short:
         return [rate, "" if unedited else rise]
     return [rate, f"{entry['toxicity']['profanity-check']['rate']:.1%}",
@@ -360,10 +360,8 @@ def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
                       if (e["method"], e["budget"]) == (method, None if method == BASELINE else lowest))
             missed, (pair,) = entry["agreement"]["missed"], entry["agreement"]["pairs"]
             rows.append([name, method if method == BASELINE else f"{method}, {price}",
-                         *(f"{one['value']:.0%} [{100 * one['ci'][0]:.0f}, {100 * one['ci'][1]:.0f}]"
-                           for one in (missed[judge] for judge in DEFAULT)),
-                         *(f"{one['value']:.2f} {md.interval(one['ci'], '.2f')}"
-                           for one in (pair["spearman"], pair["kappa"]))])
+                         *(interval(missed[judge]["value"], missed[judge]["ci"], ".0%") for judge in DEFAULT),
+                         *(interval(one["value"], one["ci"], ".2f") for one in (pair["spearman"], pair["kappa"]))])
     return md.table(["model", "method", *(f"{judge} misses" for judge in DEFAULT), "Spearman's ρ", "Cohen's κ"], rows)
 
 

@@ -34,6 +34,7 @@ from toxloc import (
     load_neutral,
     load_prompts,
 )
+from toxloc.cli.output import interval
 from toxloc.files import write_json
 from toxloc.fluency import Fluency, Unedited, nll_per_text
 
@@ -163,7 +164,7 @@ def markdown(result: dict[str, Any]) -> str:
     return md.table(["variant", "gain, nats", "against the defaults", "perplexity", "KL"], [
         [entry["variant"], f"{entry['gain']:.3f}",
          "" if entry["variant"] == DEFAULTS else
-         f"{entry['over_defaults']:+.3f} {md.interval(entry['ci'], '+.3f')}",
+         interval(entry["over_defaults"], entry["ci"], "+.3f"),
          f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}"]
         for entry in result["entries"]], numbers=True)
 
@@ -172,10 +173,9 @@ def show(name: str, entries: list[dict[str, Any]]) -> None:
     """Print one row a variant."""
     table = Table("variant", "gain, nats per token", "over the defaults", "perplexity", "KL", title=name)
     for entry in entries:
-        low, high = entry["ci"]
         table.add_row(entry["variant"], f"{entry['gain']:.3f}",
                       "" if entry["variant"] == DEFAULTS else
-                      f"{entry['over_defaults']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                      interval(entry["over_defaults"], entry["ci"], "+.3f"),
                       f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}")
     Console().print(table)
 

@@ -6,6 +6,7 @@
 
 import os
 import tempfile
+from functools import cache
 from importlib.resources import files as packaged
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,28 @@ FOLLOW = """
 const isDark = () => document.body.dataset.mdColorScheme === "slate";
 new MutationObserver(() => paint(isDark())).observe(document.body, {attributeFilter: ["data-md-color-scheme"]});
 paint(isDark());"""
-READY = tempfile.TemporaryDirectory(prefix="toxloc-docs-")  # gone when the build ends
-
 
 def on_files(files: Files, config: Any) -> Files:
     """Take the notebooks with outputs for those without."""
     given = os.environ.get("TOXLOC_NOTEBOOKS")
     if given is None:
         return files
+    ready = _folder().name
     for file in files:
         if file.src_uri.endswith(".ipynb"):
             notebook = nbformat.read(Path(given) / Path(file.src_uri).name, as_version=4)
-            target = Path(READY.name) / file.src_uri
+            target = Path(ready) / file.src_uri
             target.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(with_figures(notebook), target)
-            file.src_dir = READY.name
+            file.src_dir = ready
     files.append(File.generated(config, SCRIPT, content=get_plotlyjs()))
     return files
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """One for the process, gone when that ends."""
+    return tempfile.TemporaryDirectory(prefix="toxloc-docs-")
 
 
 def with_figures(notebook: Any) -> Any:

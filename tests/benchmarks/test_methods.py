@@ -56,6 +56,7 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     assert "toxic by any at +5%" in head
     assert [row.split(" | ")[0] for row in rows] == ["| " + name for name, _ in sorted(
         ((name, one["toxicity"]["any"]["rate"]) for name, one in again.items()), key=lambda pair: pair[1])]
+    assert f"{again['TRNE']['fluency']['perplexity_ratio'] - 1:+.1%} · " in "".join(rows)
 
     other = command("--method", "steering", *SMALL, "--seed", 1, "--out", out)
     assert isinstance(other.exception, ToxlocError)

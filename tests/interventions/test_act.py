@@ -100,7 +100,8 @@ def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pa
         torch.testing.assert_close(torch.stack([found.omega, found.beta, found.low, found.high], 1), expected,
                                    rtol=5e-3, atol=1e-3)
     assert act.lam == 1
-    assert act.record["sequential"] is sequential
+    assert act.record == {"sequential": sequential, "texts": {
+        "contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}}
     assert act.fitted_on["fingerprint"] == lm.fingerprint
 
 

@@ -21,7 +21,8 @@ def test_factors_are_those_of_the_paper(tiny):
     for factor, auroc in zip(aura.factors.flatten().tolist(), aurocs.flat, strict=True):
         assert factor == pytest.approx(1 - 2 * (auroc - 0.5) if auroc > 0.5 else 1)
     assert {0.0, 1.0} <= set(aura.factors.flatten().tolist())  # perfect detectors are silenced, others left alone
-    assert (aura.record["n_units"], aura.record["best_auroc"]) == (int((aurocs > 0.5).sum()), 1.0)
+    assert aura.record == {"n_units": int((aurocs > 0.5).sum()), "best_auroc": 1.0,
+                           "texts": {"contrast": "custom", "n_toxic": 2, "n_neutral": 3}}
     assert aura.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
 
 

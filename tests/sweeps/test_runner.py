@@ -67,6 +67,7 @@ def test_every_cell_is_finished_and_in_the_tables(whole, plan):
     assert (table["resident_mb"] > 100).all()
     assert json.loads((out / "summary.json").read_text())["cells"] == {"all": 12, "done": 12, "failed": 0}
     page = (out / "summary.html").read_text()
+    assert "<html" in page
     assert asks_for_nothing_else(page)
     assert "Plotly.newPlot" in page
     assert "paint(dark.matches)" in page

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .options import HOW, WHAT
-from .output import terminal
+from .output import interval, terminal
 
 
 def calibrate(
@@ -33,10 +33,9 @@ def calibrate(
 
         print(dumps(found.to_dict(), indent=2))
         return
-    low, high = found.rate_ci
     console = terminal()
     console.print(f"{found.n_texts} everyday texts of {everyday.name}: at its threshold of "
                   f"{found.threshold_before:g}, {found.evaluator} calls {found.rate_before:.2%} of them toxic; at "
-                  f"{found.threshold:g}, {found.rate:.2%} [{low:.2%}, {high:.2%}].")
+                  f"{found.threshold:g}, {interval(found.rate, found.rate_ci, '.2%')}.")
     spec = f"{evaluator.rpartition('@')[0] or evaluator}@{found.threshold:g}"
     console.print(f"Use it: --evaluator {spec}", soft_wrap=True)

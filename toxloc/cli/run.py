@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from .options import HOW, WHAT, WHERE, Device, Dtype
-from .output import stopping, terminal
+from .output import interval, stopping, terminal
 
 
 def run(
@@ -64,8 +64,7 @@ def run(
     table = Table("method", "toxic by any", "change", "perplexity", title=f"{result.results['model']}, seed {seed}")
     for entry in result.results["runs"]:
         figures, change = entry["toxicity"]["any"], (entry.get("change") or {}).get("any")
-        low, high = figures["rate_ci"]
-        table.add_row(entry["method"], f"{figures['rate']:.1%} [{low:.1%}, {high:.1%}]",
+        table.add_row(entry["method"], interval(figures["rate"], figures["rate_ci"]),
                       f"{change['relative']:+.0%}" if change else "",
                       f"{entry['fluency']['perplexity']:.2f} ({entry['fluency']['perplexity_ratio'] - 1:+.2%})")
     out_console = terminal()
