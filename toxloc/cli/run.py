@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Localize toxicity, turn it down with Meow2X and TRNE, and write a report that says what that cost.
 
-    Without options this runs on the small model that comes with toxloc, in a minute or two on two cores and
+    Without options this runs on the small model that comes with toxloc, in under three minutes on two cores and
     without a network. **The texts it writes are offensive by nature**; the report masks them until clicked.
     """
     console = terminal(stderr=True)
