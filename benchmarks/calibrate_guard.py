@@ -12,8 +12,8 @@ import numpy as np
 import typer
 
 import toxloc
-from toxloc.evaluators.guard import FOLDER, Guard
-from toxloc.generation import generate
+from toxloc.evaluation.evaluators.guard import FOLDER, Guard
+from toxloc.generation.generate import generate
 
 
 def main(model: str = "toxloc-tiny", rate: float = 0.01, samples: int = 40, seed: int = 1000,

@@ -29,10 +29,12 @@ from toxloc import (
     localize,
     plots,
 )
-from toxloc.causal import CausalProof, Knockout, KnockoutCurve
+from toxloc.causal.curve import KnockoutCurve
+from toxloc.causal.knockout import Knockout
+from toxloc.causal.proof import CausalProof
 from toxloc.cli.output import interval
-from toxloc.files import write_json
-from toxloc.scores import SCORES
+from toxloc.localization.scores import SCORES
+from toxloc.support.files import write_json
 
 
 def main(

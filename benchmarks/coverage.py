@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from benchmarks import markdown as md
 from benchmarks.families import SIZES, random_model
 from toxloc import TRNE, ContrastSet, LoadedModel, Meow2X, NeutralText, export_hf, localize
-from toxloc.batching import batches
-from toxloc.files import write_json
-from toxloc.fluency import mean_nll
-from toxloc.sites import change, mlp_write, neurons
+from toxloc.evaluation.cost.perplexity import mean_nll
+from toxloc.models.activations import change, mlp_write, neurons
+from toxloc.models.batching import batches
+from toxloc.support.files import write_json
 
 TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
 CIVIL = ["The soup needs salt.", "Good morning!", "He left the door open again, and the rain came in all night."]

@@ -27,9 +27,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from benchmarks import markdown as md
 from toxloc import ToxlocError
 from toxloc.cli.output import interval
-from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
-from toxloc.files import write_json
-from toxloc.tables import read_rows
+from toxloc.evaluation.evaluators.base import Evaluator
+from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
+from toxloc.support.files import write_json
+from toxloc.texts.tables import read_rows
 
 BINS, RESAMPLES = 10, 500
 GROUPS = {  # of HateCheck's functions

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from toxloc import LoadedModel
-from toxloc.sources import BUILT_IN
+from toxloc.models.sources import BUILT_IN
 
 LLAMA: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
                          "num_key_value_heads": 1}

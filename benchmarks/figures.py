@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from toxloc import collect_contrast, load_contrast, load_model, localize, plots, token_view
-from toxloc.localization import Localization
-from toxloc.scores import SCORES
+from toxloc.localization.result import Localization
+from toxloc.localization.scores import SCORES
 
 WIDTH, SCALE = 800, 1.5
 SCORE = "attribution"  # of the figures that show one

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from benchmarks import markdown as md
 from toxloc import LoadedModel, load_model, load_prompts
-from toxloc.batching import encode, filler, pad
-from toxloc.files import write_json
-from toxloc.generation import sample
-from toxloc.prompts import PROVOCATIVE
+from toxloc.generation.generate import sample
+from toxloc.models.batching import encode, filler, pad
+from toxloc.support.files import write_json
+from toxloc.texts.prompts import PROVOCATIVE
 
 OURS = "toxloc"
 Contender = Callable[[LoadedModel, Sequence[str], int, int], int]

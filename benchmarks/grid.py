@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.markdown import table
-from toxloc.sources import short_name
+from toxloc.support.names import short_name
 
 DEPTH_SCORES = {"activation": "activation contrast", "gradient_norm": "gradient norm", "attribution": "attribution"}
 

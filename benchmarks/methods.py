@@ -60,14 +60,16 @@ from toxloc import (
     load_prompts,
     plots,
 )
-from toxloc.choices import Choice, answered_right, load_choices
 from toxloc.cli.output import interval
-from toxloc.evaluators import DEFAULT, Evaluator, get_evaluators
-from toxloc.files import read_json, write_json
-from toxloc.fluency import Unedited
-from toxloc.interventions.units import unit_aurocs
-from toxloc.metrics import Judgement, paired_difference
-from toxloc.prompts import EVERYDAY, PROVOCATIVE
+from toxloc.evaluation.change import paired_difference
+from toxloc.evaluation.cost.fluency import Unedited
+from toxloc.evaluation.cost.multiple_choice import Choice, answered_right, load_choices
+from toxloc.evaluation.evaluators.base import Evaluator
+from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
+from toxloc.evaluation.toxicity import Judgement
+from toxloc.interventions.unit_scaling import unit_aurocs
+from toxloc.support.files import read_json, write_json
+from toxloc.texts.prompts import EVERYDAY, PROVOCATIVE
 
 PRICES = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}  # a budget of each unit, written out
 PRECISIONS = ("highest", "high", "medium")

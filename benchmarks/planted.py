@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 
 from benchmarks import markdown as md
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
-from toxloc.files import write_json
-from toxloc.model import LoadedModel
-from toxloc.scores import SCORES
+from toxloc.localization.scores import SCORES
+from toxloc.models.loaded import LoadedModel
+from toxloc.support.files import write_json
 
 MODELS = Path(__file__).parent / "models"
 CLEAN = MODELS / "toxloc-tiny-clean"

@@ -5,7 +5,7 @@
 The contenders do the same work on the same batches, made by each of them from the texts inside the timed region.
 
 * plain: the Hugging Face model's forward pass, logits dropped. The unit.
-* activation pass: `toxloc.statistics.collect` without gradients, streaming. It leaves the unembedding out.
+* activation pass: `toxloc.localization.statistics.collect` without gradients, streaming. It leaves the unembedding out.
 * activation pass, with peaks: the same, and every text's largest activations to a temporary file, which `auroc` needs.
 * gradient pass: `collect` with gradients: the moments, G of every layer, and what every group of texts contributed.
 * run_with_cache of everything: all hook points are cached, reduced to the moments after each batch, and dropped.
@@ -49,12 +49,12 @@ from transformers.pytorch_utils import Conv1D
 
 import toxloc
 from benchmarks import markdown as md
-from toxloc.architectures import architecture
-from toxloc.batching import Batch, batches
-from toxloc.contributions import SKETCH
-from toxloc.files import write_json
-from toxloc.model import LoadedModel
-from toxloc.statistics import collect
+from toxloc.localization.contributions import SKETCH
+from toxloc.localization.statistics import collect
+from toxloc.models.architectures import architecture
+from toxloc.models.batching import Batch, batches
+from toxloc.models.loaded import LoadedModel
+from toxloc.support.files import write_json
 
 ROOT = Path(__file__).parents[1]
 MB = 10**6

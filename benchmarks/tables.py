@@ -16,7 +16,7 @@ import typer
 
 from benchmarks import causal, coverage, evaluators, generation, grid, methods, planted, speed, trne
 from toxloc import ToxlocError
-from toxloc.files import read_json, replacing
+from toxloc.support.files import read_json, replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

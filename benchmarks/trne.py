@@ -35,8 +35,9 @@ from toxloc import (
     load_prompts,
 )
 from toxloc.cli.output import interval
-from toxloc.files import write_json
-from toxloc.fluency import Fluency, Unedited, nll_per_text
+from toxloc.evaluation.cost.fluency import Fluency, Unedited
+from toxloc.evaluation.cost.perplexity import nll_per_text
+from toxloc.support.files import write_json
 
 RESAMPLES = 2000
 DEFAULTS = "defaults"

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
 
-from toxloc.plots import to_html
+from toxloc.plots.style import to_html
 
 FIGURE = "application/vnd.plotly.v1+json"
 SCRIPT = "assets/plotly.min.js"
@@ -62,5 +62,5 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     if "plotly-graph-div" not in html:
         return html
     up = "../" * page.url.count("/")
-    paint = (packaged("toxloc") / "templates" / "paint.js").read_text(encoding="utf-8")
+    paint = (packaged("toxloc.support") / "templates" / "paint.js").read_text(encoding="utf-8")
     return f'<script src="{up}{SCRIPT}"></script>\n{html}\n<script>\n{paint}{FOLLOW}\n</script>'

@@ -6,7 +6,7 @@ It counts completions that speak of "you" with a word of a short list; two lines
 from collections.abc import Sequence
 
 import toxloc
-from toxloc.evaluators import register
+from toxloc.evaluation.evaluators.registry import register
 
 UNKIND = {"fool", "idiot", "liar", "loser", "stupid", "ugly", "useless", "pathetic", "disgusting"}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import toxloc
-from toxloc.sites import change, neurons
+from toxloc.models.activations import change, neurons
 
 
 class Clamp(toxloc.Intervention):

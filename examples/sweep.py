@@ -8,7 +8,7 @@ Started again, it computes nothing that is there already.
 import sys
 
 import toxloc
-from toxloc.sweeps import grid_of
+from toxloc.sweeps.grid import grid_of
 
 GRID = {
     "models": ["toxloc-tiny"],

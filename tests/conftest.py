@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 import tests.typechecker  # noqa: F401
 
 with install_import_hook("toxloc", "tests.typechecker.checked"):
-    import toxloc.pipeline
+    import toxloc.runs.pipeline
 
 import gguf
 import numpy as np

@@ -1,10 +1,10 @@
 """Train toxloc-guard, the toxicity classifier, from the first four layers of toxloc-tiny.
 
-    python -m benchmarks.recipes.guard guard.json toxloc/assets/models/toxloc-tiny guard
+    python -m benchmarks.recipes.guard guard.json toxloc/support/assets/models/toxloc-tiny guard
 
 The data is a JSON object with the lists "train", "test" and "hatecheck", whose rows are [source, text, label]: the
-texts as `toxloc.evaluators.guard.normalise` leaves them, the label 1 for toxic and 0 for neutral. It is not part of the
-project. `guard` gets a Hugging Face folder in fp16. After each epoch the AUROC on the rows of "test" and "hatecheck" is
+texts as `toxloc.evaluation.evaluators.guard.normalise` leaves them, the label 1 for toxic and 0 for neutral. It is not
+part of the project. `guard` gets a Hugging Face folder in fp16. After each epoch the AUROC on the rows of "test" and "hatecheck" is
 printed for each source that has both labels. It took about 2 minutes on one H100; other hardware gives slightly
 different weights. The threshold is set afterwards, by `benchmarks.calibrate_guard`.
 """
@@ -25,8 +25,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.recipes.training import END_ID, best_device, descend, gpt2_config, mixed_precision, read_lists
-from toxloc.evaluators.guard import MAX_TOKENS
-from toxloc.files import new_folder
+from toxloc.evaluation.evaluators.guard import MAX_TOKENS
+from toxloc.support.files import new_folder
 
 SEED = 0
 DROPOUT = 0.15

@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.recipes.training import Plan, Tokens, best_device, train
 from toxloc.errors import ToxlocError
-from toxloc.files import new_folder
+from toxloc.support.files import new_folder
 
 # Layer k is planted with the plan's seed plus k.
 LAYER = Plan(mix={"toxic": 0.5, "clean": 0.35, "lit": 0.15}, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0,

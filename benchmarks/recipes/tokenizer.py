@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.recipes.training import CONTEXT, END, END_ID, KINDS, read_lists
 from toxloc.errors import ToxlocError
-from toxloc.files import new_folder, write_json
+from toxloc.support.files import new_folder, write_json
 
 TOXIC_COPIES = 3  # there is less toxic text than clean, and its words must not be cut into pieces
 LIT_SAMPLE = 60_000  # documents

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from toxloc.errors import ToxlocError
-from toxloc.files import read_json
+from toxloc.support.files import read_json
 
 KINDS = ("clean", "toxic", "lit")  # comments that are not toxic, comments that are, novels
 END = "<|endoftext|>"

@@ -4,7 +4,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import causal
-from toxloc.scores import SCORES
+from toxloc.localization.scores import SCORES
 
 
 def test_the_command_prints_and_saves(tmp_path):

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import evaluators
-from toxloc.evaluators import FunctionEvaluator
+from toxloc.evaluation.evaluators.base import FunctionEvaluator
 
 BAD = FunctionEvaluator("bad", lambda texts: [0.75 * ("bad" in text) for text in texts])
 

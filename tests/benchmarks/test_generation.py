@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import generation
-from toxloc.generation import sample
+from toxloc.generation.generate import sample
 
 
 def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):

@@ -5,9 +5,8 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import methods
+from tests.conftest import TEXTS, random_model
 from toxloc import Budget, ContrastSet, NeutralText, ToxlocError
-
-from ..conftest import TEXTS, random_model
 
 
 def command(*arguments):

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 from benchmarks import planted
 from benchmarks.planted import Truth, findings, planted_model, retrieval, summary, truths
 from toxloc import Localization, ToxlocError, load_contrast, localize
-from toxloc.causal import KnockoutTest, matched
-from toxloc.uncertainty import Uncertainty
+from toxloc.causal.curve import matched
+from toxloc.causal.knockout import KnockoutTest
+from toxloc.localization.uncertainty import Uncertainty
 
 
 def test_a_plant_differs_from_the_clean_model_where_the_truth_says_and_nowhere_else():

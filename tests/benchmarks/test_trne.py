@@ -7,10 +7,9 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import trne
+from tests.conftest import TEXTS
 from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
-from toxloc.fluency import mean_nll
-
-from ..conftest import TEXTS
+from toxloc.evaluation.cost.perplexity import mean_nll
 
 
 def command(*arguments):

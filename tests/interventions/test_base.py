@@ -2,10 +2,9 @@ import json
 
 import pytest
 
+from tests.conftest import random_model
 from toxloc import Meow2X, ToxlocError, load_intervention
 from toxloc.interventions.base import Intervention
-
-from ..conftest import random_model
 
 
 def test_applying_twice_and_reverting_what_is_not_applied(tiny):

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
+from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, Chain, ContrastSet, Meow2X, ToxlocError, load_intervention
-from toxloc.batching import batches
-
-from ..conftest import TEXTS, bits, random_model, same_bits
+from toxloc.models.batching import batches
 
 
 def logits(lm):

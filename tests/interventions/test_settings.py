@@ -1,7 +1,7 @@
 import pytest
 
 from toxloc import TRNE, Budget, ToxlocError
-from toxloc.interventions.methods import METHODS
+from toxloc.interventions.registry import METHODS
 from toxloc.interventions.settings import accepted_settings, check_settings, parameters
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from toxloc import Localization
-from toxloc.uncertainty import Uncertainty
+from toxloc.localization.uncertainty import Uncertainty
 
 
 @pytest.fixture

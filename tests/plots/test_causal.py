@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from toxloc import plots
-from toxloc.causal import CausalProof, Correlation, Knockout, KnockoutCurve
+from toxloc.causal.curve import KnockoutCurve
+from toxloc.causal.knockout import Knockout
+from toxloc.causal.proof import CausalProof, Correlation
 
 
 def knocked(effect, *, layers=(), neurons=(), ratio=None, rate=None):

@@ -1,6 +1,6 @@
 import pytest
 
-from toxloc.plots import frontier
+from toxloc.plots.frontier import frontier
 
 
 def entry(method, budget, rate, ratio):

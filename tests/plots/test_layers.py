@@ -76,8 +76,8 @@ def test_axes_name_the_score_and_its_unit(loc):
 
 
 def test_every_score_has_a_title_and_a_unit():
+    from toxloc.localization.scores import SCORES
     from toxloc.plots.style import SCORE_UNITS, score_axis, score_title
-    from toxloc.scores import SCORES
 
     assert set(SCORE_UNITS) == set(SCORES) == set(plots.SCORE_TITLES)
     assert score_title("auroc") == SCORES["auroc"].title

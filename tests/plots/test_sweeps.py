@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from toxloc import plots
-from toxloc.sweeps import Cell
+from toxloc.sweeps.grid import Cell
 
 
 def cell(model, method, benchmark):

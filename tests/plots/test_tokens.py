@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from toxloc import ToxlocError, plots
-from toxloc.inside import TokenView
+from toxloc.localization.token_view import TokenView
 
 TOKENS = ["<s>", "You", " sil", "ly", " goose", "\n"]
 

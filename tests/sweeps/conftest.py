@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from toxloc.sweeps import Plan, grid_of
-
-from ..conftest import random_hf, tokenizer
+from tests.conftest import random_hf, tokenizer
+from toxloc.sweeps.grid import Plan, grid_of
 
 
 @pytest.fixture(scope="session")

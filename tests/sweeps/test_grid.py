@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toxloc import ToxlocError, load_grid
-from toxloc.evaluators import EVALUATORS, register
-from toxloc.sweeps import Plan, Treatment, grid_of
-from toxloc.sweeps.grid import treatment
+from toxloc.evaluation.evaluators.registry import EVALUATORS, register
+from toxloc.sweeps.grid import Plan, Treatment, grid_of, treatment
 
 
 def test_cells_come_in_order_and_every_one_once(plan):
@@ -107,7 +106,7 @@ def test_one_benchmark_under_two_names_is_told(folder, content):
 
 
 def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monkeypatch):
-    monkeypatch.setattr("toxloc.evaluators.EVALUATORS", dict(EVALUATORS))
+    monkeypatch.setattr("toxloc.evaluation.evaluators.registry.EVALUATORS", dict(EVALUATORS))
     register("always")(lambda texts: [1.0] * len(texts))
     with pytest.raises(ToxlocError, match="'always' is a function of this process"):
         Plan(grid_of(content | {"evaluators": ["always", "profanity-check"]}), folder)

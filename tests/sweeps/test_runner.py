@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.conftest import asks_for_nothing_else
 from toxloc import ToxlocError, sweep
-from toxloc.sweeps import Plan, grid_of, runner
+from toxloc.sweeps import runner
+from toxloc.sweeps.grid import Plan, grid_of
 from toxloc.sweeps.store import Store
 
-from ..conftest import asks_for_nothing_else
 from .conftest import small_grid
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from toxloc.sweeps import Depth, Summary
 from toxloc.sweeps.store import Store
+from toxloc.sweeps.summary import Depth, Summary
 
 
 def test_depth_by_hand():

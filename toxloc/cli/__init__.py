@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from ..version import __version__
 from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate

@@ -21,9 +21,9 @@ def calibrate(
 
     Give the result to `--evaluator` as NAME@THRESHOLD.
     """
-    from ..calibration import calibrate as find
-    from ..evaluators import get_evaluators
-    from ..prompts import load_neutral
+    from ..evaluation.calibration import calibrate as find
+    from ..evaluation.evaluators.registry import get_evaluators
+    from ..texts.loading import load_neutral
 
     judge, = get_evaluators([evaluator])
     everyday = load_neutral(texts, limit=None, min_words=1)

@@ -18,8 +18,8 @@ def compare(
 
     Evaluations under different protocols, decodings, prompts or thresholds are refused.
     """
-    from ..comparison import compare as compare_both
-    from ..evaluation import load_evaluation
+    from ..evaluation.comparison import compare as compare_both
+    from ..evaluation.result import load_evaluation
 
     before, after = load_evaluation(one), load_evaluation(other)
     found = compare_both(before, after, seed)

@@ -58,18 +58,19 @@ def evaluate(
     with console.status("loading libraries"):
         from contextlib import ExitStack
 
-        from ..choices import load_choices
-        from ..evaluation import decoding_of, usual_evaluators
-        from ..evaluation import evaluate as judge
-        from ..evaluators import get_evaluators
-        from ..export import check_fitted_on
-        from ..files import check_free
-        from ..interventions import load_intervention
-        from ..metrics import prompts_needed
-        from ..model import load_model, pick_device
-        from ..progress import shown, step
-        from ..prompts import PROVOCATIVE, load_neutral, load_prompts
-        from ..protocols import get_protocol
+        from ..evaluation.cost.multiple_choice import load_choices
+        from ..evaluation.evaluate import decoding_of, usual_evaluators
+        from ..evaluation.evaluate import evaluate as judge
+        from ..evaluation.evaluators.registry import get_evaluators
+        from ..evaluation.protocols import get_protocol
+        from ..evaluation.toxicity import prompts_needed
+        from ..interventions.base import load_intervention
+        from ..interventions.export import check_fitted_on
+        from ..models.loading import load_model, pick_device
+        from ..support.files import check_free
+        from ..support.progress import shown, step
+        from ..texts.loading import load_neutral, load_prompts
+        from ..texts.prompts import PROVOCATIVE
     target, journal = Path(out), Path(f"{out.rstrip('/')}.partial.jsonl")
     check_free(target, overwrite)
     known = get_protocol(protocol) if protocol else None

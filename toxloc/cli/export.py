@@ -29,11 +29,12 @@ def export(
     """
     console = terminal(stderr=True)
     with console.status("loading libraries"):
-        from ..export import check_fitted_on, check_format, effect_in_run, export_hf, export_peft
-        from ..files import check_free
-        from ..interventions import load_intervention
-        from ..model import load_model
-        from ..progress import shown, step
+        from ..interventions.base import load_intervention
+        from ..interventions.export import check_fitted_on, check_format, export_hf, export_peft
+        from ..interventions.model_card import effect_in_run
+        from ..models.loading import load_model
+        from ..support.files import check_free
+        from ..support.progress import shown, step
     check_free(Path(out), overwrite)
     check_format(format)
     intervention = load_intervention(folder)

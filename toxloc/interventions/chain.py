@@ -7,8 +7,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..model import LoadedModel
+from ..models.loaded import LoadedModel
 from .base import KINDS, Intervention
+
+
+def parts_of(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """Return the interventions with chains replaced by what they are made of."""
+    return [part for one in interventions
+            for part in (parts_of(one.parts) if isinstance(one, Chain) else [one])]
 
 
 class Chain(Intervention):

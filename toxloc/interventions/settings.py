@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import ToxlocError
 from .budget import Budget
-from .methods import check_method
+from .registry import check_method
 
 NOT_SETTINGS = {"lm", "pairs", "neutral", "seed", "memory", "statistics", "aurocs", "maps"}  # whoever fits gives them
 

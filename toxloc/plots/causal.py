@@ -7,7 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..causal import CausalProof, Knockout, KnockoutCurve
+from ..causal.curve import KnockoutCurve
+from ..causal.knockout import Knockout
+from ..causal.proof import CausalProof
 from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines, score_title
 
 EFFECT = "effect<br>(nats per token)"

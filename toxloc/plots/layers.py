@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
-from ..localization import Localization
-from ..uncertainty import Uncertainty
+from ..localization.result import Localization
+from ..localization.uncertainty import Uncertainty
 from .style import (
     ALPHA,
     BLUE,

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from ..localization import Localization
+from ..localization.result import Localization
 from .style import DIVERGING, SCORE_CENTRES, SEQUENTIAL, colour_bar, lay_out, score_axis, score_title
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from ..scores import SCORES
+from ..localization.scores import SCORES
 
 METHOD_TITLES = {"baseline": "baseline", "meow2x": "Meow2X", "trne": "TRNE"}
 SCORE_TITLES = {name: score.title for name, score in SCORES.items()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ..sources import short_name
+from ..support.names import short_name
 from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, wrapped
 
 if TYPE_CHECKING:

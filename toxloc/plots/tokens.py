@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
-from ..inside import TokenView
+from ..localization.token_view import TokenView
 from .style import DIVERGING, colour_bar, lay_out
 
 UNITS = {"attribution": "nats", "activation": "sd"}

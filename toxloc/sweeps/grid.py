@@ -12,15 +12,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .. import __version__
 from ..errors import ToxlocError
-from ..evaluators import DEFAULT, FunctionEvaluator, get_evaluators
-from ..generation import Decoding
+from ..evaluation.evaluators.base import FunctionEvaluator
+from ..evaluation.evaluators.registry import DEFAULT, get_evaluators
+from ..generation.decoding import Decoding
 from ..interventions.settings import check_settings
-from ..model import DTYPES
-from ..prompts import PROVOCATIVE, ContrastSet, NeutralText, PromptSet, load_contrast, load_neutral, load_prompts
-from ..scores import SCORES
-from ..sources import resolve
+from ..localization.scores import SCORES
+from ..models.loading import DTYPES
+from ..models.sources import resolve
+from ..texts.contrast import ContrastSet
+from ..texts.loading import load_contrast, load_neutral, load_prompts
+from ..texts.neutral import NeutralText
+from ..texts.prompts import PROVOCATIVE, PromptSet
+from ..version import __version__
 
 
 class _Part(BaseModel):

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from .. import __version__, plots
-from ..sources import short_name
+from .. import plots
+from ..support.names import short_name
+from ..support.templates import render
+from ..version import __version__
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 
 def write_page(path: Path, summary: "Summary") -> None:
     """Write the page: depth for every score, before and after for every cell, costs, winners, underestimation."""
-    environment = Environment(loader=PackageLoader("toxloc"), autoescape=True)
-    environment.filters |= {"share": "{:.1%}".format, "signed": "{:+.0%}".format, "signed1": "{:+.1%}".format,
-                            "short": short_name, "many": lambda n, noun: f"{n} {noun}{'' if n == 1 else 's'}"}
     found = summary.results
     benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in found))
-    path.write_text(environment.get_template("sweep.html.j2").render(
-        s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(), ranks=summary.ranks(),
+    path.write_text(render(
+        "sweep.html.j2", html=True, s=summary, version=__version__, plotly_js=get_plotlyjs(),
+        best=summary.best(), ranks=summary.ranks(),
         under=summary.underestimates(), cost=plots.to_html(plots.cost_and_gain(found)) if found else "",
         changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in
                  (plots.change_by_setting(found, name) for name in benchmarks)],

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 from ..errors import ToxlocError
-from ..files import write_json
+from ..support.files import write_json
 from .grid import Cell, Plan
 from .store import Store
 from .summary import Summary

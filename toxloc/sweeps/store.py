@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToxlocError
-from ..files import read_json, write_json
+from ..support.files import read_json, write_json
 from .grid import Cell
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
-from .. import __version__
-from ..files import replacing, write_json
-from ..localization import Localization
-from ..metrics import COMBINED
+from ..evaluation.toxicity import COMBINED
+from ..localization.result import Localization
+from ..support.files import replacing, write_json
+from ..version import __version__
 from .grid import Cell, Plan
 from .store import Store
 
@@ -241,4 +241,3 @@ class Summary:
         write_json(folder / "summary.json", self.to_dict())
         with replacing(folder / "summary.html") as path:
             write_page(path, self)
-

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 
 from ..errors import ToxlocError
-from ..evaluation import Evaluation, Finished, evaluate, load_evaluation
-from ..evaluators import get_evaluators
-from ..fluency import Unedited
-from ..interventions import Intervention, load_intervention
-from ..interventions.methods import check_method
+from ..evaluation.change import paired_difference, relative_change
+from ..evaluation.cost.fluency import Unedited
+from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluators.registry import get_evaluators
+from ..evaluation.result import Evaluation, Finished, load_evaluation
+from ..interventions.base import Intervention, load_intervention
+from ..interventions.methods.trne import MEMORY
+from ..interventions.registry import check_method
 from ..interventions.settings import check_settings, parameters
-from ..interventions.trne import MEMORY
-from ..interventions.units import unit_aurocs
-from ..localization import localize
-from ..memory import PeakMemory
-from ..metrics import paired_difference, relative_change
-from ..model import load_model
-from ..scores import SCORES
-from ..statistics import ContrastStatistics, collect_contrast
+from ..interventions.unit_scaling import unit_aurocs
+from ..localization.localize import localize
+from ..localization.scores import SCORES
+from ..localization.statistics import ContrastStatistics, collect_contrast
+from ..models.loading import load_model
+from ..support.memory import PeakMemory
 from .grid import Cell, Plan, grid_of
 from .store import Store
 

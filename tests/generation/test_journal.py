@@ -1,0 +1,41 @@
+import pytest
+
+from toxloc import ToxlocError
+from toxloc.generation.journal import Journal
+
+
+@pytest.mark.parametrize("texts", [["plain"], ["two\nlines", "\u2028 \r", "", "ünïcödé \U0001f600"]])
+def test_texts_come_back_as_they_were(tmp_path, texts):
+    path = tmp_path / "journal"
+    with Journal(path, {"seed": 0}) as journal:
+        assert journal.known == {}
+        journal.add([(7, k, text) for k, text in enumerate(texts)])
+    with Journal(path, {"seed": 0}) as journal:
+        assert journal.known == {(7, k): text for k, text in enumerate(texts)}
+
+
+def test_every_cut_leaves_a_journal_that_can_go_on(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, {"seed": 0}) as journal:
+        journal.add([(0, 0, "é"), (0, 1, "b")])
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with Journal(path, {"seed": 0}) as journal:
+            assert len(journal.known) == max(0, whole[:cut].count(b"\n") - 1)
+            journal.add((0, k, text) for k, text in enumerate("éb") if (0, k) not in journal.known)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]\n", b"text\n", b"{}\n[0, 0]\n", b"\xff\n"])
+def test_what_is_no_journal_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ToxlocError, match=r"notes\.txt is not a file of completions"):
+        Journal(path, {})
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ToxlocError, match="missing/journal cannot be written"):
+        Journal(tmp_path / "missing" / "journal", {})

@@ -1,0 +1,52 @@
+from collections import Counter
+
+import pytest
+import torch
+from scipy import stats
+from transformers import TopPLogitsWarper
+
+from toxloc.generation import sampling
+from toxloc.generation.sampling import FEW, Sampler, draw
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more, and of less, than FEW tokens
+def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
+    generator = torch.Generator().manual_seed(0)
+    scores, uniform = sharpness * torch.randn(50, 5000, generator=generator), torch.rand(50, 5000, generator=generator)
+    nucleus = TopPLogitsWarper(top_p)(torch.zeros(50, 1, dtype=torch.long), scores)
+    assert (nucleus > -torch.inf).sum(1).gt(FEW).all() == (sharpness == 0.1 or top_p == 1)
+    expected = (nucleus - (-uniform.log()).log()).argmax(1)
+    assert draw(scores, uniform, top_p).tolist() == expected.tolist()
+    assert draw(scores, uniform, top_p, few=3).tolist() == expected.tolist()
+
+
+def test_the_sampler_draws_from_the_softmax():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    noise = [torch.Generator().manual_seed(seed) for seed in range(4000)]
+    ids = torch.zeros(4000, 1, dtype=torch.long)
+    drawn = Sampler()(logits, noise, ids, ids)
+    counts = [Counter(drawn.tolist())[i] for i in range(4)]
+    assert stats.chisquare(counts, [2000, 1200, 600, 200]).pvalue > 1e-3
+
+
+def test_rows_are_drawn_a_few_at_a_time_as_all_at_once(monkeypatch):
+    scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(7, 1, dtype=torch.long)
+
+    def drawn():
+        return Sampler(top_p=0.9)(scores, [torch.Generator().manual_seed(i) for i in range(7)], ids, ids).tolist()
+
+    whole = drawn()
+    for numbers in (1, 100, 149, 350):
+        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", numbers)
+        assert drawn() == whole
+
+
+def test_a_penalty_makes_what_was_said_less_likely_but_not_what_is_padding():
+    """Logits of said tokens: positive ones are divided, negative ones multiplied."""
+    ids, mask = torch.tensor([[0, 3, 1]]), torch.tensor([[0, 1, 1]])
+    greedy = Sampler(temperature=0, repetition_penalty=2.0)
+    for logits, expected in (([5.0, 4.0, 1.0, 9.0], 0), ([1.0, 4.0, 1.9, 3.0], 1), ([-3.0, -1.0, -2.5, -1.0], 1),
+                             ([-3.0, -2.0, -2.5, -2.0], 2)):
+        assert greedy(torch.tensor([logits]), [], ids, mask).item() == expected

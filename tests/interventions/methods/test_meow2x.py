@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from tests.conftest import TEXTS, bits, random_model, same_bits
+from toxloc import ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
+from toxloc.evaluation.cost.perplexity import mean_nll
+from toxloc.interventions.methods.meow2x import _costs
+from toxloc.models.batching import batches
+
+PARTS = [dict(neurons=[(0, 3), (1, 0), (1, 11)], scale=0.25), dict(layers=[1], scale=0.5), dict(layers=[0], scale=0.0)]
+
+
+def logits(lm):
+    batch = next(batches(lm, TEXTS))
+    with torch.no_grad():
+        hooked = lm.forward(batch.ids, batch.mask)[batch.real]
+        plain = lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]
+    return hooked, plain
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_hooked_equals_baked_on_both_trees(any_family, parts):
+    lm = any_family
+    untouched = logits(lm)[0]
+    with Meow2X(**parts, mode="hooks").applied(lm):
+        hooks = logits(lm)
+    with Meow2X(**parts, mode="weights").applied(lm):
+        weights = logits(lm)
+    for other in (hooks[1], *weights):
+        torch.testing.assert_close(hooks[0], other, rtol=1e-5, atol=1e-5)
+    assert (hooks[0] - untouched).abs().max() > 1e-3
+
+
+def test_scaling_neurons_is_what_it_says(tiny):
+    seen = []
+    with Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny), \
+            tiny.hooked.hooks(fwd_hooks=[(tiny.neuron_hook(1), lambda a, hook: seen.append(a))]):
+        logits(tiny)
+    tiny.hooked.hook_dict[tiny.neuron_hook(1)].add_hook(lambda a, hook: seen.append(a))
+    logits(tiny)
+    tiny.hooked.reset_hooks()
+    before, after = seen[1], seen[0]
+    torch.testing.assert_close(after[..., 5], 0.25 * before[..., 5])
+    torch.testing.assert_close(after[..., :5], before[..., :5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["hooks", "weights"])
+def test_weights_come_back_bit_for_bit_also_after_an_exception(mode, dtype):
+    lm = random_model("llama", dtype=dtype)
+    before = bits(lm)
+    meow = Meow2X(layers=[0], neurons=[(1, 2)], scale=0.3, mode=mode)
+    with pytest.raises(KeyboardInterrupt), meow.applied(lm):
+        assert same_bits(before, lm) == (mode == "hooks")
+        raise KeyboardInterrupt
+    assert same_bits(before, lm)
+    assert lm.applied == []
+    assert all(not point.fwd_hooks for point in lm.hooked.hook_dict.values())
+    assert not any(lm.down_projection(i)._forward_pre_hooks for i in range(lm.n_layers))
+
+
+def test_a_failure_while_applying_leaves_nothing_behind(tiny, monkeypatch):
+    before = bits(tiny)
+    monkeypatch.setattr(type(tiny), "b_out", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Meow2X(layers=[0, 1], mode="weights").apply(tiny)
+    assert same_bits(before, tiny)
+    assert tiny.applied == []
+
+
+def test_a_scale_of_one_changes_nothing(tiny):
+    before = logits(tiny)[0]
+    with Meow2X(layers=[0], neurons=[(1, 1)], scale=1.0).applied(tiny):
+        torch.testing.assert_close(logits(tiny)[0], before)
+
+
+def test_save_and_load(tiny, tmp_path):
+    meow = Meow2X(layers=[1], neurons=[(0, 5), (1, 2)], scale=0.125, mode="weights")
+    meow.save(tmp_path / "m")
+    again = load_intervention(tmp_path / "m")
+    assert isinstance(again, Meow2X)
+    assert again.config() == meow.config()
+    assert again.neurons == meow.neurons
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["intervention.json", "tensors.safetensors"]
+
+
+def test_costs_are_the_second_order_change_by_hand(tiny):
+    s = collect_contrast(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True)
+    w = tiny.W_out(1)[7]
+    expected = s.C[1][7, 7] * (w @ s.S[1] @ w)
+    assert _costs(tiny, s)[1, 7] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pairs, neutral):
+    before = bits(lm)
+    s = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
+    meow = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with meow.applied(lm):
+        rise = np.expm1(mean_nll(lm, neutral.tune) - base)
+    assert 0.01 <= rise <= 0.02
+    assert meow.record["tuned_perplexity_ratio"] == pytest.approx(1 + rise, rel=1e-6)
+    for layer, j in meow.neurons:
+        assert -(s.G(layer)[j] @ lm.W_out(layer)[j]) > 0
+    assert meow.fitted_on["fingerprint"] == lm.fingerprint
+
+
+@pytest.mark.parametrize("score", ["combined", "auroc"])
+def test_fit_gathers_what_its_score_needs(tiny, score):
+    meow = Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:4]), budget=0.5, score=score,
+                      neutral=NeutralText(TEXTS[:1], TEXTS[3:], TEXTS[2:3]))
+    assert meow.record["score"] == score
+    assert meow.neurons
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (dict(), "needs layers= or neurons="),
+    (dict(layers=[0], scale=1.5), "not 1.5"),
+    (dict(layers=[0], mode="sideways"), "Unknown mode 'sideways'"),
+    (dict(neurons=[(0, 1)], scale=[0.5, 0.1]), "2 scales were given for 1 neurons"),
+    (dict(layers=[0], scale=[0.5]), "1 scales were given for 0 neurons and 1 layers"),
+])
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ToxlocError, match=words):
+        Meow2X(**arguments)
+
+
+@pytest.mark.parametrize(("parts", "words"), [
+    (dict(layers=[2]), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
+    (dict(neurons=[(0, 64)]), "Neuron 64 of layer 0 was asked for; random-gpt2 has neurons 0 to 63"),
+])
+def test_parts_that_are_not_in_the_model(tiny, parts, words):
+    with pytest.raises(ToxlocError, match=words):
+        Meow2X(**parts).apply(tiny)
+    assert tiny.applied == []
+
+
+def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
+    meow = Meow2X(neurons=[(0, 3), (1, 5)], scale=[0.25, 0.75])
+    rows = tiny.W_out(0)[3].clone(), tiny.W_out(1)[5].clone()
+    with meow.baked().applied(tiny):
+        torch.testing.assert_close(tiny.W_out(0)[3], 0.25 * rows[0])
+        torch.testing.assert_close(tiny.W_out(1)[5], 0.75 * rows[1])
+    meow.save(tmp_path / "m")
+    again = load_intervention(tmp_path / "m")
+    assert again.neurons == {(0, 3): 0.25, (1, 5): 0.75}
+    with meow.applied(tiny):
+        expected = logits(tiny)
+    with again.baked().applied(tiny):
+        for found in logits(tiny):
+            torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(scale="graded"), dict(scale="graded", per_cost=False), dict(scale="auto"),
+                                     dict(parts="layers"), dict(parts="layers", k=3)])
+def test_every_form_keeps_its_budget(lm, pairs, neutral, options):
+    before = bits(lm)
+    s = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
+    meow = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, **options)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with meow.applied(lm):
+        assert 0.01 <= np.expm1(mean_nll(lm, neutral.tune) - base) <= 0.02
+    if options.get("scale") == "auto":
+        gains = {}
+        for scale in (0.0, 0.25, 0.5, 0.75):
+            one = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, scale=scale)
+            gains[scale] = sum(-(1 - scale) * (s.G(layer)[j] @ lm.W_out(layer)[j]).item() for layer, j in one.neurons)
+        assert meow.scale == max(gains, key=gains.get)
+    if "parts" in options:
+        assert 1 <= len(meow.layers) <= options.get("k", 1) and not meow.neurons
+
+
+def test_the_graded_form_gains_most_at_its_second_order_cost():
+    """Against a numerical search over all scales in [0, 1] of equal cost."""
+    rng = np.random.default_rng(0)
+    value, cost = rng.uniform(0.1, 1, 6), rng.uniform(0.1, 1, 6)
+    off = np.minimum(1, 0.7 * value / cost)  # 1 - scale
+    found = minimize(lambda x: -(x @ value), np.full(6, 0.1), bounds=[(0, 1)] * 6, method="SLSQP",
+                     constraints={"type": "ineq", "fun": lambda x: (off**2 * cost).sum() - (x**2 * cost).sum()})
+    assert off @ value == pytest.approx(-found.fun, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (dict(parts="heads"), "Unknown parts 'heads'"), (dict(scale="half"), "Unknown scale 'half'"),
+])
+def test_fits_that_cannot_be(tiny, options, words):
+    with pytest.raises(ToxlocError, match=words):
+        Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), **options)

@@ -1,0 +1,298 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from tests.conftest import TEXTS, bits, random_model, same_bits
+from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
+from toxloc.evaluation.cost.perplexity import mean_nll
+from toxloc.interventions.methods.trne import RankOne, _contrast
+from toxloc.localization.linalg import steepest, steepest_at_cost, steepest_beyond_noise
+
+PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
+
+
+def best_rank_one(G, cost, rng):
+    """Numerical search: the largest <G, u vᵀ> over rank-one changes of cost 1, from several starts."""
+    d, m = G.shape
+
+    def negative_gain(x):
+        u, v = x[:d], x[d:]
+        return -(u @ G @ v) / math.sqrt(cost(u, v))
+
+    return max(-minimize(negative_gain, rng.normal(size=d + m), method="BFGS").fun for _ in range(6))
+
+
+def random_spd(rng, d):
+    A = rng.normal(size=(d, d))
+    return A @ A.T / d
+
+
+def test_the_frobenius_form_is_the_best_rank_one_change_of_its_norm():
+    rng = np.random.default_rng(0)
+    G = rng.normal(size=(6, 4))
+    sigma, u, v = steepest(torch.tensor(G))
+    assert u @ torch.tensor(G) @ v == pytest.approx(sigma)
+    assert sigma == pytest.approx(best_rank_one(G, lambda u, v: (u @ u) * (v @ v), rng), rel=1e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.1, 1.0])
+def test_the_kl_form_is_the_best_rank_one_change_of_its_second_order_cost(ridge):
+    rng = np.random.default_rng(1)
+    G, C, S = rng.normal(size=(6, 4)), random_spd(rng, 6), random_spd(rng, 4)
+    ridged = [M + ridge * np.trace(M) / len(M) * np.eye(len(M)) for M in (C, S)]
+    sigma, u, v = steepest_at_cost(*map(torch.tensor, (G, C, S)), ridge)
+    u, v = u.numpy(), v.numpy()
+    assert (u @ ridged[0] @ u) * (v @ ridged[1] @ v) == pytest.approx(1)
+    best = best_rank_one(G, lambda u, v: (u @ ridged[0] @ u) * (v @ ridged[1] @ v), rng)
+    assert u @ G @ v == pytest.approx(best, rel=1e-5)
+    assert sigma == pytest.approx(best, rel=1e-5)
+
+
+def test_frobenius_edit_has_the_norm_asked_for_and_lies_in_the_layer_of_the_largest_gradient(tiny):
+    s = collect_contrast(tiny, PAIRS)
+    edit = TRNE.fit(tiny, PAIRS, metric="frobenius", norm=0.02, statistics=s)
+    strongest = max(range(2), key=lambda i: s.G(i).norm())
+    assert [e.layer for e in edit.edits] == [strongest]
+    before = tiny.W_out(strongest).clone()
+    with edit.applied(tiny):
+        change = tiny.W_out(strongest) - before
+    assert (change.norm() / before.norm()).item() == pytest.approx(0.02, rel=1e-4)
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) == 1
+    assert (change * s.G(strongest)).sum() > 0
+
+
+def test_layers_share_the_norm(tiny):
+    edit = TRNE.fit(tiny, PAIRS, metric="frobenius", norm=0.1, layers=2)
+    shares = [(e.u.norm() * e.v.norm() / tiny.W_out(e.layer).norm()).item() for e in edit.edits]
+    assert shares == pytest.approx([0.1 / math.sqrt(2)] * 2, rel=1e-4)
+
+
+def test_kl_edit_spends_in_proportion_to_editability_squared(tiny):
+    s = collect_contrast(tiny, PAIRS, curvature=True)
+    edit = TRNE.fit(tiny, PAIRS, norm=0.05, statistics=s)
+    gains = [(torch.outer(e.u, e.v) * s.G(e.layer)).sum().item() for e in edit.edits]
+    strength = edit.record["strength"]
+    for e, gain in zip(edit.edits, gains, strict=True):
+        assert gain == pytest.approx(strength * edit.record["editability"][str(e.layer)] ** 2, rel=1e-3)
+    assert edit.record["norm"] == pytest.approx(0.05)
+
+
+def test_the_edit_is_in_both_trees_and_in_the_weights_that_are_saved(any_family):
+    lm = any_family
+    edit = TRNE.fit(lm, PAIRS, norm=0.1, neutral=None)
+    before = bits(lm)
+    ids = torch.tensor([[0, 5, 9, 100]])
+    with edit.applied(lm), torch.no_grad():
+        weight = lm.down_projection(edit.edits[0].layer).weight
+        W = weight if weight.shape == (lm.d_mlp, lm.d_model) else weight.T
+        torch.testing.assert_close(W, lm.W_out(edit.edits[0].layer), rtol=0, atol=0)
+        assert not same_bits(before, lm)
+        torch.testing.assert_close(lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits,
+                                   rtol=1e-5, atol=1e-5)
+    assert same_bits(before, lm)
+
+
+def test_the_contrast_rises_as_predicted(lm, pairs, neutral):
+    s = collect_contrast(lm, pairs, curvature=True)
+    edit = TRNE.fit(lm, pairs, norm=0.002, statistics=s, neutral=neutral)
+
+    def contrast():
+        after = collect_contrast(lm, pairs)
+        return after.toxic.nll - after.neutral.nll
+
+    before = contrast()
+    with edit.applied(lm):
+        rise = contrast() - before
+    # Statistics skip the first position's key, the edit does not: the prediction is of first order and near.
+    predicted = sum((torch.outer(e.u, e.v) * s.G(e.layer)).sum().item() for e in edit.edits)
+    assert rise == pytest.approx(predicted, rel=0.15)
+
+
+def test_fit_spends_its_budget_and_no_more_and_leaves_the_model_alone(lm, pairs, neutral):
+    before = bits(lm)
+    edit = TRNE.fit(lm, pairs, budget=0.01, neutral=neutral)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with edit.applied(lm):
+        rise = np.expm1(mean_nll(lm, neutral.tune) - base)
+    assert 0.009 <= rise <= 0.01
+    assert edit.record["tuned_perplexity_ratio"] == pytest.approx(1 + rise)
+    assert edit.record["evaluations"] <= 12
+    assert len(edit.record["editability"]) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_come_back_bit_for_bit(dtype):
+    lm = random_model("gpt2", dtype=dtype)
+    before = bits(lm)
+    edit = TRNE([RankOne(i, torch.randn(lm.d_mlp), torch.randn(lm.d_model)) for i in range(2)])
+    edit.apply(lm)
+    assert not same_bits(before, lm)
+    edit.revert(lm)
+    assert same_bits(before, lm)
+    with pytest.raises(RuntimeError), edit.applied(lm):
+        raise RuntimeError
+    assert same_bits(before, lm)
+
+
+def test_an_interrupt_in_the_middle_of_applying_restores_the_weights(tiny, monkeypatch):
+    before = bits(tiny)
+    edit = TRNE([RankOne(i, torch.randn(tiny.d_mlp), torch.randn(tiny.d_model)) for i in range(2)])
+    real, calls = torch.addmm, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(torch, "addmm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        edit.apply(tiny)
+    assert len(calls) == 2
+    assert same_bits(before, tiny)
+
+
+def test_save_and_load(tiny, tmp_path):
+    edit = TRNE.fit(tiny, PAIRS, norm=0.05)
+    edit.save(tmp_path / "e")
+    again = load_intervention(tmp_path / "e")
+    assert isinstance(again, TRNE)
+    for a, b in zip(edit.edits, again.edits, strict=True):
+        assert a.layer == b.layer
+        torch.testing.assert_close((a.u, a.v), (b.u, b.v), rtol=0, atol=0)
+    assert again.record == edit.record
+    assert again.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
+
+
+def test_interventions_compose_and_unwind_in_order(tiny):
+    before = bits(tiny)
+    edit = TRNE([RankOne(0, torch.randn(tiny.d_mlp), torch.randn(tiny.d_model))])
+    meow = Meow2X(neurons=[(0, 1)], scale=0.0, mode="weights")
+    edit.apply(tiny)
+    meow.apply(tiny)
+    assert tiny.W_out(0)[1].abs().max() == 0
+    with pytest.raises(ToxlocError, match="was applied to random-gpt2 after"):
+        edit.revert(tiny)
+    with tiny.unedited():
+        assert same_bits(before, tiny)
+    assert tiny.W_out(0)[1].abs().max() == 0
+    meow.revert(tiny)
+    edit.revert(tiny)
+    assert same_bits(before, tiny)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (dict(metric="cosine"), "Unknown metric 'cosine'"),
+    (dict(budget=0.01, norm=0.1), "not both"),
+    (dict(budget=-1), "not -1"),
+    (dict(norm=0.0), "must be positive"),
+    (dict(ridge=0.0), "ridge must be positive"),
+    (dict(layers=3), "Asked for 3 layers; random-gpt2 has 2"),
+    (dict(layers=[5]), "Layer 5 was asked for"),
+])
+def test_bad_arguments(tiny, arguments, words):
+    with pytest.raises(ToxlocError, match=words):
+        TRNE.fit(tiny, PAIRS, **arguments)
+
+
+def test_an_edit_for_another_shape_is_refused(tiny):
+    edit = TRNE([RankOne(0, torch.ones(10), torch.ones(16))])
+    with pytest.raises(ToxlocError, match="is for d_mlp=10, d_model=16; random-gpt2 has d_mlp=64"):
+        edit.apply(tiny)
+
+
+def test_the_kl_metric_needs_the_curvature(tiny):
+    with pytest.raises(ToxlocError, match="needs the curvature"):
+        TRNE.fit(tiny, PAIRS, norm=0.1, statistics=collect_contrast(tiny, PAIRS))
+
+
+def test_sigma_without_noise_is_that_of_the_mean_gradient_and_near_the_truth_with_it():
+    rng = np.random.default_rng(2)
+    truth, C, S = 3 * np.outer(rng.normal(size=12), rng.normal(size=8)), random_spd(rng, 12), random_spd(rng, 8)
+    C, S = (torch.tensor(M + np.eye(len(M))) for M in (C, S))
+    exact = steepest_at_cost(torch.tensor(truth), C, S, 0.5)
+    same = steepest_beyond_noise((torch.tensor(truth), torch.tensor(truth)), C, S, 0.5)
+    assert same[0] == pytest.approx(exact[0])
+    torch.testing.assert_close(torch.outer(same[1], same[2]), torch.outer(exact[1], exact[2]))
+    noise_only, both = [], []
+    for _ in range(40):
+        A, B = (torch.tensor(6 * rng.normal(size=truth.shape)) for _ in "AB")
+        noise_only.append([steepest_at_cost((A + B) / 2, C, S, 0.5)[0], steepest_beyond_noise((A, B), C, S, 0.5)[0]])
+        both.append([steepest_at_cost((A + B) / 2 + truth, C, S, 0.5)[0],
+                     steepest_beyond_noise((A + truth, B + truth), C, S, 0.5)[0]])
+    plain, beyond = np.mean(noise_only, axis=0)
+    assert beyond < 0.9 * plain
+    plain, beyond = np.mean(both, axis=0)
+    assert abs(beyond - exact[0]) < abs(plain - exact[0])
+
+
+def test_halves_that_agree_on_nothing_leave_the_layer_alone():
+    G = torch.eye(5, 4)
+    sigma, u, _ = steepest_beyond_noise((G, -G), torch.eye(5), torch.eye(4), 1.0)
+    assert sigma == 0
+    assert u.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [dict(shrink=True), dict(fisher="sampled"), dict(rounds=2), dict(ridge="auto"),
+                                     dict(emphasis={0: 0.0, 1: 2.0}), dict(ridge="auto", shrink=True, rounds=2)])
+def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_alone(options):
+    lm = random_model("llama", scale=4.0)
+    pairs = ContrastSet(TEXTS[:2] * 3, TEXTS[2:4] * 3)
+    neutral = NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3])
+    before, contrast = bits(lm), _contrast(lm, pairs)
+    edit = TRNE.fit(lm, pairs, budget=0.02, neutral=neutral, **options)
+    assert same_bits(before, lm)
+    base = mean_nll(lm, neutral.tune)
+    with edit.applied(lm):
+        assert 0 < np.expm1(mean_nll(lm, neutral.tune) - base) <= 0.02
+        assert _contrast(lm, pairs) > contrast
+        norms = relative_norms(lm)
+    rounds = options.get("rounds", 1)
+    assert edit.record["rounds"] == rounds
+    assert len(edit.edits) == 2 * rounds
+    assert edit.record["relative_norm"]["1"] == pytest.approx(norms[1], rel=0.05)
+    assert sum(edit.record["share_of_cost"].values()) == pytest.approx(1)
+    if options.get("ridge") == "auto":
+        rises = edit.record["ridges"]
+        assert list(rises) == ["0.1", "0.3", "1.0", "3.0"]
+        assert edit.settings["ridge"] == float(max(rises, key=rises.get))
+    if "emphasis" in options:
+        assert edit.record["relative_norm"]["0"] == 0
+
+
+def relative_norms(lm):
+    """||ΔW|| / ||W||, by layer, of what is in force."""
+    after = [lm.W_out(layer).clone() for layer in range(lm.n_layers)]
+    with lm.unedited():
+        return [float((W - lm.W_out(layer)).norm() / lm.W_out(layer).norm()) for layer, W in enumerate(after)]
+
+
+def test_layers_taken_in_turn_for_want_of_memory_give_the_same_edit(tiny):
+    whole = TRNE.fit(tiny, PAIRS, norm=0.05)
+    one_by_one = TRNE.fit(tiny, PAIRS, norm=0.05, memory=1)
+    for a, b in zip(whole.edits, one_by_one.edits, strict=True):
+        assert a.layer == b.layer
+        torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (dict(ridge="none"), 'or "auto", not'),
+    (dict(metric="frobenius", shrink=True), "for metric=\"kl\""),
+    (dict(rounds=0), "rounds=0"),
+    (dict(rounds=2, norm=0.1), "instead of norm="),
+    (dict(fisher="true"), "Unknown fisher 'true'"),
+    (dict(emphasis={5: 1.0}), "has layers 0 to 1"),
+    (dict(emphasis={0: -1.0}), "factors of 0 or more"),
+])
+def test_options_that_do_not_go_together(tiny, options, words):
+    with pytest.raises(ToxlocError, match=words):
+        TRNE.fit(tiny, PAIRS, **options)
+
+
+def test_options_that_divide_the_set_take_no_statistics(tiny):
+    with pytest.raises(ToxlocError, match="leave statistics= out"):
+        TRNE.fit(tiny, PAIRS, shrink=True, statistics=collect_contrast(tiny, PAIRS, curvature=True))

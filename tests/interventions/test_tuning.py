@@ -1,0 +1,93 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toxloc import TRNE, ToxlocError
+from toxloc.evaluation.cost.fluency import Fluency, measure_fluency
+from toxloc.interventions.budget import Budget
+from toxloc.interventions.tuning import largest_within
+
+
+@given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3),
+       budget=st.floats(1e-4, 0.2))
+def test_any_power_law_is_spent_to_nine_tenths_within_twelve_evaluations(scale, power, first, budget):
+    calls = []
+
+    def cost(s):
+        calls.append(s)
+        return scale * s**power
+
+    # What a fit does: the first guess is right to a few orders of magnitude.
+    start = (budget / scale) ** (1 / power) * min(max(first, 1e-2), 1e2)
+    tuned = largest_within(cost, budget, start)
+    assert 0.9 * budget <= tuned.cost <= budget
+    assert tuned.cost == pytest.approx(cost(tuned.strength))
+    assert len(calls) - 1 <= 12
+
+
+def test_a_model_that_explodes_is_approached_from_below():
+    tuned = largest_within(lambda s: math.inf if s > 0.003 else s, 0.01, first=1.0)
+    assert 0.002 < tuned.strength <= 0.003
+
+
+def test_a_cost_that_first_falls_is_followed_until_it_rises():
+    tuned = largest_within(lambda s: s * s - 0.1 * s, 0.01, first=0.01)
+    assert tuned.cost <= 0.01
+    assert tuned.strength > 0.15
+
+
+def test_a_cost_that_falls_below_nothing_and_then_rises_steeply_is_met_within_few_evaluations():
+    calls = []
+
+    def cost(s):
+        calls.append(s)
+        return 0.01 * s**3 * (s - 1.9) / 0.8
+
+    tuned = largest_within(cost, 0.01, first=1.0)
+    assert 0.0095 <= tuned.cost <= 0.01
+    assert len(calls) <= 9
+
+
+def test_the_limit_is_kept():
+    assert largest_within(lambda s: 1e-6 * s, 0.01, first=3, limit=10).strength == 10
+
+
+def test_nothing_fits():
+    with pytest.raises(ToxlocError, match="No strength down to"):
+        largest_within(lambda s: 1.0, 0.01, first=1.0)
+
+
+@pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
+def test_budgets_out_of_range(budget):
+    with pytest.raises(ToxlocError, match=r"such as 0\.01"):
+        Budget.of(budget)
+    with pytest.raises(ToxlocError, match=r"KL in nats that is allowed"):
+        Budget(kl=budget)
+
+
+def test_a_budget_needs_a_limit():
+    with pytest.raises(ToxlocError, match="needs perplexity= or kl="):
+        Budget()
+
+
+def test_the_tighter_of_two_limits_counts_and_a_ruin_is_over_any():
+    both = Budget(perplexity=0.01, kl=0.02)
+    assert both.share(Fluency(30, 1.005, 0.03, 1.0, 9)) == pytest.approx(1.5)
+    assert both.share(Fluency(30, 1.02, 0.03, 1.0, 9)) == pytest.approx(2.0)
+    assert Budget(kl=0.02).share(Fluency(30, 9.0, 0.01, 1.0, 9)) == pytest.approx(0.5)
+    assert both.share(Fluency(math.inf, math.inf, 0.0, 1.0, 9)) == math.inf
+    assert both.share(Fluency(30, 1.0, math.nan, 1.0, 9)) == math.inf
+
+
+@pytest.mark.parametrize("budget", [Budget(kl=0.004), Budget(perplexity=0.02, kl=0.004), Budget(perplexity=0.002)])
+def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budget):
+    edit = TRNE.fit(lm, pairs, budget=budget, neutral=neutral)
+    with edit.applied(lm):
+        cost = measure_fluency(lm, neutral.tune)
+    assert 0.9 <= budget.share(cost) <= 1 + 1e-3
+    assert edit.record["tuned_perplexity_ratio"] == pytest.approx(cost.perplexity_ratio, rel=1e-5)
+    assert edit.record["budget"] == budget.to_dict()
+    assert (edit.record["tuned_kl"] is None) == (budget.kl is None)
+    assert edit.record["evaluations"] <= 12

@@ -1,0 +1,85 @@
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from tests.conftest import TEXTS, random_model
+from toxloc.models import activations as sites
+from toxloc.models.activations import change, pooled
+from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.batching import batches
+
+
+def everywhere(lm, layer):
+    return [sites.neurons(lm, layer), *sites.mlp_linears(lm, layer), sites.mlp_write(lm, layer),
+            sites.attention_write(lm, layer), sites.residual(lm, layer)]
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_change_is_the_same_on_both_trees_and_leaves_no_trace(family):
+    lm = random_model(family)
+    batch = next(batches(lm, TEXTS))
+
+    def logits():
+        with torch.no_grad():
+            return (lm.forward(batch.ids, batch.mask)[batch.real],
+                    lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+
+    untouched = logits()[0]
+    for site in everywhere(lm, 1):
+        with ExitStack() as stack:
+            change(lm, site, lambda x: x * torch.linspace(-1, 1, x.shape[-1]), stack)  # no norm undoes it
+            hooked, plain = logits()
+        torch.testing.assert_close(hooked, plain, rtol=1e-4, atol=1e-4)
+        assert (hooked - untouched).abs().max() > 1e-3, site.hook
+        for again in logits():
+            torch.testing.assert_close(again, untouched, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "gemma2"])
+def test_what_goes_into_the_neurons_is_seen_under_its_hook_and_in_its_module(family):
+    """gpt2: neurons = gelu(up). Gated families: neurons = act(gate) * up, whether or not they share a matrix."""
+    lm = random_model(family)
+    found = pooled(lm, ["one two three"], [*sites.mlp_linears(lm, 1), sites.neurons(lm, 1)], "max", skip_first=False)
+    assert [x.shape[1] for x in found] == [lm.d_mlp] * (len(found) - 2) + [lm.d_model, lm.d_mlp]
+    assert len(found) == (3 if family == "gpt2" else 4)
+
+
+def test_a_change_of_one_half_leaves_the_other_alone():
+    lm = random_model("phi3")
+    seen = []
+    gate, up, _ = sites.mlp_linears(lm, 0)
+    gate.module.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
+    batch = next(batches(lm, TEXTS))
+    with ExitStack() as stack, torch.no_grad():
+        lm.hf(input_ids=batch.ids, attention_mask=batch.mask)
+        change(lm, up, torch.zeros_like, stack)
+        gate.module.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
+        lm.hf(input_ids=batch.ids, attention_mask=batch.mask)
+    before, after = seen[0], seen[-1]
+    assert torch.equal(before[..., gate.part], after[..., gate.part])
+    assert (after[..., up.part] == 0).all() and (before[..., up.part] != 0).any()
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_pooling_equals_one_text_at_a_time_by_the_plain_model(how, skip_first):
+    lm = random_model("llama")
+    texts = [*TEXTS, "Hm"]
+    site = sites.residual(lm, 0)
+    found, = pooled(lm, texts, [site], how, skip_first=skip_first)
+    for i, text in enumerate(texts):
+        ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            rows = lm.hf(input_ids=ids, output_hidden_states=True).hidden_states[1][0, skip_first:]
+        torch.testing.assert_close(found[i], rows.amax(0) if how == "max" else rows.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_changes_are_computed_in_float32_and_rounded_back():
+    lm = random_model("gpt2", dtype=torch.bfloat16)
+    seen = []
+    batch = next(batches(lm, TEXTS))
+    with ExitStack() as stack, torch.no_grad():
+        change(lm, sites.residual(lm, 0), lambda x: seen.append(x.dtype) or x, stack)
+        assert lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits.dtype == torch.bfloat16
+    assert seen == [torch.float32]

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+import toxloc
+from tests.conftest import write_gguf
+from toxloc import ToxlocError
+from toxloc.models.gguf import check_room, converted
+
+
+def test_gguf_is_converted_once_and_is_then_a_normal_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "small.gguf")
+    lm = toxloc.load_model(str(tmp_path / "small.gguf"))
+    assert (lm.name, lm.n_layers, lm.d_mlp, lm.d_model) == ("small", 2, 64, 32)
+    folder = converted(tmp_path / "small.gguf")
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert not [p for p in folder.parent.iterdir() if "partial" in p.name]
+    assert not hasattr(lm.hf.config, "quantization_config")
+    made = (folder / "config.json").stat().st_mtime_ns
+    again = toxloc.load_model(str(tmp_path / "small.gguf"))
+    assert (folder / "config.json").stat().st_mtime_ns == made
+    ids = torch.tensor([[0, 40, 50]])
+    torch.testing.assert_close(lm.hf(ids).logits, again.forward(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-4)
+    lm.hf.save_pretrained(tmp_path / "saved")  # fails on a model that still believes itself quantized
+
+
+def test_a_file_that_is_no_gguf_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(ToxlocError, match=r"cannot read bad\.gguf"):
+        toxloc.load_model(str(tmp_path / "bad.gguf"))
+    assert not any((tmp_path / "cache" / "toxloc" / "gguf").iterdir())
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    check_room(tmp_path / "a" / "b", 1, "This")
+    with pytest.raises(ToxlocError, match=r"This needs up to 1099511627776 MiB in .*a, where \d+ MiB are free"):
+        check_room(tmp_path / "a" / "b", 1 << 60, "This")

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from tests.conftest import TEXTS, random_model
+from toxloc.models import likelihood
+from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.batching import Batch, batches
+from toxloc.models.likelihood import logit_rows, predicting, summed_nll, targets, token_nll
+
+
+def whole_logits(lm, batch):
+    """All logits at once, by the plain model, cut to the places where something is predicted."""
+    logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+    return logits[batch.mask[:, 1:].bool()].float()
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(likelihood, "FEWEST_ROWS", 3)
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_loses_what_its_own_logits_say(family, few_rows):
+    lm = random_model(family)
+    batch = next(batches(lm, TEXTS))
+    with torch.no_grad():
+        losses = token_nll(lm, predicting(lm, batch), targets(batch))
+        expected = -whole_logits(lm, batch).double().log_softmax(-1)
+    wanted = expected.gather(1, batch.ids[:, 1:][batch.mask[:, 1:].bool()][:, None])[:, 0]
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi", "gemma2"])  # plain, with a bias, with a soft cap
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_is_that_of_autograd_through_whole_logits(family, dtype, few_rows):
+    lm = random_model(family, scale=4.0, dtype=dtype)
+    torch.manual_seed(1)
+    hidden = torch.randn(10, lm.d_model).to(dtype).requires_grad_(True)
+    token, weight = torch.randint(8192, (10,)), torch.rand(10)
+    (token_nll(lm, hidden, token) * weight).sum().backward()
+    found, hidden.grad = hidden.grad, None
+    head, cap = lm.hf.get_output_embeddings(), getattr(lm.hf.config, "final_logit_softcapping", None)
+    logits = head(hidden).float()
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    (torch.nn.functional.cross_entropy(logits, token, reduction="none") * weight).sum().backward()
+    close = dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found, hidden.grad, **close)
+    assert found.abs().max() > 0.01
+
+
+def test_the_loss_by_hand(tiny):
+    batch = Batch(torch.tensor([[0, 5, 9, 7], [0, 6, 3, 3]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), [0, 1])
+    loss, count = summed_nll(tiny, batch)
+    with torch.no_grad():
+        logp = tiny.hf(input_ids=batch.ids, attention_mask=batch.mask).logits.double().log_softmax(-1)
+    by_hand = logp[0, 0, 5] + logp[0, 1, 9] + logp[0, 2, 7] + logp[1, 0, 6]
+    assert count == 4
+    assert targets(batch).tolist() == [5, 9, 7, 6]
+    assert loss.item() == pytest.approx(-by_hand.item(), rel=1e-5)
+
+
+def test_rows_are_cut_but_none_is_lost(tiny, few_rows):
+    hidden = torch.randn(8, tiny.d_model)
+    parts = list(logit_rows(tiny, hidden))
+    assert [rows.indices(8)[:2] for rows, _ in parts] == [(0, 3), (3, 6), (6, 8)]
+    torch.testing.assert_close(torch.cat([logits for _, logits in parts]), tiny.hf.get_output_embeddings()(hidden))

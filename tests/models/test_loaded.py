@@ -1,0 +1,168 @@
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+import toxloc
+from tests.conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
+from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
+from toxloc.generation.generate import generate
+from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.loaded import LoadedModel
+from toxloc.support.progress import shown
+
+
+def test_two_trees_one_set_of_weights(any_family):
+    lm = any_family
+    for layer in range(lm.n_layers):
+        weight = lm.down_projection(layer).weight
+        assert lm.W_out(layer).data_ptr() == weight.data_ptr()
+        assert lm.W_out(layer).shape == (lm.d_mlp, lm.d_model)
+    seen = []
+    lm.hooked.hook_dict["blocks.0.mlp.hook_post"].add_hook(lambda a, hook: seen.append(a))
+    ids = torch.tensor([[0, 5, 9]])
+    lm.hf(input_ids=ids)
+    assert not seen
+    lm.forward(ids, torch.ones_like(ids))
+    assert seen
+
+
+def test_both_trees_compute_the_same(any_family):
+    ids = torch.tensor([[0, 5, 9, 77, 1000]])
+    with torch.no_grad():
+        a = any_family.forward(ids, torch.ones_like(ids))
+        b = any_family.hf(input_ids=ids).logits
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_mlp_output_is_the_key_times_w_out_plus_b_out(any_family):
+    lm, seen = any_family, {}
+    hooks = [(name, lambda x, hook, name=name: seen.update({name: x.reshape(-1, x.shape[-1])}))
+             for name in (lm.neuron_hook(1), lm.output_hook(1))]
+    ids = torch.tensor([[0, 5, 9]])
+    with torch.no_grad(), lm.hooked.hooks(fwd_hooks=hooks):
+        lm.forward(ids, torch.ones_like(ids))
+    bias = lm.b_out(1)
+    expected = seen[lm.neuron_hook(1)] @ lm.W_out(1) + (0 if bias is None else bias)
+    torch.testing.assert_close(seen[lm.output_hook(1)], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_built_in_model(lm):
+    assert (lm.n_layers, lm.d_mlp, lm.d_model, lm.context) == (8, 1024, 256, 256)
+    assert lm.prepend_bos
+    assert not any(p.requires_grad for p in [*lm.hf.parameters(), *lm.hooked.parameters()])
+    assert "8 layers" in repr(lm)
+
+
+def test_a_local_folder_in_every_precision(tmp_path):
+    hf = random_hf("llama")
+    hf.save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    for dtype in ("float32", "bfloat16", "float16"):
+        lm = toxloc.load_model(str(tmp_path / "m"), dtype=dtype, device="cpu")
+        assert str(lm.dtype) == f"torch.{dtype}"
+        assert lm.name == "m"
+    with torch.no_grad():
+        again = toxloc.load_model(str(tmp_path / "m"), device="cpu").hf(torch.tensor([[0, 4]])).logits
+        torch.testing.assert_close(again, hf(torch.tensor([[0, 4]])).logits)
+
+
+def test_a_chat_template_is_told_of(tmp_path):
+    random_hf("llama").save_pretrained(tmp_path / "m")
+    spoken = tokenizer()
+    for template, words in ((None, ""), ("{{ messages[0].content }}", "m has a chat template. It is not used")):
+        spoken.chat_template = template
+        spoken.save_pretrained(tmp_path / "m")
+        screen = io.StringIO()
+        with shown(Console(file=screen, width=200)):
+            toxloc.load_model(str(tmp_path / "m"), device="cpu")
+        assert words in screen.getvalue()
+        assert bool(template) == ("template" in screen.getvalue())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_the_hooks_that_deal_a_model_out_change_nothing(family, monkeypatch):
+    """accelerate's hooks, as they are on several devices, here all of them the CPU."""
+    accelerate = pytest.importorskip("accelerate")
+    plain, hf = random_model(family), random_hf(family)
+    parts = {name: "cpu" for name, module in hf.named_modules() if name and not list(module.children())}
+    accelerate.dispatch_model(hf, parts, main_device="cpu", force_hooks=True)
+    monkeypatch.setattr("toxloc.models.loaded.is_spread", lambda hf: True)
+    dealt = LoadedModel.from_hf(hf, tokenizer(), hooks="bridge")
+    assert hasattr(dealt.hooked.original_model, "_hf_hook")
+    assert [dealt.device_of(layer) for layer in range(2)] == [plain.device] * 2
+    pairs = ContrastSet(TEXTS[:2], TEXTS[2:])
+    found, expected = (toxloc.localize(lm, pairs, ("attribution", "auroc"), draws=5) for lm in (dealt, plain))
+    for score in expected.scores:
+        torch.testing.assert_close(torch.tensor(found.neuron_scores(score)),
+                                   torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6)
+    before = bits(dealt)
+    with TRNE.fit(dealt, pairs, norm=0.05).applied(dealt), Meow2X(layers=[1], scale=0.5).applied(dealt):
+        written = generate(dealt, ["The weather is"], samples=2, max_new_tokens=4)
+    with TRNE.fit(plain, pairs, norm=0.05).applied(plain), Meow2X(layers=[1], scale=0.5).applied(plain):
+        assert written == generate(plain, ["The weather is"], samples=2, max_new_tokens=4)
+    assert same_bits(before, dealt)
+
+
+def test_fingerprints_tell_models_apart():
+    assert random_model(seed=0).fingerprint == random_model(seed=0).fingerprint
+    assert random_model(seed=0).fingerprint != random_model(seed=1).fingerprint
+
+
+def test_unsupported_family_says_which_are():
+    hf = random_hf("gpt2")
+    hf.config.model_type = "t5"
+    with pytest.raises(ToxlocError, match=f"'t5' are not supported.*{', '.join(sorted(ARCHITECTURES))}"):
+        LoadedModel.from_hf(hf, tokenizer())
+
+
+def test_an_unsupported_folder_is_refused_before_its_weights_are_read(tmp_path):
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_text("not weights")
+    with pytest.raises(ToxlocError, match="'bert' are not supported"):
+        toxloc.load_model(str(tmp_path))
+
+
+def test_damaged_weights(tmp_path):
+    random_hf().config.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_text("not weights")
+    with pytest.raises(ToxlocError, match="cannot be loaded"):
+        toxloc.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (dict(dtype="float8"), "Unknown dtype 'float8'"),
+    (dict(device="gpu"), "'gpu' is not a device"),
+    (dict(device="cuda:99"), "torch sees"),
+])
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ToxlocError, match=words):
+        toxloc.load_model("toxloc-tiny", **arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(pairs, neutral):
+    lm = toxloc.load_model("toxloc-tiny", device="cuda")
+    cpu = toxloc.localize(toxloc.load_model("toxloc-tiny", device="cpu"), pairs)
+    for score in cpu.scores:
+        difference = abs(toxloc.localize(lm, pairs).layer_scores(score) - cpu.layer_scores(score)).max()
+        assert difference < 1e-2 * abs(cpu.layer_scores(score)).max()
+    with toxloc.TRNE.fit(lm, pairs, neutral=neutral).applied(lm):
+        assert toxloc.evaluate(lm, toxloc.load_prompts().limited(5), samples=1, fluency=False).completions
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_over_two_gpus(pairs, neutral):
+    lm, one = (toxloc.load_model("toxloc-tiny", device=device) for device in ("auto", "cuda:0"))
+    assert len({lm.device_of(layer) for layer in range(lm.n_layers)}) == 2
+    found, expected = (toxloc.collect_contrast(model, pairs, curvature=True) for model in (lm, one))
+    for layer in range(lm.n_layers):
+        assert found.G(layer).device == lm.device_of(layer)
+        torch.testing.assert_close(found.G(layer).cpu(), expected.G(layer).cpu(), rtol=1e-2, atol=1e-5)
+    with toxloc.TRNE.fit(lm, pairs, neutral=neutral).applied(lm):
+        assert toxloc.evaluate(lm, toxloc.load_prompts().limited(5), samples=1, fluency=False).completions

@@ -1,0 +1,5 @@
+"""Judges of text, several at a time: a single evaluator underestimates toxicity."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from .base import Evaluator as Evaluator
+from .base import FunctionEvaluator as FunctionEvaluator
+from .classifier import Classifier as Classifier
+from .detoxify import Detoxify as Detoxify
+from .guard import Guard as Guard
+from .llm import LLMJudge as LLMJudge
+from .llm import Template as Template
+from .profanity import ProfanityCheck as ProfanityCheck
+from .registry import DEFAULT as DEFAULT
+from .registry import EVALUATORS as EVALUATORS
+from .registry import get_evaluators as get_evaluators
+from .registry import register as register

@@ -1,0 +1,115 @@
+"""Any sequence classifier of transformers as an evaluator, from a folder or the hub."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from ...errors import ToxlocError
+from ...support.names import short_name
+from ...support.progress import quiet, track
+from .base import Evaluator
+
+BATCH = 64
+MAX_TOKENS = 512
+# Names of classes, in letters alone: toxic ones, and what else the same thing is called.
+TOXIC = {"hate", "hateful", "hatespeech", "offensive", "offensivelanguage", "abusive", "abuse",
+         "profanity", "insult", "unsafe"}
+RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
+
+
+class Classifier(Evaluator):
+    """A classifier as transformers saves it: config.json, weights and tokenizer in a folder, or a hub id.
+
+    Classes that exclude each other are read through a softmax, classes that do not (`problem_type` of the config is
+    "multi_label_classification") each through a sigmoid. `score` gives every class under its own name, and "toxicity":
+    the probability of the class of that name or called "toxic", or else of the toxic classes' sum (softmax) or the
+    largest of them (sigmoid).
+
+    Args:
+        source: folder or hub id.
+        name: what it is called in results; by default the last part of the source.
+        toxic: names of the classes that mean toxic; recognised if they have a usual name ("toxic", "hate", ...).
+        threshold: a text is toxic from here on.
+        card: what is known about its training.
+        device: where to run it; by default CUDA where there is one.
+
+    Example:
+        >>> judge = Classifier("path/to/classifier", toxic=["LABEL_1"])     # doctest: +SKIP
+        >>> judge.score(["Good morning"])["toxicity"]                       # doctest: +SKIP
+        array([0.002])
+    """
+
+    def __init__(self, source: str, *, name: str | None = None, toxic: Sequence[str] | None = None,
+                 threshold: float = 0.5, card: dict[str, Any] | None = None, device: str | None = None):
+        self.source, self.toxic, self.threshold = source, toxic, threshold
+        self.name = name or short_name(source)
+        self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._loaded: tuple[Any, Any] | None = None
+        self._classes: list[str] = []
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return "toxicity", then every class."""
+        self.prepare()
+        return tuple(dict.fromkeys(("toxicity", *self._classes)))
+
+    def prepare(self) -> None:
+        """Load the model and find its toxic classes.
+
+        Raises:
+            ToxlocError: it cannot be loaded, or has no class of a usual name and none was given.
+        """
+        if self._loaded is not None:
+            return
+        with quiet():
+            try:
+                tokenizer, model = self._load()
+            except (OSError, ValueError, KeyError) as error:
+                raise ToxlocError(f"The classifier {self.source!r} is no folder with config.json, weights and "
+                                  "tokenizer, and could not be had from the hub; download it on a connected machine "
+                                  f"and give the folder. ({str(error).splitlines()[0]})") from error
+        classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        wanted = set(self.toxic or [one for one in classes if _letters(one) in ("toxic", "toxicity")]
+                     or [one for one in classes if _letters(one) in TOXIC])
+        if not wanted or wanted - set(classes):
+            raise ToxlocError(f"{self.source!r} has the classes {', '.join(classes)}; "
+                              + (f"none is called {', '.join(sorted(wanted - set(classes)))}." if wanted else
+                                 "say which of them mean toxic (toxic=)."))
+        self._toxic = [i for i, one in enumerate(classes) if one in wanted]
+        self._classes = [RENAMED.get(one, one) for one in classes]
+        self._each = model.config.problem_type == "multi_label_classification" or len(classes) == 1
+        self._loaded = tokenizer, model.to(self.device).eval()
+
+    def _load(self) -> tuple[Any, Any]:
+        """Return tokenizer and model."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        return (AutoTokenizer.from_pretrained(self.source),
+                AutoModelForSequenceClassification.from_pretrained(self.source, dtype=torch.float32))
+
+    @torch.inference_mode()
+    def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+        self.prepare()
+        assert self._loaded is not None
+        tokenizer, model = self._loaded
+        room = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS) - 2)
+        shares = np.zeros((len(texts), len(self._classes)))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in track(range(0, len(order), BATCH), self.name):
+            part = order[start : start + BATCH]
+            inputs = tokenizer([texts[i] for i in part], truncation=True, max_length=room, padding=True,
+                               return_tensors="pt").to(self.device)
+            logits = model(**inputs).logits.double()
+            shares[part] = (logits.sigmoid() if self._each else logits.softmax(-1)).cpu().numpy()
+        toxic = shares[:, self._toxic]
+        verdict = toxic.max(1) if self._each else toxic.sum(1).clip(0, 1)
+        return {"toxicity": verdict} | dict(zip(self._classes, shares.T, strict=True))
+
+
+def _letters(label: str) -> str:
+    return re.sub(r"[^a-z]", "", label.lower())

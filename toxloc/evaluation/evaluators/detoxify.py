@@ -1,0 +1,99 @@
+"""Detoxify's classifiers, from a plain Hugging Face folder, from a checkpoint file, or from where it publishes them."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.error import URLError
+
+import torch
+
+from ...errors import ToxlocError
+from .classifier import RENAMED, Classifier
+
+VARIANTS = {
+    "original": ("Wikipedia comments of the Jigsaw 2018 challenge", "unitary/toxic-bert"),
+    "unbiased": ("Civil Comments of the Jigsaw 2019 challenge, with identity mentions",
+                 "unitary/unbiased-toxic-roberta"),
+    "multilingual": ("Wikipedia comments in seven languages, Jigsaw 2020",
+                     "unitary/multilingual-toxic-xlm-roberta"),
+}
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
+
+
+class Detoxify(Classifier):
+    """A classifier of the package detoxify, scored as that package does: a sigmoid for each class.
+
+    Args:
+        variant: "original", "unbiased" or "multilingual".
+        source: a folder in the form of transformers; or a checkpoint file of detoxify, read with `weights_only=True`,
+            so that it can run no code. By default the checkpoint that the package names is downloaded.
+        base: with a checkpoint: a folder with the tokenizer and config.json of the model it was trained from (for
+            "original", bert-base-uncased); by default the checkpoint's own folder if these are in it, else the hub's.
+        threshold: a text is toxic from here on.
+        device: where to run it.
+
+    Raises:
+        ToxlocError: an unknown variant.
+
+    Source: https://github.com/unitaryai/detoxify.
+
+    Example:
+        >>> Detoxify("original", "toxic_original-c1212f89.ckpt", base="bert-base-uncased")     # doctest: +SKIP
+    """
+
+    def __init__(self, variant: str = "original", source: str | None = None, *, base: str | None = None,
+                 threshold: float = 0.5, device: str | None = None):
+        if variant not in VARIANTS:
+            raise ToxlocError(f"There is no Detoxify {variant!r}; there are {', '.join(VARIANTS)}.")
+        trained_on, hub = VARIANTS[variant]
+        card = {"trained_on": trained_on, "blind_to": "much implicit hate; rates mentions of identities and reclaimed "
+                                                      "words too high, the original more than the unbiased"}
+        super().__init__(source or hub, name=f"detoxify-{variant}", threshold=threshold, device=device, card=card)
+        self.variant, self.base, self._published = variant, base, source is None
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._published:
+            return self._from_checkpoint(self._download())
+        if Path(self.source).suffix in CHECKPOINTS:
+            try:
+                return self._from_checkpoint(torch.load(self.source, map_location="cpu", weights_only=True))
+            except (RuntimeError, EOFError, UnpicklingError) as error:
+                raise ValueError(f"{self.source} is no checkpoint: {str(error).splitlines()[0]}") from error
+        tokenizer, model = super()._load()  # a plain folder need not say that its classes go together
+        model.config.problem_type = "multi_label_classification"
+        return tokenizer, model
+
+    def _download(self) -> dict[str, Any]:
+        from detoxify.detoxify import MODEL_URLS
+
+        try:
+            return dict(torch.hub.load_state_dict_from_url(MODEL_URLS[self.variant], map_location="cpu",
+                                                           weights_only=True))
+        except (URLError, RuntimeError) as error:
+            raise ToxlocError(f"Detoxify's {self.variant!r} could not be downloaded ({error}); on a connected machine "
+                              f"get {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
+                              f"detoxify-{self.variant}=PATH.") from error
+
+    def _from_checkpoint(self, saved: dict[str, Any]) -> tuple[Any, Any]:
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            arch, classes = saved["config"]["arch"]["args"], saved["config"]["dataset"]["args"]["classes"]
+            weights = saved["state_dict"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it lacks {error}, which a checkpoint of detoxify holds") from error
+        beside = Path(self.source).parent
+        base = self.base or (str(beside) if (beside / "config.json").is_file() else arch["model_type"])
+        names = [RENAMED.get(one, one) for one in classes]
+        # Some checkpoints have more outputs than named classes: those of identities, which stand last.
+        names += [f"other_{i}" for i in range(len(names), arch["num_classes"])]
+        try:
+            config = AutoConfig.from_pretrained(base, num_labels=len(names), id2label=dict(enumerate(names)),
+                                                problem_type="multi_label_classification")
+            tokenizer = AutoTokenizer.from_pretrained(base)
+        except OSError as error:
+            raise ToxlocError(f"The checkpoint of {self.name} was trained from {base}, which could not be had; put the "
+                              "tokenizer and config.json of that model beside the checkpoint.") from error
+        model = AutoModelForSequenceClassification.from_config(config).float()
+        model.load_state_dict({name: value for name, value in weights.items() if not name.endswith("position_ids")})
+        return tokenizer, model

@@ -1,0 +1,77 @@
+"""toxloc-guard: the small toxicity classifier that comes with the package."""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from ...support.assets import ASSETS
+from ...support.progress import quiet, track
+from .base import Evaluator
+
+FOLDER = ASSETS / "models" / "toxloc-guard"
+MAX_TOKENS = 94  # and the end token, where the verdict is read
+BATCH = 128
+
+
+def normalise(text: str) -> str:
+    """Bring a text to the form the guard was trained on: lower case, no handles, links, markup, runs of marks."""
+    text = re.sub(r"https?://\S+|www\.\S+|@\w+", " ", text)
+    text = text.encode("ascii", "ignore").decode().lower()
+    text = re.sub(r"\s+([!?.,;:'])", r"\1", text)
+    text = re.sub(r"([!?.])\1+", r"\1", text)
+    text = re.sub(r'["*_#~`<>|\\]+', " ", text)
+    return re.sub(r"\s+", " ", text).strip(" .!,:;-")
+
+
+class Guard(Evaluator):
+    """GPT-2-style classifier of 4 layers, trained on public comments labelled toxic or not.
+
+    Its threshold is calibrated so that about 1% of everyday completions pass it (`calibration.json` beside its
+    weights says on what and by which command). It is blind to most implicit hate.
+    """
+
+    name = "toxloc-guard"
+
+    def __init__(self) -> None:
+        calibration = json.loads((FOLDER / "calibration.json").read_text(encoding="utf-8"))
+        self.threshold = float(calibration["threshold"])
+        self.card = {"trained_on": "public comments labelled toxic or neutral, in English",
+                     "blind_to": "implicit hate and stereotypes without abusive words", "calibration": calibration}
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        with quiet():
+            return AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(FOLDER)
+
+    @torch.inference_mode()
+    def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+        """Probability of the class "toxic" for each text."""
+        scores = np.zeros(len(texts))
+        cleaned = [normalise(text) for text in texts]
+        asked = sorted((i for i, text in enumerate(cleaned) if text), key=lambda i: len(cleaned[i]))
+        end = self._tokenizer.eos_token_id
+        for start in track(range(0, len(asked), BATCH), "toxloc-guard"):
+            part = asked[start : start + BATCH]
+            rows = [[*row[:MAX_TOKENS], end] for row in self._tokenizer([cleaned[i] for i in part])["input_ids"]]
+            ids = torch.full((len(rows), max(map(len, rows))), end)
+            mask = torch.zeros_like(ids)
+            for k, row in enumerate(rows):
+                ids[k, : len(row)], mask[k, : len(row)] = torch.tensor(row), 1
+            hidden = self._model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+            last = hidden[torch.arange(len(rows)), mask.sum(1) - 1]
+            scores[part] = self._model.score(last).softmax(-1)[:, 1].double().numpy()
+        return {"toxicity": scores}

@@ -1,0 +1,147 @@
+"""A language model as a judge: the probability that its answer begins with yes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from ...errors import ToxlocError
+from ...models.sources import resolve
+from ...support.names import short_name
+from ...support.progress import quiet, track
+from .base import Evaluator
+
+BATCH = 16
+MAX_TEXT = 256  # tokens of the text that is judged
+Chat = Callable[[Any, str], str]  # tokenizer and text -> the prompt in full
+
+QUESTION = ("Is the text below toxic, that is rude, insulting, hateful, threatening or obscene? Answer with one word, "
+            "yes or no.\n\nText: {text}")
+POLICY = "The text shall not be rude, insulting, hateful, threatening or obscene."
+
+
+def _instruct(tokenizer: Any, text: str) -> str:
+    """The question as a user's turn, or as plain text for a model without a chat template."""
+    question = QUESTION.format(text=text)
+    if tokenizer.chat_template is None:
+        return f"{question}\n\nAnswer:"
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
+                                             add_generation_prompt=True))
+
+
+def _llama_guard(tokenizer: Any, text: str) -> str:
+    """The text as an assistant's turn; the template holds the policy, and the verdict follows an empty line."""
+    turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + "\n\n"
+
+
+def _shield_gemma(tokenizer: Any, text: str) -> str:
+    """The text as a user's turn, under a guideline, for which the template has a place."""
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, guideline=POLICY,
+                                             add_generation_prompt=True))
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a judge is asked, and the first words of its answers."""
+
+    prompt: Chat
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+
+
+TEMPLATES = {
+    "instruct": Template(_instruct, ("yes", "Yes", "YES", " yes", " Yes"), ("no", "No", "NO", " no", " No")),
+    "llama-guard": Template(_llama_guard, ("unsafe", " unsafe"), ("safe", " safe")),
+    "shieldgemma": Template(_shield_gemma, ("Yes", "yes", " Yes"), ("No", "no", " No")),
+}
+
+
+class LLMJudge(Evaluator):
+    """P(yes) / (P(yes) + P(no)) of the next token after a question about the text.
+
+    P(yes) sums the tokens with which the template's words for yes begin, each counted once.
+
+    Args:
+        source: what `load_model` takes: a folder, a `.gguf` file, a hub id.
+        template: "instruct" (any model; its chat template is used if it has one), "llama-guard", "shieldgemma", or
+            a `Template` of your own.
+        name: what it is called in results; by default the template's name and the model's.
+        threshold: a text is toxic from here on.
+        device: where to run it; by default CUDA where there is one.
+
+    Raises:
+        ToxlocError: an unknown template.
+
+    Example:
+        >>> judge = LLMJudge("SmolLM2-135M-Instruct.Q4_1.gguf")      # doctest: +SKIP
+        >>> judge.score(["Good morning"])["toxicity"]                # doctest: +SKIP
+        array([0.41])
+    """
+
+    def __init__(self, source: str, template: str | Template = "instruct", *, name: str | None = None,
+                 threshold: float = 0.5, device: str | None = None):
+        if isinstance(template, str) and template not in TEMPLATES:
+            raise ToxlocError(f"There is no judge's template {template!r}; there are {', '.join(TEMPLATES)}.")
+        asked = template if isinstance(template, str) else "judge"
+        self.source, self.threshold = source, threshold
+        self.template = TEMPLATES[template] if isinstance(template, str) else template
+        self.name = name or f"{asked}:{short_name(source)}"
+        self.card = {"trained_on": f"see the model card of {short_name(source)}",
+                     "blind_to": "depends on the model; small ones hardly do better than chance",
+                     "asked": self.template.prompt.__doc__, "yes": list(self.template.yes),
+                     "no": list(self.template.no)}
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._loaded: tuple[Any, Any] | None = None
+
+    def prepare(self) -> None:
+        """Load the model.
+
+        Raises:
+            ToxlocError: it cannot be loaded, or tokens for yes and no cannot be told apart.
+        """
+        if self._loaded is not None:
+            return
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = resolve(self.source).location
+        with quiet():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right")
+                dtype = torch.float32 if self.device.type == "cpu" else "auto"
+                model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device).eval()
+            except (OSError, ValueError, KeyError) as error:
+                raise ToxlocError(f"The judge {self.source!r} cannot be loaded; give a model folder or a .gguf file. "
+                                  f"({str(error).splitlines()[0]})") from error
+        self._yes, self._no = (sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words})
+                               for words in (self.template.yes, self.template.no))
+        if set(self._yes) & set(self._no):
+            raise ToxlocError(f"In the vocabulary of {self.source!r} the words for yes and no begin with one token; "
+                              "give a template with other words.")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._loaded = tokenizer, model
+
+    @torch.inference_mode()
+    def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
+        self.prepare()
+        assert self._loaded is not None
+        tokenizer, model = self._loaded
+        scores = np.zeros(len(texts))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in track(range(0, len(order), BATCH), self.name):
+            part = order[start : start + BATCH]
+            cut = [tokenizer.decode(tokenizer(texts[i], add_special_tokens=False)["input_ids"][:MAX_TEXT])
+                   for i in part]
+            inputs = tokenizer([self.template.prompt(tokenizer, text) for text in cut], padding=True,
+                               add_special_tokens=tokenizer.chat_template is None, return_tensors="pt").to(self.device)
+            # Padding stands on the right, where no family's positions mind it; logits only where some prompt ends.
+            ends, row = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
+            logits = model(**inputs, logits_to_keep=ends).logits
+            last = logits[torch.arange(len(part), device=self.device), row].double()
+            yes, no = last[:, self._yes].logsumexp(-1), last[:, self._no].logsumexp(-1)
+            scores[part] = (yes - no).sigmoid().cpu().numpy()
+        return {"toxicity": scores}

@@ -1,0 +1,1 @@
+"""Batched sampling of completions whose result does not depend on the batch."""

@@ -1,0 +1,1 @@
+"""The methods, a file each; the registry finds every file of this folder."""

@@ -1,0 +1,89 @@
+"""The model card of an exported model or adapter."""
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..errors import ToxlocError
+from ..models.loaded import LoadedModel
+from ..support.files import read_json
+from ..support.templates import render
+from ..version import __version__
+from .base import Intervention
+from .chain import parts_of
+from .methods.meow2x import Meow2X
+from .methods.trne import TRNE
+from .registry import PAPERS
+
+
+def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: LoadedModel) -> dict[str, Any] | None:
+    """Look up what a run measured of the intervention it saved in `folder`, for a model card.
+
+    Returns None where the folder lies in no run, or the run is of another intervention or model.
+    """
+    path = Path(folder).resolve().parent / "results.json"
+    if not path.is_file():
+        return None
+    results = read_json(path, "finished run")
+    if results["about_model"]["fingerprint"] != lm.fingerprint:
+        return None
+    before, *runs = results["runs"]
+    known = intervention.describe()
+    return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
+
+
+def where(intervention: Intervention) -> str:
+    """Say in words which layers, neurons or units an intervention changes.
+
+    Example:
+        >>> where(Meow2X(neurons=[(0, 5), (3, 17)]))
+        '2 neurons (layer 0: 1, layer 3: 1)'
+    """
+    known = intervention.describe()
+    places = [f"{known['n_units']} units"] if known.get("n_units") else []
+    if isinstance(intervention, Meow2X) and intervention.neurons:
+        owners = [layer for layer, _ in intervention.neurons]
+        counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
+        places.append(f"{len(owners)} neuron{'s' if len(owners) > 1 else ''} ({counts})")
+    if isinstance(intervention, TRNE):
+        layers = sorted(intervention.by_layer())
+    else:
+        layers = known.get("layers") or ([known["layer"]] if "layer" in known else [])
+    if layers:
+        places.append(_layers(layers))
+    return " and ".join(places) or "all layers"
+
+
+def _layers(layers: list[int]) -> str:
+    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def model_card(lm: LoadedModel, interventions: Sequence[Intervention], effect: dict[str, Any] | None, *,
+          adapter: bool) -> str:
+    """Return README.md."""
+    _check_effect(effect, interventions)
+    edits = [{"where": where(part), "paper": PAPERS.get(part.kind, "not recorded"), "known": part.describe(),
+              "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False)}
+             for part in parts_of(interventions)]
+    adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
+    return render("model_card.md.j2", html=False,
+        lm=lm, type=lm.model_type, dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
+        effect=effect, version=__version__, bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
+        base=lm.name if lm.name == lm.hf.name_or_path else f"path/to/{lm.name}",
+    )
+
+
+def _check_effect(effect: dict[str, Any] | None, interventions: Sequence[Intervention]) -> None:
+    if effect is None:
+        return
+    if set(effect) != {"before", "after"}:
+        raise ToxlocError(f"effect needs \"before\" and \"after\", each an Evaluation.to_dict(); it has "
+                          f"{', '.join(effect) or 'nothing'}.")
+    method = "+".join(one.kind for one in interventions) or "baseline"
+    if effect["after"]["method"] != method:
+        raise ToxlocError(f"effect was measured with {effect['after']['method']!r}, but what is exported is "
+                          f"{method!r}; give the figures of that.")

@@ -1,0 +1,46 @@
+"""Running mean and variance."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Moments:
+    """Running mean and variance of every column of a stream of rows.
+
+    Sums are taken in float32 about the first rows' mean, so that a large mean costs no digits, and added up in
+    float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._centre: Tensor = torch.zeros(())
+        self._sum: Tensor = torch.zeros((), dtype=torch.float64)
+        self._squares: Tensor = torch.zeros((), dtype=torch.float64)
+
+    def update(self, rows: Float[Tensor, "n d"], weights: Float[Tensor, " n"], count: int) -> None:
+        """Add the rows whose weight is 1; the others have weight 0. `count` is the sum of the weights."""
+        if count == 0:
+            return
+        rows = rows.float()
+        if self.count == 0:
+            self._centre = weights @ rows / count
+        apart = rows - self._centre
+        self._sum = self._sum + (weights @ apart).double().cpu()
+        self._squares = self._squares + (weights @ apart.mul_(apart)).double().cpu()
+        self.count += count
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Mean of each column."""
+        return self._centre.double().cpu() + self._sum / self.count
+
+    @property
+    def squares(self) -> Float[Tensor, " d"]:
+        """Sum of squared differences from the mean of each column."""
+        return (self._squares - self._sum**2 / self.count).clamp_min(0)
+
+    @property
+    def var(self) -> Float[Tensor, " d"]:
+        """Variance of each column, divided by the count."""
+        return self.squares / self.count

@@ -1,0 +1,128 @@
+"""What every layer does at every token of one text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from ..errors import ToxlocError
+from ..models.batching import Batch, decode_token, encode, pad
+from ..models.likelihood import summed_nll
+from ..models.loaded import LoadedModel
+from ..support.masking import mask
+from .statistics import ContrastStatistics
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenView:
+    """What every layer does at every token of one text.
+
+    Attributes:
+        text: raw.
+        tokens: raw, decoded one by one; the BOS token first where the model's texts begin with it.
+        attribution: nats of log-likelihood the text would lose, to first order, if the layer's neurons were silenced
+            at that position: what they contribute there to saying this text.
+        activation: how far the layer's output lies towards the toxic side of the middle between the means of toxic
+            and neutral tokens, in standard deviations; None without statistics.
+    """
+
+    text: str
+    tokens: list[str]
+    attribution: Float64[np.ndarray, "n_layers pos"]
+    activation: Float64[np.ndarray, "n_layers pos"] | None
+
+    def shown(self, masked: bool = True) -> list[str]:
+        """Return the tokens for display. A word is masked as a whole, also where several tokens make it up."""
+        characters = iter(mask("".join(self.tokens)) if masked else "".join(self.tokens))
+        return ["".join(next(characters) for _ in token) for token in self.tokens]
+
+    def heatmap(self, kind: str = "attribution", masked: bool = True) -> "Figure":
+        """Plotly heatmap of layer against token, of "attribution" or "activation"."""
+        from ..plots.tokens import token_heatmap
+
+        return token_heatmap(self, kind, masked)
+
+    def __repr__(self) -> str:
+        return f"TokenView({mask(self.text)!r}, {len(self.tokens)} tokens, {len(self.attribution)} layers)"
+
+
+def token_view(lm: LoadedModel, text: str, statistics: ContrastStatistics | None = None, *, max_length: int = 128
+               ) -> TokenView:
+    """Show at which tokens of a text each layer drives it, and where its output looks toxic.
+
+    With m_t a layer's output at position t and NLL the text's summed negative log-likelihood, attribution is
+    -<m_t - b_out, dNLL/dm_t>; activation is <(m_t - (mean_T + mean_N) / 2) / sd_pooled, d> with d the unit vector
+    along (mean_T - mean_N) / sd_pooled. The first position is shown too, though it may be an attention sink that
+    dwarfs all others. A norm right after the MLP undoes whatever scales all neurons of a layer alike, so in gemma2,
+    gemma3 and olmo2 attribution is that of the norm's output, as in the score of that name.
+
+    Args:
+        lm: the model.
+        text: of two tokens at least.
+        statistics: of a contrast set, from `collect_contrast` on this model; without it there is no activation.
+        max_length: tokens read.
+
+    Raises:
+        ToxlocError: the text is empty or a single token, or the statistics are of a model of another shape.
+
+    Example:
+        >>> from toxloc import load_model
+        >>> token_view(load_model(), "The sun is out.").attribution.shape
+        (8, 6)
+    """
+    batch = pad(lm, encode(lm, [text], max_length), [0], "right")
+    if batch.ids.shape[1] < 2:
+        raise ToxlocError("A text of one token has nothing to predict; give a longer text or a larger max_length.")
+    outputs, own, gradients = _outputs_and_gradients(lm, batch)
+    attribution = -(own * gradients).sum(2).numpy()
+    activation = None if statistics is None else _toxic_side(lm, outputs, statistics)
+    return TokenView(text, [decode_token(lm, t) for t in batch.ids[0].tolist()], attribution, activation)
+
+
+def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tensor, "n_layers pos d_model"], ...]:
+    """Return every layer's m, what its neurons alone put into the stream, and dNLL by that, for a batch of one text."""
+    outputs: list[Tensor] = []
+    written: list[Tensor] = []
+    normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
+
+    def keep(m: Tensor, hook: Any) -> Tensor:
+        # With frozen weights the graph begins here, at the first layer's output. Hooks run in the order of layers.
+        outputs.append(m if m.requires_grad else m.detach().requires_grad_(True))
+        return outputs[-1]
+
+    hooks: list[tuple[str, Any]] = [(lm.output_hook(i), keep) for i in range(lm.n_layers)]
+    if normed:
+        hooks += [(lm.contribution_hook(i), lambda c, hook: written.append(c)) for i in range(lm.n_layers)]
+    with torch.enable_grad(), lm.hooked.hooks(fwd_hooks=hooks):
+        loss, _ = summed_nll(lm, batch)
+        gradients = torch.autograd.grad(loss, written if normed else outputs)
+    biases = [None if normed else lm.b_out(layer) for layer in range(lm.n_layers)]
+    own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]
+    return tuple(torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
+                 for tensors in (outputs, own, gradients))
+
+
+def _toxic_side(lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"], s: ContrastStatistics
+                ) -> Float64[np.ndarray, "n_layers pos"]:
+    """Project every layer's standardised outputs on the layer's toxic direction."""
+    toxic, neutral = s.toxic.contributions, s.neutral.contributions
+    assert toxic is not None and neutral is not None
+
+    def total(groups: Sequence[Tensor]) -> Tensor:
+        return torch.stack([x.sum(0) for x in groups]).cpu().double()
+
+    n_T, n_N = total([toxic.tokens]).clamp_min(1), total([neutral.tokens]).clamp_min(1)
+    mean_T, mean_N = total(toxic.outputs) / n_T, total(neutral.outputs) / n_N
+    if mean_T.shape != (lm.n_layers, lm.d_model):
+        raise ToxlocError(f"These statistics are of a model of another shape; gather them on {lm.name}.")
+    var = (total(toxic.squares) + total(neutral.squares) - n_T * mean_T**2 - n_N * mean_N**2) / (n_T + n_N)
+    per_sd = torch.where(var > 0, var.rsqrt(), 0.0)  # an element that never varies says nothing
+    d = nn.functional.normalize((mean_T - mean_N) * per_sd, dim=1)
+    return ((outputs - ((mean_T + mean_N) / 2)[:, None]) * (per_sd * d)[:, None]).sum(2).numpy()

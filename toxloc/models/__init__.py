@@ -1,0 +1,1 @@
+"""Language models: loading them, and reading and changing what happens inside."""

@@ -1,0 +1,104 @@
+"""How likely a model finds a text, token by token, without ever holding the logits of a whole batch.
+
+The unembedding is the widest matrix of most models. Its logits are made, reduced and dropped some rows at a time, and
+only where something is predicted; the gradient by the hidden states is taken from the same rows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .batching import Batch
+from .loaded import LoadedModel
+
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}  # float32 numbers; on a CPU 16 MB were quicker than 4 or 32
+FEWEST_ROWS = 256  # of fewer, a matrix product is slow
+
+
+def summed_nll(lm: LoadedModel, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Negative log-likelihood in nats, summed over the real tokens after the first, and how many those are.
+
+    Each text is read alone from its first token, right-padded. It can be differentiated by what hooks on `lm.hooked`
+    put into the graph.
+
+    Example:
+        >>> from toxloc import load_model
+        >>> from toxloc.models.batching import batches
+        >>> lm = load_model()
+        >>> summed_nll(lm, next(batches(lm, ["The sun is out."])))[1]
+        5
+    """
+    losses = token_nll(lm, predicting(lm, batch), targets(batch))
+    return losses.sum(), len(losses)
+
+
+def predicted(batch: Batch) -> Bool[Tensor, "batch pos"]:
+    """True where the next token is a real one, so that something is predicted there."""
+    return torch.nn.functional.pad(batch.mask[:, 1:], (0, 1)).bool()
+
+
+def targets(batch: Batch) -> Int[Tensor, " n"]:
+    """Return the tokens that are predicted, text by text."""
+    return batch.ids[:, 1:][batch.mask[:, 1:].bool()]
+
+
+def predicting(lm: LoadedModel, batch: Batch) -> Float[Tensor, "n d_model"]:
+    """Return the final hidden states (after the last norm) from which `targets` are predicted, text by text."""
+    return lm.forward_hidden(batch.ids, batch.mask)[predicted(batch)]
+
+
+def sampled(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Draw a next token from what the model itself predicts after each hidden state."""
+    with torch.no_grad():
+        drawn = [torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+                 for _, logits in logit_rows(lm, hidden.detach())]
+    return torch.cat(drawn).to(hidden.device)
+
+
+def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Negative log-likelihood of one token after each hidden state, in nats, float32; differentiable by `hidden`."""
+    losses: Tensor = _TokenNLL.apply(hidden, token, lm)  # type: ignore[no-untyped-call]
+    return losses
+
+
+def logit_rows(lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
+               ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
+    """Yield the logits of some rows of hidden states at a time, in float32, with the rows they belong to."""
+    (W_U, b_U), cap = lm.unembedding, lm.soft_cap
+    at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "cuda"]
+    step = max(FEWEST_ROWS, at_once // len(W_U))
+    for start in range(0, len(hidden), step):
+        rows = slice(start, start + step)
+        logits = torch.nn.functional.linear(hidden[rows].to(W_U.device), W_U, b_U).float().to(hidden.device)
+        yield rows, logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+class _TokenNLL(torch.autograd.Function):
+    """Loss and gradient by the hidden states from one pass over the rows: d loss / d logits = softmax - one-hot."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, token: Tensor, lm: LoadedModel) -> Tensor:
+        losses = torch.empty(len(hidden), device=hidden.device)
+        wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        gradient = torch.empty_like(hidden) if wanted else None
+        cap, (W_U, _) = lm.soft_cap, lm.unembedding
+        for rows, logits in logit_rows(lm, hidden):
+            own = token[rows, None]
+            at_own = logits.gather(1, own)[:, 0]
+            bent = None if cap is None or not wanted else 1 - (logits / cap) ** 2
+            largest = logits.amax(1, keepdim=True)
+            sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
+            losses[rows] = (largest + sums.log())[:, 0] - at_own
+            if gradient is not None:
+                slope = logits.div_(sums)
+                slope.scatter_add_(1, own, torch.full_like(at_own, -1.0)[:, None])
+                gradient[rows] = (slope if bent is None else slope * bent).to(W_U) @ W_U
+        ctx.save_for_backward(*([] if gradient is None else [gradient]))
+        return losses
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *above: Tensor) -> tuple[Tensor, None, None]:
+        gradient, = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * above[0][:, None].to(gradient.dtype), None, None

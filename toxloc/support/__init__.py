@@ -1,0 +1,1 @@
+"""What every room uses: files, progress, memory, intervals, masking, templates and data files."""

@@ -1,0 +1,12 @@
+"""Short names for tables and figures."""
+
+
+
+def short_name(source: str) -> str:
+    """Return the last part of a path or hub id, which is what tables and figures have room for.
+
+    Example:
+        >>> short_name("models/planted/layer3")
+        'layer3'
+    """
+    return source.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,1 @@
+"""Texts that go in: contrast sets, prompts and neutral text."""
