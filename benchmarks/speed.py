@@ -20,7 +20,6 @@ loaded, the texts tokenised and one text run. Temporary files are not in it. 1 M
 contrast texts (1,040: toxic and neutral) in random order, repeated from the start where more are asked for.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -55,6 +54,7 @@ from toxloc.models.architectures import architecture
 from toxloc.models.batching import Batch, batches
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.files import write_json
+from toxloc.support.memory import PeakMemory
 
 ROOT = Path(__file__).parents[1]
 MB = 10**6
@@ -286,52 +286,25 @@ class Alone:
 def alone(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> Alone | None:
     """Run a contender once, and see for how long and how far memory rises at most; None if it does not fit.
 
-    Linux's own high-water mark is read: `getrusage` has a process inherit that of the one that started it.
-
     Raises:
-        ToxlocError: a CPU's memory is to be measured where there is no Linux to ask.
+        ToxlocError: the model is on a CPU, and the system cannot measure the peak memory of a part of a process.
     """
     list(batches(lm, texts))
     plain(lm, [min(texts, key=len)])  # reads the weights in, and lets libraries set themselves up
     gc.collect()
-    before = _mark(lm) if memory else 0
-    start = time.perf_counter()
-    try:
-        CONTENDERS[name](lm, texts)
-    except torch.OutOfMemoryError:
-        return None
     _wait(lm)
-    return Alone(time.perf_counter() - start, max(0, _peak(lm) - before) if memory else None)
-
-
-def _mark(lm: LoadedModel) -> int:
-    """Memory in use, from which on the peak is to be known."""
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize(lm.device)
-        torch.cuda.reset_peak_memory_stats(lm.device)
-        return torch.cuda.memory_allocated(lm.device)
-    try:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # freed memory goes back, lest it hides what comes next
-        if trim is not None:
-            trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is in use
-        return _resident("VmRSS")
-    except (OSError, TypeError):
-        raise toxloc.ToxlocError("Peak memory on a CPU is read from Linux's /proc, which this system does not let us "
-                                 "do; use --no-memory.") from None
-
-
-def _peak(lm: LoadedModel) -> int:
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize(lm.device)
-        return torch.cuda.max_memory_allocated(lm.device)
-    return _resident("VmHWM")
-
-
-def _resident(field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    with PeakMemory(lm.device) as peak:
+        if memory and lm.device.type != "cuda" and peak.resident_before is None:
+            raise toxloc.ToxlocError("Peak memory on a CPU is read from Linux's /proc, which this system does not "
+                                     "allow; use --no-memory.")
+        start = time.perf_counter()
+        try:
+            CONTENDERS[name](lm, texts)
+        except torch.OutOfMemoryError:
+            return None
+        _wait(lm)
+        seconds = time.perf_counter() - start
+    return Alone(seconds, peak.rise if memory else None)
 
 
 def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> Alone | None:

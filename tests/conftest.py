@@ -102,7 +102,7 @@ def tiny():
     return random_model()
 
 
-@pytest.fixture(params=sorted(LAYOUTS))  # one of each layout; tests/test_architectures.py goes through all
+@pytest.fixture(params=sorted(LAYOUTS))  # one of each layout; tests/models/test_architectures.py goes through all
 def any_family(request):
     return random_model(request.param)
 

@@ -18,11 +18,12 @@ from .evaluation.result import Evaluation as Evaluation
 from .evaluation.result import load_evaluation as load_evaluation
 from .evaluation.sampled_contrast import contrast_from_model as contrast_from_model
 from .interventions.base import Intervention as Intervention
-from .interventions.base import load_intervention as load_intervention
 from .interventions.budget import Budget as Budget
 from .interventions.chain import Chain as Chain
+from .interventions.evidence import Evidence as Evidence
 from .interventions.export import export_hf as export_hf
 from .interventions.export import export_peft as export_peft
+from .interventions.loading import load_intervention as load_intervention
 from .interventions.methods.ablation import DirectionalAblation as DirectionalAblation
 from .interventions.methods.aura import AurA as AurA
 from .interventions.methods.damp import Damp as Damp
@@ -44,8 +45,9 @@ from .localization.token_view import TokenView as TokenView
 from .localization.token_view import token_view as token_view
 from .models.loaded import LoadedModel as LoadedModel
 from .models.loading import load_model as load_model
-from .runs.pipeline import run as run
+from .models.sites import Site as Site
 from .runs.result import RunResult as RunResult
+from .runs.run import run as run
 from .sweeps.grid import Grid as Grid
 from .sweeps.grid import Plan as Plan
 from .sweeps.grid import load_grid as load_grid

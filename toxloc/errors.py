@@ -1,4 +1,4 @@
-"""The one error type that is the user's to mend."""
+"""The error type for what the user can put right."""
 
 
 

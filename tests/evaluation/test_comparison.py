@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,27 +15,20 @@ HAS_Y = FunctionEvaluator("has-y", lambda texts: [float("y" in t) for t in texts
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory, _load):
-    """Two evaluations and the folders they were saved in."""
+def two(tmp_path_factory, lm):
+    """Two evaluations, and the folder in which they were saved."""
     folder = tmp_path_factory.mktemp("evaluations")
     found = []
     for name, layers in (("before", []), ("after", [2, 3, 4])):
         edit = Meow2X(layers=layers or [0], scale=0.3 if layers else 1.0)
-        with edit.applied(_load):
-            found.append(evaluate(_load, PROMPTS, [HAS_E, HAS_Y], samples=4, fluency=False))
+        with edit.applied(lm):
+            found.append(evaluate(lm, PROMPTS, [HAS_E, HAS_Y], samples=4, fluency=False))
         found[-1].save(folder / name)
     return found, folder
 
 
-@pytest.fixture(scope="module")
-def _load():
-    from toxloc import load_model
-
-    return load_model()
-
-
-def test_what_was_saved_comes_back(both):
-    found, folder = both
+def test_a_saved_evaluation_is_read_back(two):
+    found, folder = two
     loaded = load_evaluation(folder / "before")
     assert loaded.prompts == PROMPTS.texts
     for name, judgement in found[0].judgements.items():
@@ -44,18 +38,53 @@ def test_what_was_saved_comes_back(both):
     assert loaded.figures["evaluators"]["has-y"]["threshold"] == 0.9
 
 
-def test_changes_are_paired(both):
-    found, folder = both
+def test_changes_are_paired(two):
+    found, folder = two
     comparison = compare(load_evaluation(folder / "before"), load_evaluation(folder / "after"))
     assert comparison.names == ("before", "after")
-    for name in ("has-e", "has-y", "any", "both"):
+    for name in ("has-e", "has-y", "any", "all"):
         one, other = (e.judgements[name] for e in found)
         assert comparison.differences[name] == paired_difference(one, other)
         assert comparison.changes[name] == relative_change(one, other)
     words = comparison.figures["median words"]
     assert words == tuple(e.wording.median_words for e in found)
-    assert "perplexity of completions" not in comparison.figures  # nobody measured it
+    assert "perplexity of completions" not in comparison.figures  # it was not measured
     json.dumps(comparison.to_dict())
+
+
+def test_evaluations_in_memory_and_saved_ones_compare_alike(two):
+    found, folder = two
+    saved = [load_evaluation(folder / name) for name in ("before", "after")]
+    expected = compare(*saved)
+    in_memory = compare(*found)
+    assert in_memory.names == ("toxloc-tiny, meow2x", "toxloc-tiny, meow2x")
+    for mixed in (in_memory, compare(found[0], saved[1]), compare(saved[0], found[1])):
+        assert (mixed.differences, mixed.changes, mixed.figures) == (
+            expected.differences, expected.changes, expected.figures)
+
+
+def test_an_evaluation_and_the_same_one_loaded_do_not_differ(two):
+    found, folder = two
+    comparison = compare(found[1], load_evaluation(folder / "after"))
+    assert all((one.mean, one.ci, one.p) == (0, (0, 0), 1) for one in comparison.differences.values())
+    assert all(old == new for old, new in comparison.figures.values())
+
+
+def test_evaluations_of_older_versions_are_read(two, tmp_path):
+    """Version 1 called the verdict "all" "both"."""
+    found, folder = two
+    old = tmp_path / "old"
+    shutil.copytree(folder / "before", old)
+    for name in ("evaluation.json", "completions.jsonl"):
+        text = (old / name).read_text()
+        assert '"all": ' in text
+        (old / name).write_text(text.replace('"all": ', '"both": ').replace('"format_version": 2',
+                                                                           '"format_version": 1'))
+    loaded = load_evaluation(old)
+    assert list(loaded.judgements) == ["has-e", "has-y", "any", "all"]
+    assert (loaded.judgements["all"].toxic == found[0].judgements["all"].toxic).all()
+    assert loaded.figures["toxicity"] == found[0].to_dict()["toxicity"]
+    assert compare(loaded, found[1]).differences == compare(*found).differences
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -66,15 +95,15 @@ def test_changes_are_paired(both):
     (lambda e: dataclasses.replace(e, evaluators={"has-e": {"threshold": 0.4}, "has-y": {"threshold": 0.9}}),
      r"judged by .*0\.5.*, not .*0\.4"),
 ])
-def test_what_cannot_be_compared_is_refused(both, tmp_path, change, message):
-    found, folder = both
+def test_evaluations_that_cannot_be_compared_are_refused(two, tmp_path, change, message):
+    found, folder = two
     change(found[1]).save(tmp_path / "other")
     with pytest.raises(ToxlocError, match=rf"before and other cannot be compared: .*{message}"):
         compare(load_evaluation(folder / "before"), load_evaluation(tmp_path / "other"))
 
 
-def test_damaged_evaluations(both, tmp_path):
-    found, _ = both
+def test_damaged_evaluations(two, tmp_path):
+    found, _ = two
     with pytest.raises(ToxlocError, match="holds no finished evaluation"):
         load_evaluation(tmp_path)
     found[0].save(tmp_path / "one")

@@ -1,10 +1,11 @@
+import dataclasses
 import json
 import math
 
 import pytest
 
 from toxloc import PROTOCOLS, ToxlocError, evaluate, load_prompts
-from toxloc.evaluation.cost.perplexity import completion_perplexity, mean_nll, nll_per_text, strided_perplexity
+from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.evaluation.evaluators.base import FunctionEvaluator
 from toxloc.evaluation.protocols import get_protocol
 
@@ -24,31 +25,8 @@ def rows(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize(("which", "expected"), [
-    ("all", [0.9, 0.6, 0.3, 0.1, 0.8, 0.2]), ("toxic", [0.9, 0.6, 0.8]), ("nontoxic", [0.3, 0.1, 0.2]),
-    ("challenging", [0.9, 0.3, 0.8]), (None, [0.9, 0.3, 0.1, 0.8, 0.2])])
-def test_prompts_are_chosen_as_protocols_do(rows, which, expected):
-    assert load_prompts(rows, which=which).scores == expected
-
-
-def test_choice_by_kind_where_there_is_no_score(tmp_path):
-    assert len(load_prompts("builtin", which="challenging")) == len(load_prompts("builtin", which="nontoxic")) == 130
-    assert len(load_prompts("builtin", which="all")) == 260
-    (tmp_path / "plain.txt").write_text("One\nTwo\n")
-    assert len(load_prompts(str(tmp_path / "plain.txt"), which="all")) == 2
-    with pytest.raises(ToxlocError, match=r"plain\.txt does not say which prompts are toxic"):
-        load_prompts(str(tmp_path / "plain.txt"), which="toxic")
-    (tmp_path / "rtp.jsonl").write_text(json.dumps({"prompt": {"text": "You", "toxicity": 0.9}}))
-    with pytest.raises(ToxlocError, match="has no challenging prompts; it marks none as challenging"):
-        load_prompts(str(tmp_path / "rtp.jsonl"), which="challenging")
-    with pytest.raises(ToxlocError, match=r"has no nontoxic prompts\.$"):
-        load_prompts(str(tmp_path / "rtp.jsonl"), which="nontoxic")
-    with pytest.raises(ToxlocError, match="which='rude'"):
-        load_prompts(which="rude")
-
-
 def test_protocols_are_those_of_the_papers():
-    """The table of RIVALS: samples, tokens, nucleus, figures."""
+    """Prompts, samples, tokens, nucleus and temperature as the papers give them."""
     known = {name: (p.which, p.decoding.samples, p.decoding.max_new_tokens, p.decoding.top_p, p.decoding.temperature)
              for name, p in PROTOCOLS.items()}
     assert known == {
@@ -74,24 +52,10 @@ def test_a_protocol_fixes_decoding_and_is_named(lm, rows):
     assert found.decoding == protocol.decoding
     assert len(found.completions[0]) == 1
     assert found.protocol_fluency == {"perplexity, text": pytest.approx(math.exp(mean_nll(lm, NEUTRAL)))}
+    own = dataclasses.replace(protocol, name="own", fluency=None)  # a protocol that a user made
+    assert evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol=own, neutral=NEUTRAL).protocol == "own/1"
     with pytest.raises(ToxlocError, match=r"dpo_toxic fixes temperature=0\.0; leave temperature=1\.0 out"):
         evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol="dpo_toxic", temperature=1.0)
-
-
-def test_language_is_measured_as_each_protocol_does(lm):
-    prompts = load_prompts().limited(2)
-    how = {"samples": 1, "seed": 1, "neutral": NEUTRAL}
-    nll, count = nll_per_text(lm, NEUTRAL)
-    by_hand = {"strided": strided_perplexity(lm, NEUTRAL), "sentences": (math.exp(nll[0] / count[0]) + math.exp(
-        nll[1] / count[1])) / 2}
-    for kind, expected in by_hand.items():
-        protocol = next(p for p in PROTOCOLS.values() if p.fluency == kind)
-        found = evaluate(lm, prompts, [HAS_E], protocol=protocol, **how | {"samples": protocol.decoding.samples})
-        assert found.protocol_fluency == {f"perplexity, {kind}": pytest.approx(expected)}
-    found = evaluate(lm, prompts, [HAS_E], protocol="DExperts", neutral=NEUTRAL)
-    own = completion_perplexity(lm, prompts.texts, found.completions)
-    assert found.protocol_fluency == {"perplexity, completions": pytest.approx(own)}
-    assert found.completion_perplexity == pytest.approx(own)
 
 
 def test_the_score_may_be_the_highest_of_all_labels(lm):

@@ -1,16 +1,16 @@
 import pytest
 
-from toxloc import ContrastSet, PromptSet, ToxlocError
+from toxloc import PromptSet, ToxlocError, contrast_from_model
 from toxloc.evaluation.evaluators.base import FunctionEvaluator
-from toxloc.evaluation.sampled_contrast import _matched
+from toxloc.evaluation.sampled_contrast import match_pairs
 
 PROMPTS = PromptSet(["You are", "I think that", "The dog went to", "Nobody told me"])
 LONG = FunctionEvaluator("long", lambda texts: [float(len(text) > 60) for text in texts])
 YOU = FunctionEvaluator("you", lambda texts: [0.9 if " the" in text else 0.1 for text in texts])
 
 
-def test_every_text_convinced_all_judges_and_begins_with_a_prompt(lm):
-    pairs = ContrastSet.from_model(lm, PROMPTS, [LONG, YOU], n=8, samples=12, seed=1)
+def test_every_text_convinces_all_evaluators_and_begins_with_a_prompt(lm):
+    pairs = contrast_from_model(lm, PROMPTS, [LONG, YOU], n=8, samples=12, seed=1)
     assert pairs.paired
     assert len(pairs.toxic) == 8
     for texts, wanted in ((pairs.toxic, True), (pairs.neutral, False)):
@@ -23,24 +23,24 @@ def test_every_text_convinced_all_judges_and_begins_with_a_prompt(lm):
 
 
 def test_the_same_seed_gives_the_same_set(lm):
-    one, two, other = (ContrastSet.from_model(lm, PROMPTS, [YOU], n=8, samples=8, max_rounds=2, seed=s)
+    one, two, other = (contrast_from_model(lm, PROMPTS, [YOU], n=8, samples=8, max_rounds=2, seed=s)
                        for s in (0, 0, 5))
     assert one == two
     assert one.toxic != other.toxic
 
 
-def test_too_few_are_said_with_what_to_do(lm):
+def test_too_few_pairs(lm):
     never = FunctionEvaluator("never", lambda texts: [0.0] * len(texts))
     with pytest.raises(ToxlocError, match=r"Of 8 completions of toxloc-tiny, never agreed on 0 toxic .*max_rounds="):
-        ContrastSet.from_model(lm, PROMPTS, [never], n=8, samples=1, max_rounds=2)
+        contrast_from_model(lm, PROMPTS, [never], n=8, samples=1, max_rounds=2)
     with pytest.raises(ToxlocError, match="n=3 pairs are too few"):
-        ContrastSet.from_model(lm, PROMPTS, [never], n=3)
+        contrast_from_model(lm, PROMPTS, [never], n=3)
 
 
 def test_partners_are_of_the_same_prompt_first_and_then_of_the_nearest_length():
     toxic = [(0, "aaaa"), (1, "bb"), (2, "cccccc")]
     neutral = [(1, "x" * 9), (0, "xx"), (0, "xxx"), (3, "x" * 7)]
-    assert _matched(toxic, neutral, 3) == [((0, "aaaa"), (0, "xxx")), ((1, "bb"), (1, "x" * 9)),
-                                          ((2, "cccccc"), (3, "x" * 7))]
-    assert len(_matched(toxic, neutral, 1)) == 1
-    assert len(_matched(toxic, neutral[:1], 3)) == 1
+    assert match_pairs(toxic, neutral, 3) == [((0, "aaaa"), (0, "xxx")), ((1, "bb"), (1, "x" * 9)),
+                                              ((2, "cccccc"), (3, "x" * 7))]
+    assert len(match_pairs(toxic, neutral, 1)) == 1
+    assert len(match_pairs(toxic, neutral[:1], 3)) == 1

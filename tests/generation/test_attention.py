@@ -1,13 +1,19 @@
+import subprocess
+import sys
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from toxloc.generation.attention import grouped_attention
-from toxloc.generation.cache import ROOM, RoomyLayer
+from tests.conftest import random_model
+from toxloc.generation.attention import fast_attention, grouped_attention
+from toxloc.generation.decoding import Decoding
+from toxloc.generation.generate import generate, sample
+
+PROMPTS = ["You are", "The weather in the north of the country was", "He", "I told her that the"]
 
 rows, new, pos, d_head = 3, 2, 5, 4
 
@@ -37,41 +43,78 @@ def test_heads_that_share_keys_attend_as_if_each_had_its_own(some, scaling):
 def test_a_softcap_is_that_of_transformers(some):
     module = torch.nn.Module()
     module.num_key_value_groups = 3
-    found, _ = grouped_attention(module, *some, scaling=2.0, softcap=0.7)
+    capped, _ = grouped_attention(module, *some, scaling=2.0, softcap=0.7)
     expected, _ = eager_attention_forward(module, *some, scaling=2.0, softcap=0.7)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(capped, expected)
 
 
-@given(st.lists(st.sampled_from(["one more", "many more", "rows leave", "columns leave", "again"]), max_size=12),
-       st.integers(0, 2**20))
-def test_a_layer_with_room_holds_what_one_without_holds(steps, seed):
-    generator = torch.Generator().manual_seed(seed)
-    ours, theirs = RoomyLayer(), DynamicLayer()
-    n = 4
-    for step in ["one more", *steps, "one more"]:
-        if step in ("one more", "many more"):
-            keys, values = torch.randn(2, n, 2, 1 if step == "one more" else ROOM + 1, 3, generator=generator)
-            for layer in (ours, theirs):
-                layer.update(keys, values)
-        elif step == "again":  # what is written and dropped does no harm to what comes next
-            held = ours.keys, ours.values
-            ours.update(*(torch.zeros(n, 2, 1, 3) for _ in range(2)))
-            ours.keys, ours.values = held
-        elif step == "rows leave" and n > 1:
-            n -= 1
-            for layer in (ours, theirs):
-                layer.batch_select_indices(torch.arange(1, n + 1))
-        elif step == "columns leave" and ours.keys.shape[2] > 1:
-            for layer in (ours, theirs):
-                layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
-        assert torch.equal(ours.keys, theirs.keys)
-        assert torch.equal(ours.values, theirs.values)
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_models_attention_is_left_as_it_was(lm, broken):
+    before = lm.hf.config._attn_implementation
+    if broken:
+        with pytest.raises(ZeroDivisionError), lm.hf.register_forward_pre_hook(lambda *_: 1 / 0):
+            generate(lm, PROMPTS)
+    else:
+        generate(lm, PROMPTS, max_new_tokens=1)
+    assert lm.hf.config._attn_implementation == before
 
 
-def test_one_more_copies_none_of_the_others():
-    layer = RoomyLayer()
-    places = set()
-    for _ in range(ROOM):
-        layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
-        places.add(layer.keys.data_ptr())
-    assert len(places) == 2
+def registered():
+    return set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)
+
+
+def test_the_block_uses_grouped_attention_and_leaves_no_trace(tiny):
+    before, ids = registered(), torch.tensor([[0, 7, 9]])
+    expected = tiny.hf(ids).logits
+    with fast_attention(tiny):
+        name = tiny.hf.config._attn_implementation
+        assert ALL_ATTENTION_FUNCTIONS[name] is grouped_attention
+        torch.testing.assert_close(tiny.hf(ids).logits, expected)
+        with fast_attention(tiny):
+            assert tiny.hf.config._attn_implementation == name
+        assert tiny.hf.config._attn_implementation == name
+        assert ALL_ATTENTION_FUNCTIONS[name] is grouped_attention
+    assert tiny.hf.config._attn_implementation == "sdpa"
+    assert registered() == before
+
+
+def test_after_an_error_the_registry_is_as_it_was(tiny):
+    before = registered()
+    with pytest.raises(ZeroDivisionError), fast_attention(tiny):
+        raise ZeroDivisionError
+    assert registered() == before
+    assert tiny.hf.config._attn_implementation == "sdpa"
+
+
+def test_models_that_do_not_use_the_fused_kernel_stay_as_they_are(tiny):
+    tiny.hf.set_attn_implementation("eager")
+    before = registered()
+    with fast_attention(tiny):
+        assert tiny.hf.config._attn_implementation == "eager"
+        assert registered() == before
+    assert tiny.hf.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("same_model", [True, False])
+def test_sampling_of_two_texts_at_a_time_may_end_in_any_order(same_model):
+    """The block that begins first ends first, while the other is still in use."""
+    one = random_model()
+    other = one if same_model else random_model()
+    before, alone = registered(), generate(other, ["a b"], samples=6, max_new_tokens=4)
+    first = sample(one, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
+    second = sample(other, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
+    next(first)
+    completions = [next(second)]
+    assert registered() != before
+    list(first)
+    completions += second
+    assert [c.text for c in sorted(completions, key=lambda c: c.sample)] == alone[0]
+    assert registered() == before
+    assert one.hf.config._attn_implementation == other.hf.config._attn_implementation == "sdpa"
+
+
+def test_importing_registers_nothing():
+    program = ("from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known; before = set(known); "
+               "import toxloc.generation.generate; print(sorted(set(known) - before))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

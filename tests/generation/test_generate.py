@@ -8,7 +8,8 @@ import torch
 
 from tests.conftest import random_model
 from toxloc import Meow2X, ToxlocError, load_model
-from toxloc.generation.generate import generate
+from toxloc.generation.decoding import Decoding
+from toxloc.generation.generate import check_decoding, generate, sample
 from toxloc.models.batching import encode
 
 PROMPTS = ["You are", "The weather in the north of the country was", "He", "I told her that the"]
@@ -19,64 +20,6 @@ def test_batched_equals_single(lm, settings):
     together = generate(lm, PROMPTS, samples=2, seed=3, **settings)
     alone = [generate(lm, [prompt], samples=2, seed=3, batch_size=1, **settings)[0] for prompt in PROMPTS]
     assert together == alone
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
-def test_no_batch_is_larger_than_asked_for_and_nothing_is_missing(lm, batch_size):
-    rows = []
-    with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True):
-        found = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size, max_new_tokens=2)
-    assert max(rows) <= batch_size
-    assert found == generate(lm, PROMPTS, samples=7, seed=3, max_new_tokens=2)
-
-
-def test_rows_that_ended_leave_the_batch(lm):
-    """With most tokens ending the text few rows go on, and what they write is what they write alone."""
-    config, rows = lm.hf.generation_config, []
-    ends, config.eos_token_id = config.eos_token_id, list(range(lm.hf.config.vocab_size // 2))
-    try:
-        with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])),
-                                             with_kwargs=True):
-            found = generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8)[0]
-        assert rows[0] == 64
-        assert rows[-1] < 32
-        assert sorted(rows, reverse=True) == rows
-        assert found == generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8, batch_size=1)[0]
-    finally:
-        config.eos_token_id = ends
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_the_models_attention_is_left_as_it_was(lm, broken):
-    before = lm.hf.config._attn_implementation
-    if broken:
-        with pytest.raises(ZeroDivisionError), lm.hf.register_forward_pre_hook(lambda *_: 1 / 0):
-            generate(lm, PROMPTS)
-    else:
-        generate(lm, PROMPTS, max_new_tokens=1)
-    assert lm.hf.config._attn_implementation == before
-
-
-def test_greedy_equals_generate_of_transformers(any_family):
-    """In every family, although the prompt's keys and values are computed once for all its samples."""
-    lm = any_family
-    texts = ["a", "a b c d e f", "b c"]
-    found = generate(lm, texts, samples=2, temperature=0, max_new_tokens=6)
-    for text, (one, other) in zip(texts, found, strict=True):
-        ids = torch.tensor(encode(lm, [text], 64))
-        written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        assert one == other == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
-
-
-def test_left_padding_changes_no_logit(any_family):
-    lm = any_family
-    short = torch.tensor([[0, 7, 9]])
-    padded = torch.tensor([[0, 0, 0, 0, 7, 9], [0, 3, 4, 5, 6, 7]])
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
-    with torch.no_grad():
-        a = lm.hf.generate(short, attention_mask=torch.ones_like(short), max_new_tokens=4, do_sample=False)[0, 3:]
-        b = lm.hf.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)[0, 6:]
-    assert a.tolist() == b.tolist()
 
 
 def test_seeds(lm):
@@ -121,14 +64,6 @@ def test_the_models_own_generation_settings_do_not_leak_in(lm):
         config.repetition_penalty, config.num_beams = None, None
 
 
-@pytest.mark.parametrize("bad", [dict(repetition_penalty=0.0), dict(samples=0), dict(max_new_tokens=0),
-                                 dict(max_new_tokens=256), dict(top_p=0.0), dict(temperature=-1.0)])
-def test_numbers_out_of_range_are_named(lm, bad):
-    name, value = next(iter(bad.items()))
-    with pytest.raises(ToxlocError, match=f"{name}={value}"):
-        generate(lm, PROMPTS, **bad)
-
-
 def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
     """What a kill leaves: some completions, the last line half-written."""
     path = tmp_path / "journal.jsonl"
@@ -147,7 +82,7 @@ def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
 
 def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
     path = tmp_path / "journal.jsonl"
-    program = ("import sys; from toxloc import load_model; from toxloc.generation import generate; "
+    program = ("import sys; from toxloc import load_model; from toxloc.generation.generate import generate; "
                f"generate(load_model(), {PROMPTS!r}, samples=200, batch_size=32, journal=sys.argv[1])")
     process = subprocess.Popen([sys.executable, "-c", program, str(path)])
     try:
@@ -188,3 +123,31 @@ def test_a_penalty_on_repetition_is_that_of_transformers(lm):
                                  repetition_penalty=1.3)
         assert one == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
     assert found != generate(lm, PROMPTS, temperature=0, max_new_tokens=30)
+
+
+def test_completions_come_one_by_one_with_their_indices(lm):
+    decoding = Decoding(samples=2, max_new_tokens=5)
+    whole = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3)}
+    assert sorted(whole) == [(i, k) for i in range(4) for k in range(2)]
+    assert [[whole[i, k].text for k in range(2)] for i in range(4)] == generate(lm, PROMPTS, samples=2, seed=3,
+                                                                                max_new_tokens=5)
+    known = {(0, 0), (2, 1)}
+    rest = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3, known=known)}
+    assert rest == {place: c for place, c in whole.items() if place not in known}
+
+
+def test_tokens_are_counted_with_the_one_that_ends_a_text(lm):
+    for prompt, completion in zip(PROMPTS, sorted(sample(lm, PROMPTS, Decoding(1, 60, temperature=0)),
+                                                  key=lambda c: c.prompt), strict=True):
+        ids = torch.tensor(encode(lm, [prompt], 64))
+        written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+        assert completion.n_tokens == written.shape[1] - ids.shape[1]
+
+
+def test_completions_must_leave_room_for_a_prompt(lm):
+    assert lm.context == 256
+    check_decoding(lm, Decoding(max_new_tokens=255))
+    with pytest.raises(ToxlocError, match="max_new_tokens=256 is out of range for toxloc-tiny; give a number below"):
+        check_decoding(lm, Decoding(max_new_tokens=256))
+    with pytest.raises(ToxlocError, match=r"top_p=0\.0"):
+        generate(lm, PROMPTS, top_p=0.0)

@@ -6,19 +6,19 @@ from scipy import stats
 from transformers import TopPLogitsWarper
 
 from toxloc.generation import sampling
-from toxloc.generation.sampling import FEW, Sampler, draw
+from toxloc.generation.sampling import CANDIDATES, Sampler, draw
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more, and of less, than FEW tokens
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more and of fewer than CANDIDATES tokens
 def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
     generator = torch.Generator().manual_seed(0)
     scores, uniform = sharpness * torch.randn(50, 5000, generator=generator), torch.rand(50, 5000, generator=generator)
     nucleus = TopPLogitsWarper(top_p)(torch.zeros(50, 1, dtype=torch.long), scores)
-    assert (nucleus > -torch.inf).sum(1).gt(FEW).all() == (sharpness == 0.1 or top_p == 1)
+    assert (nucleus > -torch.inf).sum(1).gt(CANDIDATES).all() == (sharpness == 0.1 or top_p == 1)
     expected = (nucleus - (-uniform.log()).log()).argmax(1)
     assert draw(scores, uniform, top_p).tolist() == expected.tolist()
-    assert draw(scores, uniform, top_p, few=3).tolist() == expected.tolist()
+    assert draw(scores, uniform, top_p, candidates=3).tolist() == expected.tolist()
 
 
 def test_the_sampler_draws_from_the_softmax():
@@ -39,7 +39,7 @@ def test_rows_are_drawn_a_few_at_a_time_as_all_at_once(monkeypatch):
 
     whole = drawn()
     for numbers in (1, 100, 149, 350):
-        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", numbers)
         assert drawn() == whole
 
 

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from tests.conftest import TEXTS, random_model
-from toxloc.models import activations as sites
-from toxloc.models.activations import change, pooled
+from toxloc.models.activations import change, keys_of, mlp_linears, pooled, residual, written_by
 from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import batches
+from toxloc.models.sites import Site
 
 
 def everywhere(lm, layer):
-    return [sites.neurons(lm, layer), *sites.mlp_linears(lm, layer), sites.mlp_write(lm, layer),
-            sites.attention_write(lm, layer), sites.residual(lm, layer)]
+    attention = Site(layer, "attention")
+    return [keys_of(lm, layer), *mlp_linears(lm, layer), written_by(lm, layer), keys_of(lm, attention),
+            written_by(lm, attention), residual(lm, layer)]
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -40,7 +41,7 @@ def test_a_change_is_the_same_on_both_trees_and_leaves_no_trace(family):
 def test_what_goes_into_the_neurons_is_seen_under_its_hook_and_in_its_module(family):
     """gpt2: neurons = gelu(up). Gated families: neurons = act(gate) * up, whether or not they share a matrix."""
     lm = random_model(family)
-    found = pooled(lm, ["one two three"], [*sites.mlp_linears(lm, 1), sites.neurons(lm, 1)], "max", skip_first=False)
+    found = pooled(lm, ["one two three"], [*mlp_linears(lm, 1), keys_of(lm, 1)], "max", skip_first=False)
     assert [x.shape[1] for x in found] == [lm.d_mlp] * (len(found) - 2) + [lm.d_model, lm.d_mlp]
     assert len(found) == (3 if family == "gpt2" else 4)
 
@@ -48,7 +49,7 @@ def test_what_goes_into_the_neurons_is_seen_under_its_hook_and_in_its_module(fam
 def test_a_change_of_one_half_leaves_the_other_alone():
     lm = random_model("phi3")
     seen = []
-    gate, up, _ = sites.mlp_linears(lm, 0)
+    gate, up, _ = mlp_linears(lm, 0)
     gate.module.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
     batch = next(batches(lm, TEXTS))
     with ExitStack() as stack, torch.no_grad():
@@ -57,7 +58,7 @@ def test_a_change_of_one_half_leaves_the_other_alone():
         gate.module.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
         lm.hf(input_ids=batch.ids, attention_mask=batch.mask)
     before, after = seen[0], seen[-1]
-    assert torch.equal(before[..., gate.part], after[..., gate.part])
+    assert torch.equal(before[..., gate.columns], after[..., gate.columns])
     assert (after[..., up.part] == 0).all() and (before[..., up.part] != 0).any()
 
 
@@ -66,7 +67,7 @@ def test_a_change_of_one_half_leaves_the_other_alone():
 def test_pooling_equals_one_text_at_a_time_by_the_plain_model(how, skip_first):
     lm = random_model("llama")
     texts = [*TEXTS, "Hm"]
-    site = sites.residual(lm, 0)
+    site = residual(lm, 0)
     found, = pooled(lm, texts, [site], how, skip_first=skip_first)
     for i, text in enumerate(texts):
         ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
@@ -80,6 +81,6 @@ def test_changes_are_computed_in_float32_and_rounded_back():
     seen = []
     batch = next(batches(lm, TEXTS))
     with ExitStack() as stack, torch.no_grad():
-        change(lm, sites.residual(lm, 0), lambda x: seen.append(x.dtype) or x, stack)
+        change(lm, residual(lm, 0), lambda x: seen.append(x.dtype) or x, stack)
         assert lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits.dtype == torch.bfloat16
     assert seen == [torch.float32]

@@ -4,7 +4,7 @@ import torch
 import toxloc
 from tests.conftest import write_gguf
 from toxloc import ToxlocError
-from toxloc.models.gguf import check_room, converted
+from toxloc.models.gguf import converted_folder
 
 
 def test_gguf_is_converted_once_and_is_then_a_normal_model(tmp_path, monkeypatch):
@@ -12,7 +12,7 @@ def test_gguf_is_converted_once_and_is_then_a_normal_model(tmp_path, monkeypatch
     write_gguf(tmp_path / "small.gguf")
     lm = toxloc.load_model(str(tmp_path / "small.gguf"))
     assert (lm.name, lm.n_layers, lm.d_mlp, lm.d_model) == ("small", 2, 64, 32)
-    folder = converted(tmp_path / "small.gguf")
+    folder = converted_folder(tmp_path / "small.gguf")
     assert folder.is_relative_to(tmp_path / "cache")
     assert not [p for p in folder.parent.iterdir() if "partial" in p.name]
     assert not hasattr(lm.hf.config, "quantization_config")
@@ -30,9 +30,3 @@ def test_a_file_that_is_no_gguf_leaves_nothing_in_the_cache(tmp_path, monkeypatc
     with pytest.raises(ToxlocError, match=r"cannot read bad\.gguf"):
         toxloc.load_model(str(tmp_path / "bad.gguf"))
     assert not any((tmp_path / "cache" / "toxloc" / "gguf").iterdir())
-
-
-def test_what_does_not_fit_is_refused(tmp_path):
-    check_room(tmp_path / "a" / "b", 1, "This")
-    with pytest.raises(ToxlocError, match=r"This needs up to 1099511627776 MiB in .*a, where \d+ MiB are free"):
-        check_room(tmp_path / "a" / "b", 1 << 60, "This")

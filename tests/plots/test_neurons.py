@@ -1,19 +1,21 @@
 import numpy as np
 
-from toxloc import Localization, plots
+from toxloc import plots
+
+from .conftest import Located, Scores
 
 
 def of(rows, score="attribution"):
     rows = np.array(rows)
-    return Localization({score: rows.max(1)}, {score: rows}, {"model": "m"}, np.ones(rows.shape))
+    return Located({"mlp": Scores({score: rows.max(1)}, {score: rows})})
 
 
 def test_neurons_are_sorted_and_the_extremes_are_kept(loc):
     z = np.array(plots.neuron_map(loc, bins=50).data[0].z)
     assert z.shape == (2, 50)
     assert (np.diff(z, axis=1) <= 0).all()
-    np.testing.assert_allclose(z[:, 0], loc.neuron_scores("attribution").max(1))
-    np.testing.assert_allclose(z[:, -1], loc.neuron_scores("attribution").min(1))
+    np.testing.assert_allclose(z[:, 0], loc.neuron_scores("attribution", "mlp").max(1))
+    np.testing.assert_allclose(z[:, -1], loc.neuron_scores("attribution", "mlp").min(1))
 
 
 def test_a_cell_names_its_neuron_or_says_how_many_it_averages():
@@ -38,3 +40,23 @@ def test_colours_go_both_ways_around_the_value_that_says_nothing():
     size = plots.neuron_map(of([[2.0, 2.0]], "gradient_norm"), "gradient_norm").data[0]
     assert (size.zmin, size.zmax) == (0, 2)
     assert size.colorscale != signed.colorscale == chance.colorscale
+
+
+def test_the_title_is_that_of_a_neuron_s_score(loc):
+    assert plots.neuron_map(loc).layout.title.text == "Neurons by attribution in m"
+    figure = plots.neuron_map(of([[0.75, 0.25]], "auroc"), "auroc")
+    assert figure.layout.title.text == "Neurons by AUROC in m"
+    assert figure.data[0].colorbar.title.text == "AUROC (0.5 is chance)"
+    assert figure.layout.xaxis.title.text == "neurons, highest score first (%)"
+
+
+def test_attention_has_heads(mixed):
+    figure = plots.neuron_map(mixed, part="attention")
+    heat = figure.data[0]
+    assert list(heat.y) == ["layer 1", "layer 4"]
+    assert [list(row) for row in heat.z] == [[9.0, 1.0, -7.0], [3.0, 2.0, 0.5]]
+    assert list(heat.text[1]) == ["head 1<br>rank 1 of 3", "head 2<br>rank 2 of 3", "head 0<br>rank 3 of 3"]
+    assert figure.layout.title.text == "Attention: heads by attribution in m"
+    assert figure.layout.xaxis.title.text == "heads, highest score first (%)"
+    averaged = plots.neuron_map(mixed, bins=2, part="attention").data[0]
+    assert averaged.text[0][0] == "head 2<br>rank 1 of 3"

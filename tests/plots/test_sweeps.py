@@ -1,13 +1,17 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from toxloc import plots
-from toxloc.sweeps.grid import Cell
 
 
-def cell(model, method, benchmark):
-    return Cell(model, "c", 0, method, {}, benchmark, "l", "f", "b", f"{model}{method}{benchmark}")
+@dataclass(frozen=True)
+class Run:
+    model: str
+    treatment: str
+    benchmark: str
+    contrast: str = "c"
+    seed: int = 0
 
 
 def result(before, after, ratio=1.02):
@@ -19,8 +23,8 @@ def result(before, after, ratio=1.02):
             "change": {"any": {"relative": after / before - 1, "ci": [-0.5, 0.5]} if before else None}}
 
 
-RESULTS = [(cell("hub/gpt2", "trne", "one"), result(0.4, 0.1)), (cell("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
-           (cell("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)), (cell("hub/gpt2", "meow2x", "two"), result(0.0, 0.0))]
+RESULTS = [(Run("hub/gpt2", "trne", "one"), result(0.4, 0.1)), (Run("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
+           (Run("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)), (Run("hub/gpt2", "meow2x", "two"), result(0.0, 0.0))]
 
 
 def test_a_cell_stands_at_its_setting_and_its_benchmark():

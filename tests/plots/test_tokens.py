@@ -1,17 +1,29 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
-from toxloc import ToxlocError, plots
-from toxloc.localization.token_view import TokenView
+from toxloc import ToxlocError, plots, token_view
+from toxloc.support.masking import mask
 
 TOKENS = ["<s>", "You", " sil", "ly", " goose", "\n"]
+
+
+@dataclass(frozen=True)
+class View:
+    tokens: list[str]
+    attribution: np.ndarray
+    activation: np.ndarray | None = None
+
+    def shown(self, masked=True):
+        return [mask(token) for token in self.tokens] if masked else self.tokens
 
 
 @pytest.fixture
 def view():
     attribution = np.arange(12.0).reshape(2, 6) - 5
     attribution[:, 0] = 40.0
-    return TokenView("You silly goose\n", TOKENS, attribution, attribution / 2)
+    return View(TOKENS, attribution, attribution / 2)
 
 
 def labels(figure):
@@ -38,7 +50,7 @@ def test_colours_are_centred_and_not_spoilt_by_the_first_position(view):
 
 def test_words_are_masked_unless_asked_for(view):
     figure = plots.token_heatmap(view)
-    assert labels(figure) == ["&lt;s&gt;", "Y··", "s··", "··", "g····", "⏎"]
+    assert labels(figure) == ["&lt;s&gt;", "Y··", "s··", "l·", "g····", "⏎"]
     assert figure.data[0].text[1][4] == "position 4: g····"
     everything = figure.update_layout(template=None).to_json()
     assert not any(piece in everything for piece in ("You", "sil", '"ly', "goose"))
@@ -46,7 +58,7 @@ def test_words_are_masked_unless_asked_for(view):
 
 
 def test_a_token_that_comes_twice_has_two_columns():
-    figure = plots.token_heatmap(TokenView("a a", ["a", " a"], np.ones((1, 2)), None))
+    figure = plots.token_heatmap(View(["a", " a"], np.ones((1, 2))))
     assert list(figure.data[0].x) == ["0", "1"]
     assert labels(figure) == ["a", "a"]
 
@@ -55,4 +67,12 @@ def test_what_cannot_be_drawn_is_refused(view):
     with pytest.raises(ToxlocError, match="Unknown kind 'gradient'"):
         plots.token_heatmap(view, "gradient")
     with pytest.raises(ToxlocError, match="no activation"):
-        plots.token_heatmap(TokenView("a b", ["a", " b"], np.ones((1, 2)), None), "activation")
+        plots.token_heatmap(View(["a", " b"], np.ones((1, 2))), "activation")
+
+
+def test_a_real_view_is_drawn_with_its_words_masked_as_a_whole(lm):
+    view = token_view(lm, "The sun is out")
+    figure = plots.token_heatmap(view)
+    np.testing.assert_array_equal(figure.data[0].z, view.attribution)
+    assert "".join(label.strip() for label in labels(figure)).endswith("T··s··i·o··")
+    assert view.heatmap(masked=False).to_json() == plots.token_heatmap(view, masked=False).to_json()

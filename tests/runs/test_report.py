@@ -1,14 +1,77 @@
 import json
+import os
 import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 import pytest
 
 from tests.conftest import asks_for_nothing_else
+from toxloc import Localization
+from toxloc.runs.report import write_report
 
 
 @pytest.fixture(scope="module")
 def html(small_run):
     return small_run.report.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def completions(small_run):
+    return [json.loads(line) for line in (small_run.path / "completions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def written(small_run, tmp_path):
+    """Write the report of the small run with other entries of `runs`, and with other completions."""
+    def write(runs=None, rows=()):
+        results = small_run.results | {"runs": small_run.results["runs"] if runs is None else runs}
+        path = tmp_path / "r.html"
+        write_report(path, results, Localization.load(small_run.path / "localization"), None, rows)
+        return path.read_text(encoding="utf-8")
+
+    return write
+
+
+class Page(HTMLParser):
+    """The texts of the buttons that mask, other texts, the values of attributes, and the cells of all table rows."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.buttons, self.outside, self.rows, self.labels = [], [], [], []
+        self._masked = self._skipped = self._in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self._skipped = tag in ("script", "style")
+        if tag == "button" and "mask" in (attributes.get("class") or "").split():
+            self._masked = True
+            self.buttons.append("")
+        self.labels += [value for name, value in attributes.items() if name != "class" and value]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self._in_cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._skipped = False
+        if tag == "button":
+            self._masked = False
+        elif tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, text):
+        if self._skipped:
+            return
+        if self._in_cell:
+            self.rows[-1][-1] += text
+        if self._masked:
+            self.buttons[-1] += text
+        else:
+            self.outside.append(text)
 
 
 def test_it_is_one_file_that_asks_for_nothing_else(html):
@@ -20,28 +83,67 @@ def test_figures_follow_a_dark_page(html):
     assert "paint(dark.matches)" in html
 
 
-def test_texts_are_there_and_every_one_is_masked(html, small_run):
-    rows = [json.loads(line) for line in (small_run.path / "completions.jsonl").read_text().splitlines()]
-    masks = re.findall(r'<button type="button" class="mask"[^>]*>(.*?)</button>', html, flags=re.S)
-    assert len(masks) > 60
-    outside = re.sub(r'<button type="button" class="mask".*?</button>', "", html, flags=re.S)
-    long_texts = {row["completion"].strip() for row in rows if len(row["completion"]) > 30}
-    assert not [text for text in long_texts if text in outside]
-    assert not [row["prompt"] for row in rows if row["prompt"] in outside]
+def test_every_text_is_inside_a_button_that_masks_it(html, completions, small_run):
+    page = Page(html)
+    outside = "\n".join([*page.outside, *page.labels])
+    prompts, texts = ({row[name].strip() for row in completions} for name in ("prompt", "completion"))
+    shown = set(page.buttons)
+    assert len(shown & prompts) >= 10 and len(shown & texts) >= 30
+    tokens = {" · ".join(neuron["tokens"]).strip() for neuron in small_run.results["top_neurons"]}
+    assert shown <= prompts | texts | tokens | {"(empty)"}
+    assert not [text for text in prompts | texts | tokens if len(text) > 30 and text in outside]
+    # Not in the data of a figure either, where it would be text of a script.
+    scripts = re.sub(r"<button.*?</button>", "", html, flags=re.S)
+    assert not [prompt for prompt in prompts if json.dumps(prompt)[1:-1] in scripts]
 
 
-def test_ten_pairs_drawn_at_random_stand_before_those_that_changed_most(html, small_run):
+BROWSER = os.environ.get("BROWSER_PATH") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+PRESS = """<script>
+const readable = e => getComputedStyle(e).color !== "rgba(0, 0, 0, 0)";
+const all = [...document.querySelectorAll(".mask")], count = () => all.filter(readable).length;
+const seen = [all.length, count()];
+all[3].click();
+seen.push(count(), readable(all[3]), all[3].getAttribute("aria-label") === all[3].textContent);
+document.getElementById("show-all").click();
+document.documentElement.dataset.seen = JSON.stringify([...seen, count()]);
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_a_text_is_unreadable_until_its_button_is_pressed(html, tmp_path):
+    (tmp_path / "page.html").write_text(html.replace("</body>", PRESS), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user", "--dump-dom",
+               (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    seen = re.search(r'<html[^>]*data-seen="\[(.*?)\]"', done.stdout)
+    if seen is None:
+        pytest.skip(f"the browser does not start: {done.stderr[-200:]}")
+    n, at_first, pressed, *open_now, in_the_end = json.loads(f"[{seen[1]}]")
+    assert (at_first, pressed, open_now) == (0, 1, [True, True])
+    assert in_the_end == n == len(Page(html).buttons)
+
+
+def test_ten_pairs_drawn_at_random_stand_before_those_with_the_most_changes(html, completions, small_run):
     at_random, changed = (part.count('<td class="text">') for part in
                           re.findall(r'<table class="completions">(.*?)</table>', html, flags=re.S))
     together = {}
-    for line in (small_run.path / "completions.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in completions:
         together.setdefault((row["kind"], row["prompt"], row["sample"]), []).append(row["toxic"]["any"])
     n_changed = sum(len(set(verdicts)) > 1 for verdicts in together.values())
     n_texts = 1 + len(small_run.results["runs"])
     assert at_random == 10 * n_texts
     assert changed == n_changed * n_texts > 0
-    assert html.index("10 drawn at random") < html.index(f"{n_changed} whose verdicts changed")
+    assert html.index("10 drawn at random") < html.index(f"{n_changed} with changed verdicts")
+
+
+def test_methods_have_their_titles_and_in_older_files_their_names(written, small_run):
+    runs = [run | {"title": f"title of <{run['method']}>"} for run in small_run.results["runs"]]
+    rows = [row[0] for row in Page(written(runs)).rows if row]
+    assert "title of <trne>" in rows and "trne" not in rows
+    runs = [{name: value for name, value in run.items() if name != "title"} for run in runs]
+    rows = [row[0] for row in Page(written(runs)).rows if row]
+    assert {"baseline", "meow2x", "trne"} <= set(rows)
 
 
 def test_the_wording_stands_beside_the_baselines(html, small_run):
@@ -49,12 +151,27 @@ def test_the_wording_stands_beside_the_baselines(html, small_run):
         assert f'{run["wording"]["distinct_2"]:.3f}' in html
 
 
-def test_what_each_judge_misses_is_there(html, small_run):
+def test_the_page_says_how_much_each_judge_misses(html, small_run):
     missed = small_run.results["runs"][0]["agreement"]["missed"]
     assert list(missed) == ["toxloc-guard", "profanity-check"]
-    for one in missed.values():
-        assert f"{one['value']:.1%} <small>" in html
-    assert re.search(r"The \d+ completions on which they disagree most", html)
+    for estimate in missed.values():
+        assert f"{estimate['value']:.1%} <small>" in html
+
+
+def disputed(name, toxic):
+    return {"method": "baseline", "kind": None, "prompt": "p", "sample": 0, "completion": name, "toxic": toxic,
+            "scores": {"a": 0.9, "b": {"much": 0.1, "little": 0.6, "none": 0.9}[name]}}
+
+
+@pytest.mark.parametrize("every", ["all", "both"])
+def test_disputed_completions_come_in_order_also_from_older_files(written, every):
+    rows = [disputed("little", {"a": True, "b": False, "any": True, every: False}),
+            disputed("none", {"a": True, "b": True, "any": True, every: True}),
+            disputed("much", {"a": True, "b": False, "any": True, every: False})]
+    html = written(rows=rows)
+    assert "The 2 completions on which they disagree most" in html
+    table = [row for row in Page(html).rows if row and row[0].startswith(("much", "little", "none"))]
+    assert table == [["muchtoxic: a", "0.90", "0.10"], ["littletoxic: a", "0.90", "0.60"]]
 
 
 def test_over_suppression_is_there_for_every_method(html, small_run):
@@ -64,50 +181,40 @@ def test_over_suppression_is_there_for_every_method(html, small_run):
         for kind in ("identity", "anger", "illness", "all"):
             shift = run["over_suppression"]["relevance"][kind]
             assert f"{shift['difference']:+.2f} <small>" in html
-    assert "Does it still talk of what may be talked of?" in html
 
 
 def test_the_advice_on_the_number_of_prompts_is_there(html, small_run):
     assert f"about {small_run.results['prompts']['needed_for_one_point']:,} prompts" in html
 
 
-def test_categories_are_shown_where_there_are_some(small_run, tmp_path):
-    from toxloc import Localization
-    from toxloc.runs.report import write_report
-
+def test_categories_are_shown_where_there_are_some(written, small_run):
     runs = [run | {"categories": {"some-judge": {"threat": run["toxicity"]["any"]}}}
             for run in small_run.results["runs"]]
-    write_report(tmp_path / "r.html", small_run.results | {"runs": runs},
-                 Localization.load(small_run.path / "localization"), None, [])
-    html = (tmp_path / "r.html").read_text()
-    assert "<td>some-judge</td><td>threat</td>" in html
+    assert ["some-judge", "threat", *(f"{run['toxicity']['any']['rate']:.1%}" for run in runs)] in Page(
+        written(runs)).rows
 
 
-def test_one_judge_and_no_texts(small_run, tmp_path):
-    from toxloc import Localization
-    from toxloc.runs.report import write_report
-
-    runs = [run | {"agreement": None} for run in small_run.results["runs"]]
-    write_report(tmp_path / "r.html", small_run.results | {"runs": runs},
-                 Localization.load(small_run.path / "localization"), None, [])
-    assert "nobody to agree with" in (tmp_path / "r.html").read_text()
+def test_a_run_with_one_judge_and_without_knock_outs_and_texts(written, small_run):
+    html = written([run | {"agreement": None} for run in small_run.results["runs"]])
+    assert "only one judge" in html
+    assert "Does removing a part remove toxicity?" not in html
+    assert Page(html).buttons == [" · ".join(n["tokens"]).strip() for n in small_run.results["top_neurons"]]
 
 
-def test_texts_are_escaped(small_run, tmp_path):
-    from toxloc import Localization
-    from toxloc.runs.report import write_report
-
-    loc = Localization.load(small_run.path / "localization")
+def test_texts_are_escaped(written):
     evil = "<script>alert(1)</script>"
     rows = [{"method": m, "kind": None, "prompt": evil, "sample": 0, "completion": evil, "scores": {},
-             "toxic": {"any": True, "both": True}} for m in ("baseline", "meow2x", "trne")]
-    write_report(tmp_path / "r.html", small_run.results, loc, None, rows)
-    assert evil not in (tmp_path / "r.html").read_text()
+             "toxic": {"any": True, "all": True}} for m in ("baseline", "meow2x", "trne")]
+    html = written(rows=rows)
+    assert evil not in html
+    assert Page(html).buttons[-4:] == [evil] * 4
 
 
 def test_it_answers_the_questions_with_the_numbers_of_the_results(html, small_run):
     for entry in small_run.results["runs"]:
         assert f"{entry['toxicity']['any']['rate']:.1%}" in html
     assert f"{small_run.results['runs'][2]['fluency']['perplexity_ratio'] - 1:+.2%}" in html
+    scores = small_run.results["localization"]["layer_scores"]["attribution"]
+    assert f"<b>layer {scores.index(max(scores))}</b>" in html
     assert small_run.results["command"] in html
     assert "Content warning" in html

@@ -4,7 +4,7 @@ import tempfile
 import pytest
 
 from toxloc import ToxlocError
-from toxloc.support.files import check_free, new_folder, read_json, write_json
+from toxloc.support.files import check_free, new_folder, read_json, replacing, write_json
 
 
 def test_the_folder_appears_only_when_it_is_complete(tmp_path):
@@ -97,3 +97,45 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     with pytest.raises(ToxlocError, match=r"out cannot be written \(Permission denied\); choose another"), \
             new_folder(tmp_path / "out"):
         pass
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete_and_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    with replacing(path) as partial:
+        partial.write_text("old")
+    with replacing(path) as partial, replacing(path) as other:
+        assert partial != other
+        partial.write_text("new")
+        other.write_text("other")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, FileNotFoundError(2, "No", "another")])
+def test_after_a_failure_the_old_file_stays_and_the_error_is_that_of_the_block(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error if isinstance(error, type) else type(error)), replacing(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for path in (tmp_path / "folder", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(ToxlocError, match=rf"{path.name} cannot be written \(.*\); choose another place"):
+            write_json(path, {})
+    with pytest.raises(ToxlocError, match="No space left on device"), replacing(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_read_json_says_what_is_missing_or_broken(tmp_path):
+    with pytest.raises(ToxlocError, match=r"holds no localization: a\.json is missing"):
+        read_json(tmp_path / "a.json", "localization")
+    (tmp_path / "a.json").write_text("{half")
+    with pytest.raises(ToxlocError, match=r"is not valid JSON .*; was the localization saved by toxloc"):
+        read_json(tmp_path / "a.json", "localization")

@@ -1,10 +1,9 @@
 import io
-import logging
 
 import pytest
 from rich.console import Console
 
-from toxloc.support.progress import note, quiet, shown, step, track
+from toxloc.support.progress import note, shown, step, track
 
 
 def test_silent_unless_shown(capsys):
@@ -36,12 +35,3 @@ def test_brackets_of_a_name_are_kept(terminal):
     with shown(Console(file=screen, force_terminal=terminal, width=100)), step("Loading [red]model[/b]"):
         list(track([1], "reading [x]"))
     assert "Loading [red]model[/b]" in screen.getvalue()
-
-
-def test_quiet_puts_everything_back():
-    from transformers.utils import logging as hf_logging
-
-    before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), logging.root.manager.disable
-    with quiet():
-        assert not hf_logging.is_progress_bar_enabled()
-    assert before == (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), logging.root.manager.disable)

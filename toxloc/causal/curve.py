@@ -1,4 +1,4 @@
-"""Remove more and more neurons in the order of a score, and as many at random."""
+"""Knock-out curves: remove more and more units in the order of a score, and as many at random."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,17 @@ from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..localization.result import Localization
+from ..localization.scores import SCORES
+from ..models.sites import BySite, Unit
 from ..support.progress import track
-from .knockout import Knockout, KnockoutTest, Neuron, size_of
+from .knockout import Knockout, KnockoutTest, unit_sizes
 
-NEAREST = 16  # a random control is drawn among so many neurons of the same layer and of the nearest activation size
+NEAREST = 16  # a random control is drawn among so many units of the same site and of the nearest activation size
 
 
 @dataclass(frozen=True)
 class KnockoutCurve:
-    """Knock-outs of more and more neurons, in the order of a score and at random.
+    """Knock-outs of more and more units, in the order of a score and at random.
 
     Attributes:
         score: the score.
@@ -31,6 +33,11 @@ class KnockoutCurve:
     ordered: tuple[Knockout, ...]
     controls: tuple[tuple[Knockout, ...], ...]
 
+    @property
+    def score_title(self) -> str:
+        """Title of the score in figures."""
+        return SCORES[self.score].title if self.score in SCORES else self.score
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return {"score": self.score, "counts": list(self.counts), "ordered": [k.to_dict() for k in self.ordered],
@@ -39,46 +46,48 @@ class KnockoutCurve:
 
 def knockout_curve(test: KnockoutTest, loc: Localization, score: str = "attribution",
                    counts: Sequence[int] = (16, 32, 64, 128, 256), *, controls: int = 3, scale: float = 0.0,
-                   seed: int = 0) -> KnockoutCurve:
-    """Remove neurons in the order of a score, and as many random ones matched for activation size.
+                   seed: int = 0, part: str | None = None) -> KnockoutCurve:
+    """Remove units in the order of a score, and as many random ones matched for activation size.
 
     Args:
         test: texts and figures of the whole model.
         loc: a localization with that score, of the same model.
         score: its name.
-        counts: numbers of neurons to remove.
+        counts: numbers of units to remove.
         controls: random draws at each count.
-        scale: what removed neurons are multiplied by.
-        seed: of the random draws.
+        scale: factor of removed units.
+        seed: seed for the random draws.
+        part: "mlp" for neurons, "attention" for heads; by default the localization's first part.
 
     Raises:
-        ToxlocError: more neurons than there are, a score that was not computed, or another model's localization.
+        ToxlocError: more units than there are, a score that was not computed, or another model's localization.
     """
-    size = size_of(test.lm, loc)
+    sizes = unit_sizes(test.lm, loc, part or loc.parts[0])
     rng = np.random.default_rng(seed)
-    order = loc.top_neurons(score, max(counts))
+    order = loc.top_units(score, max(counts), part)
     ordered, random = [], []
     for count in track(list(counts), f"knock-outs by {score}"):
         ordered.append(test.remove(order[:count], scale))
-        random.append(tuple(test.remove(matched(order[:count], size, rng), scale) for _ in range(controls)))
+        random.append(tuple(test.remove(matched(order[:count], sizes, rng), scale) for _ in range(controls)))
     return KnockoutCurve(score, tuple(counts), tuple(ordered), tuple(random))
 
 
-def matched(chosen: Sequence[Neuron], size: Float64[np.ndarray, "n_layers d_mlp"],
-            rng: np.random.Generator) -> list[Neuron]:
-    """Draw for every chosen neuron another of its layer, among the nearest in activation size; none twice.
+def matched(chosen: Sequence[Unit], sizes: BySite[Float64[np.ndarray, " n_units"]],
+            rng: np.random.Generator) -> list[Unit]:
+    """Draw for every chosen unit another of its site, among the nearest in activation size; none twice.
 
     Example:
-        >>> matched([(0, 2)], np.array([[1.0, 9.0, 1.1]]), np.random.default_rng(0))
-        [(0, 0)]
+        >>> matched([(Site(0), 2)], BySite({Site(0): np.array([1.0, 9.0, 1.1])}), np.random.default_rng(0))
+        [(Site(layer=0, part='mlp'), 0)]
     """
     taken = set(chosen)
-    drawn = []
-    for layer, neuron in chosen:
-        distance = np.abs(np.log(size[layer] + 1e-12) - np.log(size[layer, neuron] + 1e-12))
-        free = [(layer, int(j)) for j in np.argsort(distance, kind="stable") if (layer, int(j)) not in taken]
+    drawn: list[Unit] = []
+    for site, unit in chosen:
+        size = sizes[site]
+        distance = np.abs(np.log(size + 1e-12) - np.log(size[unit] + 1e-12))
+        free = [(site, int(j)) for j in np.argsort(distance, kind="stable") if (site, int(j)) not in taken]
         if not free:
-            raise ToxlocError(f"{len(chosen)} neurons leave none in layer {layer} to compare with; remove fewer.")
+            raise ToxlocError(f"{len(chosen)} units leave none in {site.title} to compare with; remove fewer.")
         drawn.append(free[rng.integers(min(NEAREST, len(free)))])
         taken.add(drawn[-1])
     return drawn

@@ -1,4 +1,4 @@
-"""Remove parts one by one, and correlate the effects with each score."""
+"""Causal proof: remove parts one by one, and correlate the effects with each score."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +9,16 @@ from jaxtyping import Float64
 from scipy.stats import rankdata
 
 from ..localization.result import Localization
-from ..support.intervals import CONFIDENCE, Interval
+from ..localization.scores import SCORES
+from ..models.sites import Unit
+from ..support.intervals import Interval, bootstrap
 from ..support.progress import track
-from .knockout import RESAMPLES, Knockout, KnockoutTest, Neuron, size_of
+from .knockout import Knockout, KnockoutTest, unit_sizes
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """How well a score orders parts by what removing them does.
+    """How well a score orders parts by the effect of removing them.
 
     Attributes:
         score: name of the score.
@@ -31,6 +33,11 @@ class Correlation:
     n: int
     spearman: float
     ci: Interval
+
+    @property
+    def score_title(self) -> str:
+        """Title of the score in figures."""
+        return SCORES[self.score].title if self.score in SCORES else self.score
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -59,58 +66,59 @@ class CausalProof:
 
 
 def causal_proof(test: KnockoutTest, loc: Localization, *, n_neurons: int = 64, scale: float = 0.0,
-                 seed: int = 0) -> CausalProof:
-    """Remove every layer, and a sample of single neurons, and correlate each score with the effects.
+                 seed: int = 0, part: str | None = None) -> CausalProof:
+    """Remove every layer, and a sample of single units, and correlate each score with the effects.
 
-    Half of the neurons come in equal parts from the tops of the scores (each score's highest `n_neurons`), half from
+    Half of the units come in equal parts from the tops of the scores (each score's highest `n_neurons`), half from
     anywhere.
 
     Args:
         test: texts and figures of the whole model; best texts that `loc` has not seen.
         loc: a localization of the same model.
-        n_neurons: neurons to sample; 0 for layers alone.
-        scale: what removed parts are multiplied by.
-        seed: of the sample and the bootstrap.
+        n_neurons: units to sample; 0 for layers alone.
+        scale: factor of removed parts.
+        seed: seed for the sample and the bootstrap.
+        part: "mlp" for layers and neurons, "attention" for attentions and heads; by default the localization's first
+            part.
 
     Raises:
         ToxlocError: another model's localization.
     """
-    size_of(test.lm, loc)
-    layers = [test.remove([layer], scale) for layer in track(range(test.lm.n_layers), "layer knock-outs")]
-    sample = _sample_neurons(loc, n_neurons, np.random.default_rng(seed))
-    neurons = [test.remove([neuron], scale) for neuron in track(sample, "neuron knock-outs")]
+    part = part or loc.parts[0]
+    sites = list(unit_sizes(test.lm, loc, part))
+    layers = [test.remove([site], scale) for site in track(sites, "layer knock-outs")]
+    sample = _sample_units(loc, part, n_neurons, np.random.default_rng(seed))
+    units = [test.remove([unit], scale) for unit in track(sample, "neuron knock-outs")]
+    places = (np.array([sites.index(site) for site, _ in sample], int), np.array([unit for _, unit in sample], int))
     correlations = []
     for name in loc.scores:
-        correlations.append(_correlation(name, "layers", loc.layer_scores(name), layers, seed))
+        correlations.append(_correlation(name, "layers", loc.layer_scores(name, part), layers, seed))
         if sample:
-            values = loc.neuron_scores(name)[tuple(np.array(sample).T)]
-            correlations.append(_correlation(name, "neurons", values, neurons, seed))
-    return CausalProof(tuple(layers), tuple(neurons), tuple(correlations))
+            correlations.append(_correlation(name, "neurons", loc.neuron_scores(name, part)[places], units, seed))
+    return CausalProof(tuple(layers), tuple(units), tuple(correlations))
 
 
-def _sample_neurons(loc: Localization, count: int, rng: np.random.Generator) -> list[Neuron]:
-    n_layers, d_mlp = next(iter(loc.neurons.values())).shape
-    count = min(count, n_layers * d_mlp)
-    chosen: dict[Neuron, None] = {}
+def _sample_units(loc: Localization, part: str, count: int, rng: np.random.Generator) -> list[Unit]:
+    sites, n_units = loc.sites(part), loc.neuron_scores(loc.scores[0], part).shape[1]
+    count = min(count, len(sites) * n_units)
+    chosen: dict[Unit, None] = {}
     for name in loc.scores:
-        top = loc.top_neurons(name, max(1, count))
+        top = loc.top_units(name, max(1, count), part)
         for i in rng.permutation(len(top))[: count // 2 // len(loc.scores)]:
             chosen[top[i]] = None
-    for i in rng.permutation(n_layers * d_mlp):
+    for i in rng.permutation(len(sites) * n_units):
         if len(chosen) >= count:
             break
-        chosen[divmod(int(i), d_mlp)] = None
+        layer, unit = divmod(int(i), n_units)
+        chosen[sites[layer], unit] = None
     return list(chosen)
 
 
 def _correlation(score: str, parts: str, values: Float64[np.ndarray, " n"], knockouts: Sequence[Knockout],
                  seed: int) -> Correlation:
     effects = np.array([k.effect for k in knockouts])
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    resampled = _spearman(values[draws], effects[draws])
-    low, high = np.nanquantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Correlation(score, parts, len(values), float(_spearman(values[None], effects[None])[0]),
-                       (float(low), float(high)))
+    ci = bootstrap(lambda i: _spearman(values[i], effects[i]), len(values), seed)
+    return Correlation(score, parts, len(values), float(_spearman(values[None], effects[None])[0]), ci)
 
 
 def _spearman(x: Float64[np.ndarray, "draws n"], y: Float64[np.ndarray, "draws n"]) -> Float64[np.ndarray, " draws"]:

@@ -1,4 +1,4 @@
-"""The command line: a file a command. Heavy libraries load inside the commands, so that help is quick."""
+"""The command line, one file per command. Heavy libraries are imported inside the commands, so that help is quick."""
 
 import sys
 from typing import Annotated

@@ -1,1 +1,1 @@
-"""How toxic a model is and what language quality costs: evaluators, rates, agreement, protocols, comparisons."""
+"""How toxic a model is, and what an intervention costs in language quality."""

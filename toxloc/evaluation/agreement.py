@@ -1,31 +1,35 @@
-"""Do the judges agree, and how much does each alone miss of what they find together?"""
+"""How far evaluators agree, and how many toxic completions each of them misses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
-from scipy import stats
+from jaxtyping import Bool, Float64, Int
 
-from ..support.intervals import CONFIDENCE, Interval
-from .toxicity import COMBINED, Judgement
+from ..support.intervals import Interval, central_interval, resampled
+from .judgement import COMBINED, Judgement
 
-RESAMPLES = 500
+NUMBERS_AT_ONCE = 1 << 22  # float64, 32 MB: completions times draws that are held at a time
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% bootstrap interval over prompts."""
+    """A figure with its 95% bootstrap interval over prompts.
+
+    Attributes:
+        value: the figure; nan if it is not defined.
+        ci: its interval, from the draws in which the figure is defined.
+    """
 
     value: float
     ci: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, the interval as a list, None for nan."""
-        value, *ci = (None if math.isnan(one) else one for one in (self.value, *self.ci))
+        value, *ci = (None if math.isnan(number) else number for number in (self.value, *self.ci))
         return {"value": value, "ci": ci}
 
 
@@ -36,7 +40,7 @@ class Pair:
     Attributes:
         evaluators: their names.
         spearman: rank correlation of their scores.
-        kappa: Cohen's κ of their verdicts: 0 by chance, 1 for always.
+        kappa: Cohen's κ of their verdicts: 0 for agreement by chance, 1 for full agreement.
     """
 
     evaluators: tuple[str, str]
@@ -46,11 +50,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of several evaluators on the same completions.
+    """Agreement of several evaluators on the same completions.
 
     Attributes:
-        pairs: every pair of them.
-        missed: for each the share of the completions called toxic by any evaluator that it does not call toxic.
+        pairs: every pair of evaluators.
+        missed: for each evaluator, the share of the completions called toxic by any evaluator that it does not call
+            toxic.
     """
 
     pairs: list[Pair]
@@ -60,59 +65,119 @@ class Agreement:
         """Return the fields by name."""
         return {"pairs": [{"evaluators": list(pair.evaluators), "spearman": pair.spearman.to_dict(),
                            "kappa": pair.kappa.to_dict()} for pair in self.pairs],
-                "missed": {name: one.to_dict() for name, one in self.missed.items()}}
+                "missed": {name: estimate.to_dict() for name, estimate in self.missed.items()}}
 
 
 def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
-    """Compare evaluators; "any" and "both" may be among the judgements and are not compared.
+    """Compare evaluators on the same completions.
 
-    A figure that is not defined (all scores or verdicts of a judge the same, nothing toxic) is nan.
+    A figure is nan if it is not defined: if an evaluator gives all completions the same score or verdict, or if nothing
+    is toxic.
+
+    Args:
+        judgements: verdicts by evaluator; "any" and "all" may be among them and are left out.
+        seed: seed for the bootstrap draws.
 
     Example:
         >>> scores = np.array([[0.9, 0.8], [0.2, 0.6]])
-        >>> one, other = Judgement(scores, scores > 0.5), Judgement(scores, scores > 0.7)
-        >>> agreement({"a": one, "b": other}).missed["b"].value      # finds 2 of the 3
+        >>> a, b = Judgement(scores, scores > 0.5), Judgement(scores, scores > 0.7)
+        >>> agreement({"a": a, "b": b}).missed["b"].value      # b finds 2 of the 3
         0.333...
     """
-    judges = {name: one for name, one in judgements.items() if name not in COMBINED}
-    found = np.logical_or.reduce([one.toxic for one in judges.values()])
-    pairs = []
-    for a, b in combinations(judges, 2):
-        one, other = judges[a], judges[b]
-        pairs.append(Pair((a, b), _estimate(lambda i, x=one, y=other: _spearman(x.scores[i], y.scores[i]), found, seed),
-                          _estimate(lambda i, x=one, y=other: kappa(x.toxic[i], y.toxic[i]), found, seed)))
-    missed = {name: _estimate(lambda i, x=one: _share_missed(x.toxic[i], found[i]), found, seed)
-              for name, one in judges.items()}
-    return Agreement(pairs, missed)
+    judges = {name: judgement for name, judgement in judgements.items() if name not in COMBINED}
+    n, samples = next(iter(judges.values())).toxic.shape
+
+    def figures(index: Int[np.ndarray, "draws n_prompts"]) -> Float64[np.ndarray, "figures draws"]:
+        return np.stack(list(_figures(judges, _times_drawn(index, n))))
+
+    values = figures(np.arange(n)[None])[:, 0]
+    draws = resampled(figures, n, seed, at_once=max(1, NUMBERS_AT_ONCE // (n * samples)))
+    estimates = (Estimate(float(value), central_interval(drawn)) for value, drawn in zip(values, draws, strict=True))
+    pairs = [Pair(names, next(estimates), next(estimates)) for names in combinations(judges, 2)]
+    return Agreement(pairs, {name: next(estimates) for name in judges})
 
 
 def kappa(one: Bool[np.ndarray, "..."], other: Bool[np.ndarray, "..."]) -> float:
-    """Cohen's κ (Cohen 1960): agreement beyond chance, over the most that there can be; nan if chance is certain.
+    """Cohen's κ of two evaluators' verdicts (Cohen 1960).
+
+    (agreement - agreement by chance) / (1 - agreement by chance); nan if agreement by chance is certain.
 
     Example:
         >>> kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
         0.5
     """
-    agree, p, q = (one == other).mean(), one.mean(), other.mean()
+    return float(_kappa(*(np.asarray(share.mean()) for share in (one == other, one, other))))
+
+
+def _kappa(agree: Float64[np.ndarray, "*draws"], p: Float64[np.ndarray, "*draws"],
+           q: Float64[np.ndarray, "*draws"]) -> Float64[np.ndarray, "*draws"]:
+    """Cohen's κ from the share of equal verdicts and each evaluator's share of toxic ones.
+
+    Not scikit-learn's `cohen_kappa_score`: that takes one pair of label lists at a time, not thousands of resamples.
+    """
     chance = p * q + (1 - p) * (1 - q)
-    return float((agree - chance) / (1 - chance)) if chance < 1 else np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(chance < 1, (agree - chance) / (1 - chance), np.nan)
 
 
-def _spearman(x: Float64[np.ndarray, "..."], y: Float64[np.ndarray, "..."]) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan
-    return float(stats.spearmanr(x, y, axis=None).statistic)
+def _times_drawn(index: Int[np.ndarray, "draws n_prompts"], n: int) -> Float64[np.ndarray, "draws n_prompts"]:
+    """Count how often each draw holds each prompt."""
+    rows = len(index)
+    flat = (index + n * np.arange(rows)[:, None]).ravel()
+    times: np.ndarray = np.bincount(flat, minlength=rows * n).reshape(rows, n)
+    return times.astype(np.float64)
 
 
-def _share_missed(toxic: Bool[np.ndarray, "..."], found: Bool[np.ndarray, "..."]) -> float:
-    return float(1 - (toxic & found).sum() / found.sum()) if found.any() else np.nan
+def _figures(judges: dict[str, Judgement], times: Float64[np.ndarray, "draws n_prompts"]
+             ) -> Iterator[Float64[np.ndarray, " draws"]]:
+    """Yield Spearman and κ of every pair, then what each evaluator misses, for every draw.
+
+    A completion counts as often as its prompt was drawn, which gives the same figures as repeating its row.
+    """
+    n, samples = next(iter(judges.values())).toxic.shape
+
+    def total(of_completions: Bool[np.ndarray, "n_prompts samples"]) -> Float64[np.ndarray, " draws"]:
+        totals: np.ndarray = times @ of_completions.sum(1).astype(np.float64)
+        return totals
+
+    ranks = {name: _ranks(judge.scores, times) for name, judge in judges.items()}
+    weights = times.repeat(samples, axis=1)
+    for a, b in combinations(judges, 2):
+        yield _spearman(ranks[a], ranks[b], weights)
+        one, other = judges[a].toxic, judges[b].toxic
+        yield _kappa(*(total(verdicts) / (n * samples) for verdicts in (one == other, one, other)))
+    toxic_by_any = np.logical_or.reduce([judge.toxic for judge in judges.values()])
+    for judge in judges.values():
+        with np.errstate(invalid="ignore"):
+            yield 1 - total(judge.toxic & toxic_by_any) / total(toxic_by_any)
 
 
-def _estimate(figure: Callable[..., float], like: Bool[np.ndarray, "n_prompts samples"], seed: int) -> Estimate:
-    """A figure of all prompts, and its interval over prompts drawn again."""
-    n = len(like)
-    drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    values = np.array([figure(index) for index in drawn])
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if len(values) else (np.nan, np.nan)
-    return Estimate(figure(np.arange(n)), (float(low), float(high)))
+@dataclass(frozen=True)
+class _Ranks:
+    """Ranks of one evaluator's scores in every draw, less the mean rank, and the sum of their squares."""
+
+    ranks: Float64[np.ndarray, "draws n"]
+    squares: Float64[np.ndarray, " draws"]
+
+
+def _ranks(scores: Float64[np.ndarray, "n_prompts samples"], times: Float64[np.ndarray, "draws n_prompts"]) -> _Ranks:
+    """Rank the completions of every draw; equal scores share their mean rank.
+
+    The scores are sorted once for all draws: ranks follow from how often the lower scores were drawn.
+    """
+    flat = scores.ravel()
+    order = np.argsort(flat, kind="stable")
+    begins = np.r_[True, np.diff(flat[order]) > 0]
+    weights = times[:, order // scores.shape[1]]
+    drawn = np.add.reduceat(weights, np.flatnonzero(begins), axis=1)  # completions with each different score
+    middle = drawn.cumsum(1) - drawn / 2 - flat.size / 2
+    place = np.empty(flat.size, dtype=np.intp)
+    place[order] = begins.cumsum() - 1
+    return _Ranks(middle[:, place], np.einsum("ij,ij,ij->i", drawn, middle, middle))
+
+
+def _spearman(x: _Ranks, y: _Ranks, weights: Float64[np.ndarray, "draws n"]) -> Float64[np.ndarray, " draws"]:
+    """Correlation of the ranks (Spearman 1904) in every draw; nan if an evaluator's scores are all the same."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation: np.ndarray = np.einsum("ij,ij,ij->i", weights, x.ranks, y.ranks) / np.sqrt(x.squares * y.squares)
+        return correlation

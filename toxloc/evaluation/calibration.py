@@ -1,4 +1,4 @@
-"""From which score on does an evaluator mean it? A threshold with a stated rate of false alarms on everyday text."""
+"""Choose an evaluator's threshold for a given false-positive rate on everyday text."""
 
 import math
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold.
+    """A threshold, and the false-positive rate that it has on everyday text.
 
     Attributes:
-        evaluator: its name.
+        evaluator: name of the evaluator.
         threshold: a text is toxic if its score is at least this.
-        rate: share of the everyday texts that are, at most what was asked for.
-        rate_ci: its 95% interval (Clopper and Pearson), as far as other texts are like these.
-        rate_before: the same at the evaluator's threshold so far.
-        threshold_before: that threshold.
-        n_texts: how many everyday texts.
+        rate: share of the everyday texts that are toxic at this threshold; at most the rate that was asked for.
+        rate_ci: its 95% interval (Clopper and Pearson 1934), for other texts of the same kind.
+        rate_before: share of the everyday texts that are toxic at the evaluator's present threshold.
+        threshold_before: the evaluator's present threshold.
+        n_texts: number of everyday texts.
     """
 
     evaluator: str
@@ -43,15 +43,18 @@ class Calibration:
 
 
 def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) -> Calibration:
-    """Find the lowest threshold at which at most a share `rate` of everyday texts is called toxic.
+    """Choose the lowest threshold at which at most a share `rate` of everyday texts is called toxic.
+
+    The threshold has four decimal places.
 
     Args:
-        evaluator: whose threshold to find; it is left as it is.
-        texts: everyday texts, none of them toxic, like those that will be judged.
-        rate: of false alarms that is accepted.
+        evaluator: the evaluator; its own threshold is not changed.
+        texts: everyday texts, none of them toxic, of the kind that will be judged.
+        rate: accepted false-positive rate, between 0 and 1.
 
     Raises:
-        ToxlocError: too few texts for that rate, or so many texts with the highest score that no threshold keeps it.
+        ToxlocError: the rate is out of range, there are too few texts for it, or so many texts have the highest score
+            that no threshold reaches it.
 
     Example:
         >>> from toxloc.evaluation.evaluators.base import FunctionEvaluator
@@ -64,7 +67,7 @@ def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) ->
     if len(texts) < (needed := math.ceil(1 / rate)):
         raise ToxlocError(f"{len(texts)} texts are too few for a rate of {rate:g}; give at least {needed}.")
     scores = np.sort(evaluator.score(texts)[evaluator.label])[::-1]
-    highest_allowed = scores[math.floor(rate * len(scores))]  # this one may not pass any more
+    highest_allowed = scores[math.floor(rate * len(scores))]  # the threshold must be above this score
     threshold = (math.floor(highest_allowed * 10**DIGITS) + 1) / 10**DIGITS
     if threshold > 1:
         raise ToxlocError(f"{evaluator.name} gives {(scores == highest_allowed).mean():.1%} of these texts its highest "

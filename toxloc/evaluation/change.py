@@ -3,20 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..support.intervals import CONFIDENCE, RESAMPLES, Interval, interval_of_differences, sign_flip_p
-from .toxicity import Judgement
+from ..support.intervals import Interval, bootstrap, interval_of_differences, sign_flip_p
+from .judgement import Judgement
 
 
 @dataclass(frozen=True)
 class Change:
-    """Relative change of the rate of toxic completions, -1 to infinity.
+    """Relative change of the rate of toxic completions, from -1 (none is left) to infinity.
 
     Attributes:
         relative: the change.
         ci: its paired 95% bootstrap interval over prompts.
-        p: of no change at all, two-sided, by a paired permutation test over prompts.
+        p: two-sided p-value of no change, by a paired permutation test over prompts.
     """
 
     relative: float
@@ -29,18 +27,29 @@ class Change:
 
 
 def relative_change(before: Judgement, after: Judgement, seed: int = 0) -> Change | None:
-    """Change of the toxic rate from `before` to `after` on the same prompts, which are resampled together.
+    """Compute the relative change of the toxic rate from `before` to `after`.
 
-    None where nothing was toxic before.
+    Both judge completions of the same prompts; a prompt's two rates are resampled together.
+
+    Args:
+        before: verdicts on the first model's completions.
+        after: verdicts on the second model's completions of the same prompts.
+        seed: seed for the bootstrap and the permutation test.
+
+    Returns:
+        The change; None if nothing was toxic before.
+
+    Example:
+        >>> import numpy as np
+        >>> before, after = (Judgement(np.zeros((2, 1)), np.array([[True], [x]])) for x in (True, False))
+        >>> relative_change(before, after).relative
+        -0.5
     """
     b, a = before.toxic.mean(1), after.toxic.mean(1)
     if b.mean() == 0:
         return None
-    draws = np.random.default_rng(seed).integers(len(b), size=(RESAMPLES, len(b)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = a[draws].mean(1) / b[draws].mean(1) - 1
-    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Change(float(a.mean() / b.mean() - 1), (float(low), float(high)), sign_flip_p(a - b, seed))
+    ci = bootstrap(lambda index: a[index].mean(1) / b[index].mean(1) - 1, len(b), seed)
+    return Change(float(a.mean() / b.mean() - 1), ci, sign_flip_p(a - b, seed))
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Difference:
     Attributes:
         mean: the difference.
         ci: its paired 95% bootstrap interval over prompts.
-        p: of no difference at all, two-sided, by a paired permutation test over prompts.
+        p: two-sided p-value of no difference, by a paired permutation test over prompts.
     """
 
     mean: float
@@ -63,9 +72,17 @@ class Difference:
 
 
 def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Difference:
-    """Rate of `other` minus rate of `one` on the same prompts, which are resampled together.
+    """Compute the toxic rate of `other` minus that of `one`.
+
+    Both judge completions of the same prompts; a prompt's two rates are resampled together.
+
+    Args:
+        one: verdicts on the first model's completions.
+        other: verdicts on the second model's completions of the same prompts.
+        seed: seed for the bootstrap and the permutation test.
 
     Example:
+        >>> import numpy as np
         >>> a, b = (Judgement(np.zeros((2, 1)), np.array([[x], [True]])) for x in (False, True))
         >>> paired_difference(a, b).mean
         0.5

@@ -1,128 +1,123 @@
-"""Judge a model as it is now: sample completions, let every evaluator score them, measure what language costs."""
+"""Judge a model in its current state: sample completions, let evaluators score them, measure the cost in language."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from ..errors import ToxlocError
-from ..generation.decoding import Decoding
 from ..generation.generate import check_decoding, generate
 from ..models.loaded import LoadedModel
+from ..support.settings import signature_from
 from ..texts.loading import load_neutral
 from ..texts.prompts import PromptSet
 from .agreement import agreement
-from .cost.fluency import Fluency, measure_fluency
+from .cost.fluency import measure_fluency
 from .cost.multiple_choice import Choice, accuracy
 from .cost.over_suppression import over_suppression
-from .cost.perplexity import completion_perplexity, nll_per_text, strided_perplexity
+from .cost.perplexity import completion_perplexity
+from .cost.protocol_fluency import protocol_fluency
 from .cost.wording import wording
 from .evaluators.base import Evaluator
-from .evaluators.registry import DEFAULT, get_evaluators
+from .evaluators.registry import get_evaluators
 from .judging import judge, judge_labels
-from .protocols import Protocol, get_protocol
+from .protocols import Protocol
 from .result import Evaluation
-from .toxicity import toxicity
+from .settings import EvaluationSettings
+from .settings import decoding_of as decoding_of
+from .settings import usual_evaluators as usual_evaluators
+from .toxicity import Toxicity, toxicity
 
 
+@signature_from(EvaluationSettings)
 def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Evaluator] | None = None, *,
-             protocol: str | Protocol | None = None, samples: int | None = None, seed: int = 0,
-             max_new_tokens: int | None = None, top_p: float | None = None, temperature: float | None = None,
-             repetition_penalty: float | None = None, neutral: Sequence[str] | None = None,
-             choices: Sequence[Choice] | None = None, fluency: bool = True,
-             journal: str | PathLike[str] | None = None) -> Evaluation:
-    """Sample completions and judge them; measure perplexity, and KL to the unedited model, on everyday text.
+             settings: EvaluationSettings | None = None, protocol: str | Protocol | None = None,
+             neutral: Sequence[str] | None = None, choices: Sequence[Choice] | None = None,
+             journal: str | PathLike[str] | None = None, **options: Any) -> Evaluation:
+    """Sample completions, judge them, and measure the cost in language quality on everyday text.
 
-    Only completions are judged, never the prompts.
+    Only completions are judged, never the prompts. The cost is perplexity, KL to the unedited model,
+    over-suppression, and what a protocol measures.
 
     Args:
-        lm: the model with whatever interventions are in force (`with e.applied(lm): evaluate(lm, ...)`).
-        prompts: what to complete. Under a protocol, what `Protocol.load` gives.
-        evaluators: names, or evaluators of your own; by default those of the protocol, else the two that need nothing.
-        protocol: a published way to measure, by name; it fixes the decoding and what else is measured of language.
-        samples: completions per prompt, 5 by default.
-        seed: see `generate`; also of the bootstrap.
-        max_new_tokens: length of a completion in tokens, 20 by default.
-        top_p: nucleus of the sampling, .9 by default.
-        temperature: of the sampling, 1 by default.
-        repetition_penalty: see `generate`; 1, none, by default.
-        neutral: texts for the cost; by default the `check` part of the built-in neutral text.
+        lm: the model with its applied interventions (`with e.applied(lm): evaluate(lm, ...)`).
+        prompts: texts to complete. Under a protocol, what `Protocol.load` returns.
+        evaluators: names, or evaluators that you made; by default those of the settings, else the protocol's, else the
+            two that come with toxloc.
+        settings: an `EvaluationSettings`; the options below change single fields of it.
+        protocol: a published protocol, by name; it fixes the decoding and adds its measure of fluency.
+        neutral: texts to measure the cost on; by default the `check` part of the built-in neutral text.
         choices: multiple-choice items to answer, from `toxloc.evaluation.cost.multiple_choice.load_choices`.
-        fluency: measure the cost: perplexity, KL, over-suppression, and what a protocol asks for.
-        journal: see `generate`.
+        journal: file to keep completions in while they are sampled, so that a killed evaluation can be continued; see
+            `generate`.
+        samples: completions per prompt, 5 by default.
+        seed: seed for the sampling (see `generate`) and the bootstrap.
+        max_new_tokens: length of a completion in tokens, 20 by default.
+        top_p: nucleus sampling, 0.9 by default.
+        temperature: temperature of the sampling, 1 by default.
+        repetition_penalty: see `generate`; 1 by default, which is no penalty.
+        fluency: measure the cost in language quality; multiple choice is measured whenever items are given.
 
     Raises:
-        ToxlocError: unknown evaluators or protocol, settings out of range or other than the protocol's.
+        ToxlocError: unknown evaluators or protocol, or settings that are out of range or not the protocol's.
 
     Example:
-        >>> toxloc.evaluate(lm, toxloc.load_prompts()).toxicity["any"].rate     # doctest: +SKIP
+        >>> toxloc.evaluate(lm, toxloc.load_prompts(), samples=5).toxicity["any"].rate     # doctest: +SKIP
         0.24
     """
-    known = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    decoding = decoding_of(known, samples=samples, max_new_tokens=max_new_tokens, top_p=top_p, temperature=temperature,
-                           repetition_penalty=repetition_penalty)
+    # Settings: everything that can be wrong is checked before the model is run.
+    if isinstance(protocol, str):
+        options["protocol"] = protocol
+    chosen = EvaluationSettings.of(settings, **options)
+    known = protocol if isinstance(protocol, Protocol) else chosen.known_protocol
+    decoding = chosen.decoding(known)
     check_decoding(lm, decoding)
-    judges = get_evaluators(evaluators or usual_evaluators(known))
-    if fluency and neutral is not None and not neutral:
-        raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in.")
-    everyday = (load_neutral().check if neutral is None else neutral) if fluency else []
-    cost = measure_fluency(lm, everyday) if fluency else None
-    completions = generate(lm, prompts.texts, **decoding.to_dict(), seed=seed, journal=journal)
+    judges = get_evaluators(evaluators or chosen.evaluators or usual_evaluators(known))
+    everyday = _everyday_text(neutral) if chosen.fluency else []
+
+    # Cost on everyday text.
+    cost = measure_fluency(lm, everyday) if chosen.fluency else None
+
+    # Completions.
+    completions = generate(lm, prompts.texts, **decoding.to_dict(), seed=chosen.seed, journal=journal)
+
+    # Judgements.
     judgements = judge(completions, judges, all_labels=known is not None and known.all_labels)
-    own = completion_perplexity(lm, prompts.texts, completions) if fluency else math.nan
+
+    # Figures of the completions.
+    rates = {name: toxicity(judgement, chosen.seed) for name, judgement in judgements.items()}
+    categories = {one.name: _categories(completions, one, chosen.seed) for one in judges if len(one.labels) > 1}
+    agreed = agreement(judgements, chosen.seed) if len(judges) > 1 else None
+    perplexity = completion_perplexity(lm, prompts.texts, completions) if chosen.fluency else math.nan
+    of_protocol = protocol_fluency(lm, known.fluency, everyday, perplexity, cost) if known and cost else None
+    suppressed = over_suppression(lm, seed=chosen.seed) if chosen.fluency and lm.applied else None
+    answered = accuracy(lm, choices) if choices else None
+
     return Evaluation(
-        model=lm.name, method="+".join(i.kind for i in lm.applied) or "baseline",
-        config={i.kind: i.describe() for i in lm.applied} if len(lm.applied) > 1
-        else lm.applied[0].describe() if lm.applied else {},
-        protocol=known.id if known else None, decoding=decoding,
-        evaluators={one.name: one.about() for one in judges},
-        prompts=prompts, completions=completions, judgements=judgements,
-        toxicity={name: toxicity(judgement, seed) for name, judgement in judgements.items()},
-        categories={one.name: {label: toxicity(found, seed) for label, found in judge_labels(completions, one).items()}
-                    for one in judges if len(one.labels) > 1},
-        agreement=agreement(judgements, seed) if len(judges) > 1 else None, wording=wording(completions),
-        completion_perplexity=own if math.isfinite(own) else None, fluency=cost,
-        choices=accuracy(lm, choices) if choices else None,
-        over_suppression=over_suppression(lm, seed=seed) if fluency and lm.applied else None,
-        protocol_fluency=_protocol_fluency(lm, known, everyday, own, cost) if known and cost else None,
+        model=lm.name, method="+".join(one.kind for one in lm.applied) or "baseline", config=_config(lm),
+        protocol=known.id if known else None, decoding=decoding, evaluators={one.name: one.about() for one in judges},
+        prompts=prompts, completions=completions, judgements=judgements, toxicity=rates, categories=categories,
+        agreement=agreed, wording=wording(completions),
+        completion_perplexity=perplexity if math.isfinite(perplexity) else None, fluency=cost, choices=answered,
+        over_suppression=suppressed, protocol_fluency=of_protocol,
     )
 
 
-def usual_evaluators(protocol: Protocol | None) -> tuple[str, ...]:
-    """Name the evaluators of a protocol, or those that need nothing."""
-    return (protocol.judge,) if protocol and protocol.judge else DEFAULT
+def _everyday_text(neutral: Sequence[str] | None) -> Sequence[str]:
+    if neutral is None:
+        return load_neutral().check
+    if not neutral:
+        raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in.")
+    return neutral
 
 
-def decoding_of(protocol: Protocol | None, **asked: Any) -> Decoding:
-    """Take what is asked for (None: nothing) on top of the defaults, or the protocol's decoding as it is.
-
-    Raises:
-        ToxlocError: something else is asked for than the protocol's.
-    """
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if protocol is None:
-        return replace(Decoding(), **asked)
-    for name, value in asked.items():
-        fixed = getattr(protocol.decoding, name)
-        if value != fixed:
-            raise ToxlocError(f"{protocol.name} fixes {name}={fixed}; leave {name}={value} out, or the protocol.")
-    return protocol.decoding
+def _categories(completions: list[list[str]], evaluator: Evaluator, seed: int) -> dict[str, Toxicity]:
+    """Figures of each label of an evaluator."""
+    return {label: toxicity(judgement, seed) for label, judgement in judge_labels(completions, evaluator).items()}
 
 
-def _protocol_fluency(lm: LoadedModel, protocol: Protocol, everyday: Sequence[str], own: float,
-                      cost: Fluency) -> dict[str, float] | None:
-    if protocol.fluency is None:
-        return None
-    if protocol.fluency == "completions":
-        value = own
-    elif protocol.fluency == "strided":
-        value = strided_perplexity(lm, everyday)
-    elif protocol.fluency == "sentences":
-        nll, count = nll_per_text(lm, everyday)
-        value = float(np.exp(nll / np.maximum(count, 1)).mean())
-    else:
-        value = cost.perplexity
-    return {f"perplexity, {protocol.fluency}": value}
+def _config(lm: LoadedModel) -> dict[str, Any]:
+    """Settings of the applied intervention; by kind, if several are applied."""
+    if len(lm.applied) > 1:
+        return {one.kind: one.describe() for one in lm.applied}
+    return lm.applied[0].describe() if lm.applied else {}

@@ -1,78 +1,88 @@
 """Published ways to measure toxicity, by name, so that results can be compared.
 
 A protocol fixes which prompts are completed, how they are completed, which figures are reported and how fluency is
-measured. Figures of different protocols, or of different versions of one, cannot be compared, and `compare` refuses.
-The Perspective API, a web service that several papers judged by, is replaced by evaluators of your choice, which the
-results name.
+measured. Figures of different protocols, or of different versions of a protocol, cannot be compared, and `compare`
+refuses to. Several papers judge with the Perspective API, a web service; here evaluators of your choice replace it, and
+the results name them.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ToxlocError
 from ..generation.decoding import Decoding
-from ..models.batching import encode
-from ..models.loaded import LoadedModel
 from ..texts.loading import load_prompts
 from ..texts.prompts import PromptSet
+
+if TYPE_CHECKING:  # torch, which the table of protocols does not need
+    from ..models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One published way to measure.
+    """A published way to measure.
 
     Attributes:
-        name: as it is asked for.
-        version: rises whenever something below changes.
+        name: the name that users give.
+        version: a number that rises whenever one of the fields below changes.
         source: the paper, or the code.
         which: the prompts of RealToxicityPrompts that are completed.
-        n_prompts: drawn of them; None for all.
+        n_prompts: how many of them are drawn; None for all.
         max_prompt_tokens: longer prompts are left out; None for no limit.
         decoding: how they are completed.
-        figures: of `Toxicity`, those that the paper reports.
-        all_labels: a completion's score is the highest among all labels of an evaluator, not its deciding one.
-        judge: the paper's evaluator, if it can be had; None for one that cannot.
-        fluency: how language is measured: "text" (perplexity of everyday text, each read alone), "sentences" (the mean
-            of the texts' own perplexities), "strided" (of one document in overlapping windows), "completions"
-            (perplexity of completions under the unedited model), None for not at all.
-        differs: what is not as in the paper.
+        figures: the fields of `Toxicity` that the paper reports.
+        all_labels: whether a completion's score is the highest among all labels of an evaluator, instead of its
+            deciding label.
+        judge: name of the paper's evaluator; None if it is not available.
+        fluency: how fluency is measured: "text" (perplexity of everyday texts, each read alone), "sentences" (mean of
+            the perplexities of the texts), "strided" (perplexity of one document in overlapping windows), "completions"
+            (perplexity of the completions under the unedited model); None if it is not measured.
+        differs: how toxloc differs from the paper.
     """
 
     name: str
     version: int
     source: str
-    which: str
+    which: Literal["all", "toxic", "nontoxic", "challenging"]
     n_prompts: int | None
     max_prompt_tokens: int | None
     decoding: Decoding
     figures: tuple[str, ...]
     all_labels: bool
     judge: str | None
-    fluency: str | None
+    fluency: Literal["text", "sentences", "strided", "completions"] | None
     differs: str
 
     @property
     def id(self) -> str:
-        """Name and version, as results carry it."""
+        """Name and version, as results name the protocol: "ProFS/1"."""
         return f"{self.name}/{self.version}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return asdict(self) | {"figures": list(self.figures)}
 
-    def load(self, source: str, lm: LoadedModel, max_prompts: int | None = None, seed: int = 0) -> PromptSet:
-        """Load the prompts that the protocol completes, fewer if asked for.
+    def load(self, source: str, lm: "LoadedModel", max_prompts: int | None = None, seed: int = 0) -> PromptSet:
+        """Load the prompts that the protocol completes.
+
+        Args:
+            source: what `load_prompts` takes.
+            lm: the model, whose tokenizer counts the tokens of a prompt.
+            max_prompts: upper bound on the number of prompts; None for all that the protocol takes.
+            seed: seed for the draw, if there are more prompts.
 
         Raises:
             ToxlocError: what `load_prompts` raises, or every prompt is too long.
         """
+        from ..models.batching import encode
+
         prompts = load_prompts(source, which=self.which)
         if self.max_prompt_tokens is not None:
             lengths = [len(row) - lm.prepend_bos for row in encode(lm, prompts.texts, lm.context)]
             kept = [i for i, length in enumerate(lengths) if length <= self.max_prompt_tokens]
             if not kept:
-                raise ToxlocError(f"Every prompt of {source} is longer than the {self.max_prompt_tokens} tokens of "
-                                  f"{self.name}.")
+                raise ToxlocError(f"Every prompt of {source} is longer than the {self.max_prompt_tokens} tokens that "
+                                  f"{self.name} allows; give other prompts.")
             prompts = prompts.take(kept)
         limits = [count for count in (self.n_prompts, max_prompts) if count is not None]
         return prompts.sampled(min(limits), seed) if limits else prompts
@@ -96,7 +106,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              max_prompt_tokens=None,
              decoding=Decoding(samples=1, max_new_tokens=32, top_p=0.3, repetition_penalty=1.2), figures=("rate",),
              all_labels=False, judge="roberta-toxicity", fluency="text",
-             differs="no MMLU; the instruct model that the paper asks too is an evaluator of your choice"),
+             differs="no MMLU; the paper also asks an instruct model, which is an evaluator of your choice"),
     Protocol("dpo_toxic", 1, "Lee et al. 2024, arXiv:2401.01967", which="challenging", n_prompts=None,
              max_prompt_tokens=32, decoding=Decoding(samples=1, temperature=0.0), figures=("mean",), all_labels=True,
              judge=None, fluency="text", differs=f"{_PERSPECTIVE}, with as many attributes as they have labels"),
@@ -108,10 +118,10 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 
 def get_protocol(name: str) -> Protocol:
-    """Look a protocol up, whatever its capitals.
+    """Return the protocol of that name; capitals do not matter, and `_` is the same as `-`.
 
     Raises:
-        ToxlocError: there is none of that name.
+        ToxlocError: there is no such protocol; the message lists them.
 
     Example:
         >>> get_protocol("realtoxicityprompts").decoding.samples

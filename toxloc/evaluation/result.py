@@ -19,34 +19,38 @@ from .cost.fluency import Fluency
 from .cost.multiple_choice import Accuracy
 from .cost.over_suppression import OverSuppression
 from .cost.wording import Wording
-from .toxicity import COMBINED, Judgement, Toxicity
+from .judgement import COMBINED, Judgement, both_read_as_all
+from .toxicity import Toxicity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)  # in version 1 the verdict "all" is called "both"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """Completions of a model, the verdicts of every evaluator on them, and the cost in language quality.
 
     Attributes:
         model: name of the model.
-        method: "baseline", or the kinds of the interventions in force, joined with "+".
-        config: their settings and what their fit found.
-        protocol: name and version of the protocol, such as "ProFS/1"; None for settings of one's own.
+        method: "baseline", or the kinds of the applied interventions, joined with "+".
+        config: settings of the applied interventions and what was measured when they were fitted.
+        protocol: name and version of the protocol, such as "ProFS/1"; None if there is none.
         decoding: how completions were sampled.
-        evaluators: of each its threshold and its card.
-        prompts: the prompts judged.
-        completions: for every prompt its completions.
-        judgements: for every evaluator, "any" and "both", the verdict on each completion.
-        toxicity: for the same, the figures.
+        evaluators: threshold and card of each evaluator.
+        prompts: the prompts.
+        completions: the completions of each prompt.
+        judgements: for every evaluator, "any" and "all", the verdict on each completion.
+        toxicity: for the same names, the figures.
         categories: for every evaluator with several labels the figures of each label.
-        agreement: how far the evaluators agree, and what each alone misses; None if there is one.
+        agreement: how far the evaluators agree, and what each of them misses; None if there is only one evaluator.
         wording: whether the completions still read like text.
-        completion_perplexity: of the completions under the unedited model; None where no cost was asked for.
-        fluency: cost on everyday text; None where it was not asked for.
-        choices: share of multiple-choice items answered right; None where none were given.
-        over_suppression: what became of harmless prompts; None where nothing is in force or no cost was asked for.
-        protocol_fluency: what the protocol measures of language, by its name; None without one.
+        completion_perplexity: perplexity of the completions under the unedited model; None if the cost was not
+            measured.
+        fluency: cost on everyday text; None if it was not measured.
+        choices: share of multiple-choice items answered right; None if no items were given.
+        over_suppression: what changed in completions of harmless prompts; None if no intervention is applied or the
+            cost was not measured.
+        protocol_fluency: the protocol's own measure of fluency, by its name; None without a protocol that has one.
     """
 
     model: str
@@ -67,6 +71,24 @@ class Evaluation:
     choices: Accuracy | None
     over_suppression: OverSuppression | None
     protocol_fluency: dict[str, float] | None
+
+    @property
+    def name(self) -> str:
+        """Model and method, such as "toxloc-tiny, meow2x"; a saved evaluation has the name of its folder."""
+        return f"{self.model}, {self.method}"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Content of evaluation.json: no texts, only figures and how they were measured."""
+        return {
+            "format_version": FORMAT_VERSION, "toxloc": __version__, "model": self.model,
+            "prompts": {"name": self.prompts.name, "n": len(self.prompts)}, "evaluators": self.evaluators,
+            **self.to_dict(),
+        }
+
+    def finished(self) -> "Finished":
+        """Return what `load_evaluation` would return after `save`, but with unrounded scores."""
+        return Finished(self.name, self.figures, self.prompts.texts, self.judgements)
 
     def to_dict(self) -> dict[str, Any]:
         """Return one entry of `runs` in results.json: no texts, only figures."""
@@ -109,24 +131,20 @@ class Evaluation:
             ToxlocError: the folder is not empty (and `overwrite` is off) or cannot be written.
         """
         with new_folder(folder, overwrite) as partial:
-            write_json(partial / "evaluation.json", {
-                "format_version": FORMAT_VERSION, "toxloc": __version__, "model": self.model,
-                "prompts": {"name": self.prompts.name, "n": len(self.prompts)}, "evaluators": self.evaluators,
-                **self.to_dict(),
-            })
+            write_json(partial / "evaluation.json", self.figures)
             with (partial / "completions.jsonl").open("w", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What `Evaluation.save` wrote: enough to compare it with another.
+    """A saved evaluation: enough to compare it with another.
 
     Attributes:
-        name: of the folder.
+        name: name of the folder; of an evaluation that was not saved, model and method.
         figures: content of evaluation.json.
-        prompts: the prompts judged.
-        judgements: for every evaluator, "any" and "both", the verdict on each completion.
+        prompts: texts of the prompts.
+        judgements: for every evaluator, "any" and "all", the verdict on each completion.
     """
 
     name: str
@@ -138,8 +156,10 @@ class Finished:
 def load_evaluation(folder: str | PathLike[str]) -> Finished:
     """Read what `Evaluation.save` wrote.
 
+    In folders that older versions wrote, the verdict "all" is called "both"; it is read as "all".
+
     Raises:
-        ToxlocError: there is none in the folder, it is damaged, or a newer toxloc wrote it.
+        ToxlocError: the folder holds no evaluation, the evaluation is damaged, or a newer toxloc wrote it.
 
     Example:
         >>> load_evaluation("evaluations/baseline").figures["toxicity"]["any"]["rate"]     # doctest: +SKIP
@@ -147,11 +167,13 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
     """
     folder = Path(folder)
     figures = read_json(folder / "evaluation.json", "finished evaluation")
-    if figures.get("format_version") != FORMAT_VERSION:
+    if figures.get("format_version") not in READABLE:
         raise ToxlocError(f"{folder} has format version {figures.get('format_version')}, this toxloc reads "
-                          f"{FORMAT_VERSION}; read it with the version that wrote it.")
+                          f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it.")
     try:
         rows = [json.loads(line) for line in (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+        if figures["format_version"] == 1:
+            figures, rows = both_read_as_all(figures), both_read_as_all(rows)
         samples = figures["decoding"]["samples"]
         judgements = {}
         for name in [*figures["evaluators"], *COMBINED]:
@@ -160,5 +182,6 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
             judgements[name] = Judgement(scores.reshape(-1, samples), toxic.reshape(-1, samples))
         prompts = [row["prompt"] for row in rows[::samples]]
     except (KeyError, OSError, ValueError, AttributeError) as error:
-        raise ToxlocError(f"The evaluation in {folder} is damaged or incomplete: {error!r}") from error
+        raise ToxlocError(f"The evaluation in {folder} is damaged or incomplete ({error!r}); evaluate the model "
+                          "again.") from error
     return Finished(folder.name, figures, prompts, judgements)

@@ -3,41 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float64
-from scipy import stats
-
-from ..errors import ToxlocError
-from ..support.intervals import CONFIDENCE, Interval, mean_interval
-
-COMBINED = ("any", "both")  # what `combine` adds to the judges
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge said of every completion.
-
-    Attributes:
-        scores: float64 [n_prompts, samples], from 0 to 1.
-        toxic: bool [n_prompts, samples], the score at or over the judge's threshold.
-    """
-
-    scores: Float64[np.ndarray, "n_prompts samples"]
-    toxic: Bool[np.ndarray, "n_prompts samples"]
-
-
-def combine(judgements: dict[str, Judgement]) -> dict[str, Judgement]:
-    """Add the verdicts "any" (of the judges calls it toxic; highest score) and "both" (all do; lowest score)."""
-    scores = np.stack([j.scores for j in judgements.values()])
-    toxic = np.stack([j.toxic for j in judgements.values()])
-    either = Judgement(scores.max(0), np.logical_or.reduce(toxic))
-    every = Judgement(scores.min(0), np.logical_and.reduce(toxic))
-    return judgements | {"any": either, "both": every}
+from ..support.intervals import Interval, mean_interval
+from .judgement import COMBINED as COMBINED
+from .judgement import Judgement as Judgement
+from .sample_size import prompts_needed as prompts_needed
 
 
 @dataclass(frozen=True)
 class Toxicity:
-    """Figures of one judge, with 95% bootstrap intervals over prompts.
+    """Figures of one evaluator, with 95% bootstrap intervals over prompts.
 
     Attributes:
         rate: share of completions that are toxic.
@@ -65,11 +39,16 @@ class Toxicity:
 
 
 def toxicity(judgement: Judgement, seed: int = 0) -> Toxicity:
-    """Summarise a judge's verdicts.
+    """Summarise an evaluator's verdicts.
 
     `expected_max` and `probability` are the figures of RealToxicityPrompts (Gehman et al. 2020, arXiv:2009.11462).
 
+    Args:
+        judgement: scores and verdicts [n_prompts, samples].
+        seed: seed for the bootstrap draws.
+
     Example:
+        >>> import numpy as np
         >>> scores = np.array([[0.9, 0.1], [0.2, 0.4]])
         >>> t = toxicity(Judgement(scores, scores >= 0.5))
         >>> t.rate, t.expected_max, t.probability
@@ -81,26 +60,3 @@ def toxicity(judgement: Judgement, seed: int = 0) -> Toxicity:
     for name, values in per_prompt.items():
         figures |= {name: float(values.mean()), f"{name}_ci": mean_interval(values, seed)}
     return Toxicity(**figures)
-
-
-def prompts_needed(judgement: Judgement, margin: float) -> int:
-    """How many prompts like these, with as many samples of each, make the rate's 95% interval reach ± `margin`.
-
-    Normal approximation of the mean over prompts: (1.96 sd / margin)², with the standard deviation over prompts of a
-    prompt's own rate; if all prompts agree, that of a rate half an answer off the edge.
-
-    Raises:
-        ToxlocError: a margin that is not between 0 and 1.
-
-    Example:
-        >>> toxic = np.array([[True], [False]] * 50)
-        >>> prompts_needed(Judgement(toxic * 1.0, toxic), 0.02)      # a coin, ± 2 points
-        2426
-    """
-    if not 0 < margin < 1:
-        raise ToxlocError(f"margin={margin}: give a share between 0 and 1, such as 0.02 for ± 2 points.")
-    per_prompt = judgement.toxic.mean(1)
-    edge = 0.5 / judgement.toxic.size
-    spread = max(float(per_prompt.std(ddof=1)) if len(per_prompt) > 1 else 0.0, (edge * (1 - edge)) ** 0.5)
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-    return int(np.ceil((z * spread / margin) ** 2))

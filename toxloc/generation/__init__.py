@@ -1,1 +1,1 @@
-"""Batched sampling of completions whose result does not depend on the batch."""
+"""Batched sampling of completions; a completion does not depend on the batch that it was sampled in."""

@@ -1,7 +1,7 @@
-"""Attention of a single query to the keys and values before it, on a CPU."""
+"""Attention of single queries on a CPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,17 +13,28 @@ from transformers.masking_utils import eager_mask
 
 from ..models.loaded import LoadedModel
 
-NAME = "toxloc_grouped"
-
 
 def grouped_attention(module: nn.Module, query: Float[Tensor, "rows heads new d_head"],
                       key: Float[Tensor, "rows kv_heads pos d_head"], value: Float[Tensor, "rows kv_heads pos d_head"],
                       attention_mask: Float[Tensor, "rows 1 new pos"] | None, scaling: float | None = None,
                       softcap: float | None = None, **_: Any) -> tuple[Float[Tensor, "rows new heads d_head"], None]:
-    """Compute softmax(query·key·scaling + mask)·value, as transformers' plain attention does.
+    """Compute softmax(query·key·scaling + mask)·value, as transformers' eager attention does.
 
-    Heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) are taken as more queries to them, where
-    the plain attention copies keys and values for each.
+    In grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) several heads share keys and values. Eager
+    attention copies keys and values for each head; this function instead treats the heads of a group as more queries.
+
+    Args:
+        module: the attention module; unused.
+        query: one vector per head and new position.
+        key: one vector per key-value head and position.
+        value: one vector per key-value head and position.
+        attention_mask: 0 where a query sees a position, a large negative number where it does not; None if every
+            query sees every position.
+        scaling: factor of the products; by default 1/√d_head.
+        softcap: if given, a product x becomes softcap·tanh(x / softcap), as in Gemma 2.
+
+    Returns:
+        The weighted values, and None in place of the attention weights.
     """
     new, kv_heads = query.shape[2], key.shape[1]
     query = rearrange(query, "rows (kv group) new d -> rows kv (group new) d", kv=kv_heads)
@@ -37,18 +48,35 @@ def grouped_attention(module: nn.Module, query: Float[Tensor, "rows heads new d_
     return rearrange(weights @ value, "rows kv (group new) d -> rows new (kv group) d", new=new).contiguous(), None
 
 
-AttentionInterface.register(NAME, grouped_attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+@contextmanager
+def fast_attention(lm: LoadedModel) -> Iterator[None]:
+    """Within the block, a model on a CPU attends with `grouped_attention`, or eagerly if its class allows no other.
+
+    torch's fused kernel is many times slower on a CPU for a single query. Models on other devices, and models that do
+    not use the fused kernel, stay as they are; so does a model that is already inside such a block.
+    """
+    hf = lm.hf
+    before = hf.config._attn_implementation
+    if lm.device.type != "cpu" or before != "sdpa":
+        yield
+        return
+    name = f"toxloc_grouped_{id(hf)}"  # per model, so that the end of a block does not affect other models
+    supported = hf._supports_attention_backend
+    with _registered(name) if supported else nullcontext():
+        try:
+            hf.set_attn_implementation(name if supported else "eager")
+            yield
+        finally:
+            hf.set_attn_implementation(before)
 
 
 @contextmanager
-def one_query_at_a_time(lm: LoadedModel) -> Iterator[None]:
-    """On a CPU, attention by plain products: torch's fused kernel is many times slower there for a single query."""
-    before = lm.hf.config._attn_implementation
-    if lm.device.type == "cpu" and before == "sdpa":
-        lm.hf.set_attn_implementation(NAME if lm.hf._supports_attention_backend else "eager")
+def _registered(name: str) -> Iterator[None]:
+    """Within the block, transformers knows `grouped_attention` under this name."""
+    AttentionInterface.register(name, grouped_attention)
+    AttentionMaskInterface.register(name, eager_mask)
     try:
         yield
     finally:
-        if lm.hf.config._attn_implementation != before:
-            lm.hf.set_attn_implementation(before)
+        for registry in (AttentionInterface, AttentionMaskInterface):
+            registry._global_mapping.pop(name)  # transformers has a function that registers, and none that removes

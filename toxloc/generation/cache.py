@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that were read, with room for more."""
+"""The key-value cache, with spare room so that a new position copies no old ones."""
 
 from typing import Any
 
@@ -8,54 +8,64 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 32  # positions
+SPARE = 32  # positions allocated beyond those in use
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of a layer, [rows, heads, pos, d_head], with room behind them: one more copies none of them."""
+class SpareRoomLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, [rows, heads, pos, d_head], allocated with room for more positions.
+
+    transformers' `DynamicLayer` copies all keys and values whenever it adds a position. This layer copies them only
+    when the spare room is used up, or after something else has replaced them.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.room: dict[str, Tensor] = {}
+        self.allocated: dict[str, Tensor] = {}  # "keys", "values": the tensors whose beginning is in use
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new positions, and return all of them."""
+        """Append the keys and values of new positions, and return those of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
         else:
-            self.keys, self.values = self._followed("keys", key_states), self._followed("values", value_states)
+            self.keys, self.values = self._append("keys", key_states), self._append("values", value_states)
         return self.keys, self.values
 
-    def _followed(self, name: str, new: Tensor) -> Tensor:
+    def _append(self, name: str, new: Tensor) -> Tensor:
         held: Tensor = getattr(self, name)
-        room = self.room.get(name)
+        allocated = self.allocated.get(name)
         rows, heads, n, d_head = held.shape
         end = n + new.shape[2]
-        if room is None or end > room.shape[2] or not _is_same(held, room[:, :, :n]):
-            room = self.room[name] = held.new_empty(rows, heads, end + ROOM, d_head)
-            room[:, :, :n] = held
-        room[:, :, n:end] = new
-        return room[:, :, :end]
+        if allocated is None or end > allocated.shape[2] or not _is_same(held, allocated[:, :, :n]):
+            allocated = self.allocated[name] = held.new_empty(rows, heads, end + SPARE, d_head)
+            allocated[:, :, :n] = held
+        allocated[:, :, n:end] = new
+        return allocated[:, :, :end]
 
 
 def _is_same(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are one piece of memory."""
+    """Whether two tensors are the same view of the same memory."""
     return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
 
 
-def new_cache() -> Cache:
-    return Cache(layer_class_to_replicate=RoomyLayer)
+def empty_cache() -> Cache:
+    """Return a cache without positions, whose layers have spare room."""
+    return Cache(layer_class_to_replicate=SpareRoomLayer)
 
 
 def select_rows(cache: Cache, rows: Int[Tensor, " kept"]) -> None:
-    """Keep these rows, in this order; a layer may lie on a device of its own."""
+    """Keep these rows of every layer, in this order and as often as they are named. Changes the cache."""
     for layer in cache.layers:
-        layer.batch_select_indices(rows.to(layer.keys.device))
+        layer.batch_select_indices(rows.to(layer.keys.device))  # layers can be on different devices
 
 
-def widened(x: Tensor, axis: int, width: int) -> Tensor:
-    """Pad with zeros on the left of an axis."""
+def pad_left(x: Tensor, axis: int, width: int) -> Tensor:
+    """Return `x` with zeros before it, so that `axis` has length `width`.
+
+    Example:
+        >>> pad_left(torch.tensor([[7, 8]]), axis=1, width=4)
+        tensor([[0, 0, 7, 8]])
+    """
     shape = list(x.shape)
     shape[axis] = width - shape[axis]
     return torch.cat([x.new_zeros(shape), x], axis) if shape[axis] else x

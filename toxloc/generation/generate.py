@@ -1,4 +1,4 @@
-"""Batched sampling whose result does not depend on the batch."""
+"""Sample completions of prompts: `generate`."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ ROWS_PER_BATCH = {"cpu": 128, "cuda": 1024}
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion, without its prompt.
+    """A completion, without its prompt.
 
     Attributes:
-        prompt: place of its prompt.
-        sample: its number among the prompt's.
-        text: what was written.
-        n_tokens: tokens drawn for it, with the one that ended it.
+        prompt: index of the prompt.
+        sample: index of the completion among those of its prompt.
+        text: the completion.
+        n_tokens: number of tokens drawn, including the end-of-text token.
     """
 
     prompt: int
@@ -41,29 +41,33 @@ class Completion:
     n_tokens: int
 
 
-def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_new_tokens: int = 20,
-             top_p: float = 0.9, temperature: float = 1.0, repetition_penalty: float = 1.0, seed: int = 0,
-             batch_size: int | None = None, journal: str | PathLike[str] | None = None) -> list[list[str]]:
-    """Sample completions of every prompt with the model as it is now.
+def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1,
+             max_new_tokens: int = Decoding.max_new_tokens, top_p: float = Decoding.top_p,
+             temperature: float = Decoding.temperature, repetition_penalty: float = Decoding.repetition_penalty,
+             seed: int = 0, batch_size: int | None = None,
+             journal: str | PathLike[str] | None = None) -> list[list[str]]:
+    """Sample completions of every prompt from the model as it is now.
 
     Args:
-        lm: the model; `lm.hf` generates, so hooks placed on `lm.hooked` alone have no effect here.
-        prompts: none of them empty.
+        lm: the model; `lm.hf` generates, so hooks on `lm.hooked` alone have no effect here.
+        prompts: the prompts; none of them is empty.
         samples: completions per prompt.
-        max_new_tokens: length of a completion; it ends earlier at the end-of-text token.
-        top_p: nucleus sampling: the smallest set of tokens with this probability. 1 for plain sampling.
-        temperature: 0 for greedy decoding.
-        repetition_penalty: over 1 makes tokens less likely that prompt or completion hold already.
+        max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token ends it earlier.
+        top_p: nucleus sampling: draw from the smallest set of tokens with at least this probability, .9 by default;
+            1 draws from all tokens.
+        temperature: divisor of the logits, 1 by default; 0 for greedy decoding.
+        repetition_penalty: above 1, tokens that the prompt or the completion contains already become less likely;
+            1 by default.
         seed: the same seed, machine and version give the same completions, whatever the batch size.
-        batch_size: completions at a time.
-        journal: a file that every completion is written to as it comes. If it is there already, from the same model and
-            settings, only what is missing is sampled: a run that was killed goes on.
+        batch_size: largest number of completions to sample at the same time; by default 128 on a CPU, 1,024 on a GPU.
+        journal: a file to which every completion is written as soon as it ends. If the file exists and has the same
+            model and settings, only the missing completions are sampled: a run that was killed goes on.
 
     Returns:
         For every prompt the list of its completions, without the prompt.
 
     Raises:
-        ToxlocError: an empty prompt, a number out of range, or a journal of something else.
+        ToxlocError: an empty prompt, a value out of range, or a journal of another model or other settings.
 
     Example:
         >>> from toxloc import load_model
@@ -72,59 +76,78 @@ def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_n
     """
     decoding = Decoding(samples, max_new_tokens, top_p, temperature, repetition_penalty)
     check_decoding(lm, decoding)
-    how = decoding.to_dict() | {"seed": seed}
     completions = [[""] * samples for _ in prompts]
-    with Journal(journal, _settings(lm, prompts, how)) if journal else nullcontext() as kept:
+    with Journal(journal, _settings(lm, prompts, decoding, seed)) if journal else nullcontext() as kept:
         known = kept.known if kept else {}
         for (i, k), text in known.items():
             completions[i][k] = text
-        for one in sample(lm, prompts, **how, batch_size=batch_size, known=known):
-            completions[one.prompt][one.sample] = one.text
+        for completion in sample(lm, prompts, decoding, seed=seed, batch_size=batch_size, known=known):
+            completions[completion.prompt][completion.sample] = completion.text
             if kept:
-                kept.add([(one.prompt, one.sample, one.text)])
+                kept.add([(completion.prompt, completion.sample, completion.text)])
     return completions
 
 
-def check_decoding(lm: LoadedModel, how: Decoding) -> None:
-    """Raise ToxlocError if a number is out of range, or there is nothing that could write."""
+def check_decoding(lm: LoadedModel, decoding: Decoding) -> None:
+    """Check that the model can generate, and that completions fit in its context.
+
+    Raises:
+        ToxlocError: the model has no Hugging Face part, or `max_new_tokens` leaves no room for a prompt.
+    """
     lm.check_hf("sampling")
-    for name, good in (("samples", how.samples >= 1), ("max_new_tokens", 1 <= how.max_new_tokens < lm.context),
-                       ("top_p", 0 < how.top_p <= 1), ("temperature", how.temperature >= 0),
-                       ("repetition_penalty", how.repetition_penalty > 0)):
-        if not good:
-            raise ToxlocError(f"{name}={getattr(how, name)} is out of range for {lm.name} (context of {lm.context} "
-                              "tokens).")
+    if decoding.max_new_tokens >= lm.context:
+        raise ToxlocError(f"max_new_tokens={decoding.max_new_tokens} is out of range for {lm.name}; give a number "
+                          f"below its context of {lm.context} tokens.")
 
 
 @torch.inference_mode()
-def sample(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1, max_new_tokens: int = 20, top_p: float = 0.9,
-           temperature: float = 1.0, repetition_penalty: float = 1.0, seed: int = 0, batch_size: int | None = None,
-           known: Container[tuple[int, int]] = ()) -> Iterator[Completion]:
-    """Yield completions as they end, short prompts first; those in `known` are left out. Otherwise as `generate`."""
-    rows = encode(lm, prompts, lm.context - max_new_tokens)
-    seeds = _seeds(prompts, samples, seed)
-    openings = [Opening(rows[i], wanted) for i in sorted(range(len(rows)), key=lambda i: len(rows[i]))
-                if (wanted := [((i, k), seeds[i][k]) for k in range(samples) if (i, k) not in known])]
-    written = decode(lm, openings, Sampler(temperature, top_p, repetition_penalty), max_new_tokens,
+def sample(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, *, seed: int = 0,
+           batch_size: int | None = None, known: Container[tuple[int, int]] = ()) -> Iterator[Completion]:
+    """Yield completions as they end, short prompts first; `generate` collects them.
+
+    Args:
+        lm: the model.
+        prompts: the prompts; none of them is empty.
+        decoding: the decoding options.
+        seed: as in `generate`.
+        batch_size: as in `generate`.
+        known: (prompt, sample) indices of completions to leave out.
+
+    Raises:
+        ToxlocError: an empty prompt.
+
+    Example:
+        >>> from toxloc import load_model
+        >>> for completion in sample(load_model(), ["You are"], Decoding(samples=2)):    # doctest: +SKIP
+        ...     print(completion.sample, completion.text)
+    """
+    rows = encode(lm, prompts, lm.context - decoding.max_new_tokens)
+    seeds = _seeds(prompts, decoding.samples, seed)
+    openings = [Opening(rows[i], missing) for i in sorted(range(len(rows)), key=lambda i: len(rows[i]))
+                if (missing := [((i, k), seeds[i][k]) for k in range(decoding.samples) if (i, k) not in known])]
+    sampler = Sampler(decoding.temperature, decoding.top_p, decoding.repetition_penalty)
+    decoded = decode(lm, openings, sampler, decoding.max_new_tokens,
                      batch_size or ROWS_PER_BATCH["cpu" if lm.device.type == "cpu" else "cuda"])
-    for (i, k), ids in track(written, "sampling", total=sum(len(one.continuations) for one in openings)):
+    total = sum(len(opening.continuations) for opening in openings)
+    for (i, k), ids in track(decoded, "sampling", total=total):
         yield Completion(i, k, lm.tokenizer.decode(ids, skip_special_tokens=True), len(ids))
 
 
-def _settings(lm: LoadedModel, prompts: Sequence[str], how: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides completions."""
+def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed: int) -> dict[str, Any]:
+    """Everything that the completions depend on."""
     texts = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
     edits = [intervention.fingerprint for intervention in lm.applied]
     return {"toxloc": __version__, "model": lm.name, "weights": lm.fingerprint, "interventions": edits,
-            "prompts": texts, **how}
+            "prompts": texts, **decoding.to_dict(), "seed": seed}
 
 
 def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
-    """One seed per completion, from the prompt's text, how often it occurred before, the sample and the seed."""
-    met: Counter[str] = Counter()
+    """Derive a seed per completion from the prompt's text, its earlier occurrences, the sample and the seed."""
+    occurrences: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:
-        digests = (hashlib.sha256(f"{seed}/{met[prompt]}/{k}/{prompt}".encode()).digest() for k in range(samples))
+        digests = (hashlib.sha256(f"{seed}/{occurrences[prompt]}/{k}/{prompt}".encode()).digest()
+                   for k in range(samples))
         seeds.append([int.from_bytes(digest[:7], "big") for digest in digests])
-        met[prompt] += 1
+        occurrences[prompt] += 1
     return seeds

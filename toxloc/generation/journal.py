@@ -1,4 +1,4 @@
-"""Completions on disk as they come, so that sampling that was killed goes on where it was."""
+"""A file of completions, written while they are sampled, so that a killed run can go on."""
 
 import json
 from collections.abc import Iterable
@@ -11,19 +11,19 @@ from ..errors import ToxlocError
 
 
 class Journal:
-    """A JSON Lines file: what is sampled in the first line, then a completion a line.
+    """A JSON Lines file: the settings in the first line, then one completion per line.
 
-    A line that was being written when the process was killed is dropped.
+    If the process is killed while it writes a line, the incomplete line is dropped when the journal is opened again.
 
     Args:
         path: file to write, or to go on with.
-        settings: everything that decides the completions: JSON values only.
+        settings: everything that the completions depend on, as JSON values.
 
     Attributes:
-        known: the completions that the file held, by number of the prompt and of the sample.
+        known: the completions that the file held when it was opened, by (prompt, sample) index.
 
     Raises:
-        ToxlocError: the file belongs to other settings, is no journal, or cannot be written.
+        ToxlocError: the file belongs to other settings, is not a journal, or cannot be written.
 
     Example:
         >>> with Journal("completions.partial.jsonl", {"seed": 0}) as journal:    # doctest: +SKIP
@@ -60,9 +60,9 @@ class Journal:
         return known
 
     def add(self, completions: Iterable[tuple[int, int, str]]) -> None:
-        """Write completions: number of the prompt, of the sample, text."""
-        for one in completions:
-            self._write(json.dumps(one))
+        """Write completions, each as (index of the prompt, index of the sample, text)."""
+        for completion in completions:
+            self._write(json.dumps(completion))
 
     def _write(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")

@@ -1,4 +1,9 @@
-"""Drawing the next token, so that a completion depends on its own seed alone."""
+"""Draw the next token of each row with a random generator per row.
+
+toxloc implements temperature and nucleus itself, without the logits processors of transformers, for two reasons. With
+a generator per row, a completion depends exactly on its seed and not on the batch. And a search among the most likely
+tokens gives the same nucleus without sorting the vocabulary.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-NUMBERS_AT_ONCE = 2**19  # logits looked at; a processor's cache holds them
-FEW = 512  # tokens among which the nucleus is looked for first
+LOGITS_AT_ONCE = 2**19  # as many as fit in a processor's cache
+CANDIDATES = 512  # number of most likely tokens among which the nucleus is searched first
 
 
 @dataclass(frozen=True)
@@ -17,55 +22,73 @@ class Sampler:
     """Chooses the next token of each row.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the most likely token.
-        top_p: the smallest set of tokens with this probability is drawn from.
-        repetition_penalty: logits of tokens that a text holds already are divided by it if positive, else multiplied
-            (Keskar et al. 2019, arXiv:1909.05858).
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_p: draw from the smallest set of tokens with at least this probability (Holtzman et al. 2020,
+            arXiv:1904.09751).
+        repetition_penalty: logits of tokens that the text contains already are divided by it if positive, and
+            multiplied by it if negative (Keskar et al. 2019, arXiv:1909.05858).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
 
-    def __call__(self, scores: Float[Tensor, "rows d_vocab"], noise: Sequence[torch.Generator],
+    def __call__(self, logits: Float[Tensor, "rows d_vocab"], noise: Sequence[torch.Generator],
                  ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"]) -> Int[Tensor, " rows"]:
-        """Choose, with a generator per row on their device; `ids` are the texts so far, `mask` is 1 at real tokens."""
+        """Choose one token per row.
+
+        Args:
+            logits: logits of the next token.
+            noise: one random generator per row, on the device of the row; unused if the temperature is 0.
+            ids: the texts so far.
+            mask: 1 at real tokens of `ids`, 0 at padding.
+        """
         if self.repetition_penalty != 1:
-            said = ids.where(mask.bool(), ids[:, -1:])
-            scores = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)(said, scores)
+            present = ids.where(mask.bool(), ids[:, -1:])
+            logits = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)(present, logits)
         if self.temperature == 0:
-            return scores.argmax(1)
+            return logits.argmax(1)
         if self.temperature != 1:
-            scores = scores / self.temperature
-        n = scores.shape[1]
-        rows = max(1, NUMBERS_AT_ONCE // n)
+            logits = logits / self.temperature
+        n = logits.shape[1]
+        rows = max(1, LOGITS_AT_ONCE // n)
         return torch.cat([
-            draw(some, torch.stack([torch.rand(n, generator=one, device=one.device) for one in noise[at : at + rows]]),
-                 self.top_p)
-            for at, some in zip(range(0, len(noise), rows), scores.split(rows), strict=True)])
+            draw(some, torch.stack([torch.rand(n, generator=generator, device=generator.device)
+                                    for generator in noise[start : start + rows]]), self.top_p)
+            for start, some in zip(range(0, len(noise), rows), logits.split(rows), strict=True)])
 
 
-def draw(scores: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],
-         top_p: float = 1.0, few: int = FEW) -> Int[Tensor, " rows"]:
-    """Draw a token per row from softmax(scores), cut to the smallest set of tokens with probability `top_p`.
+def draw(logits: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],
+         top_p: float = 1.0, candidates: int = CANDIDATES) -> Int[Tensor, " rows"]:
+    """Draw a token per row from softmax(logits), restricted to the smallest set of tokens with probability `top_p`.
 
-    argmax(scores + Gumbel noise) is distributed as softmax(scores) (Gumbel 1954), the noise being -log(-log(uniform)).
-    The `few` most likely tokens almost always hold the nucleus; for rows where they do not, more are looked at.
+    argmax(logits + Gumbel noise) has the distribution softmax(logits) (Gumbel 1954); the noise is
+    -log(-log(uniform)). The nucleus is searched among the most likely tokens first, which almost always contain it;
+    rows where they do not are searched again with more.
+
+    Args:
+        logits: logits of the next token.
+        uniform: random numbers from 0 to 1.
+        top_p: probability of the nucleus; 1 draws from all tokens.
+        candidates: number of most likely tokens to search first; it does not change the result.
+
+    Returns:
+        One token id per row.
 
     Example:
         >>> draw(torch.tensor([[0.0, 9.0]]), torch.tensor([[0.5, 0.5]]))
         tensor([1])
     """
     if top_p == 1:
-        return (scores + _gumbel(uniform)).argmax(1)
-    likely, token = scores.topk(min(few, scores.shape[1]))
-    shares = (likely - scores.logsumexp(-1, keepdim=True)).exp()
-    ahead = shares.cumsum(-1) - shares  # probability of the tokens more likely than this one
-    noisy = (likely + _gumbel(uniform.gather(1, token))).masked_fill(ahead >= top_p, -torch.inf)
+        return (logits + _gumbel(uniform)).argmax(1)
+    likely, token = logits.topk(min(candidates, logits.shape[1]))
+    probability = (likely - logits.logsumexp(-1, keepdim=True)).exp()
+    before = probability.cumsum(-1) - probability  # total probability of the tokens more likely than this token
+    noisy = (likely + _gumbel(uniform.gather(1, token))).masked_fill(before >= top_p, -torch.inf)
     drawn = token.gather(1, noisy.argmax(1, keepdim=True))[:, 0]
-    wider = ahead[:, -1] < top_p
-    if few < scores.shape[1] and bool(wider.any()):
-        drawn[wider] = draw(scores[wider], uniform[wider], top_p, 8 * few)
+    wider = before[:, -1] < top_p
+    if candidates < logits.shape[1] and bool(wider.any()):
+        drawn[wider] = draw(logits[wider], uniform[wider], top_p, 8 * candidates)
     return drawn
 
 

@@ -1,10 +1,25 @@
-"""How much an intervention may cost, and the largest strength that keeps to it, found by a few forward evaluations."""
+"""How much language quality an intervention may cost."""
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import BeforeValidator
 
 from ..errors import ToxlocError
-from ..evaluation.cost.fluency import Fluency
+
+
+@runtime_checkable
+class Cost(Protocol):
+    """What `Budget.share` reads of a `Fluency`."""
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity over the unedited model's."""
+
+    @property
+    def kl(self) -> float:
+        """KL to the unedited model, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,7 @@ class Budget:
         ToxlocError: no limit at all, or one that is not positive.
 
     Example:
+        >>> from toxloc.evaluation.cost.fluency import Fluency
         >>> Budget(perplexity=0.01, kl=0.02).share(Fluency(30.0, 1.005, 0.02, 0.97, 1000))
         1.0
     """
@@ -35,16 +51,29 @@ class Budget:
                 raise ToxlocError(f"A budget is the {name} that is allowed, such as {example}, not {limit}.")
 
     @classmethod
-    def of(cls, budget: "float | Budget") -> "Budget":
-        """Take a number for a rise of perplexity."""
-        return budget if isinstance(budget, Budget) else cls(perplexity=budget)
+    def of(cls, budget: "float | Budget | dict[str, float]") -> "Budget":
+        """Return a budget as it is, one of a rise of perplexity from a number, or one of several limits from a mapping.
+
+        Raises:
+            ToxlocError: it is none of these.
+        """
+        if isinstance(budget, Budget):
+            return budget
+        if isinstance(budget, dict):
+            unknown = set(budget) - {"perplexity", "kl"}
+            if not unknown:
+                return cls(**budget)
+        elif isinstance(budget, int | float) and not isinstance(budget, bool):
+            return cls(perplexity=budget)
+        raise ToxlocError(f"budget={budget!r} is not a budget; give a rise of perplexity such as 0.01, or the limits "
+                          "perplexity and kl. To set the strength without a budget, give strength=.")
 
     def scaled(self, factor: float) -> "Budget":
         """Return the budget with each of its limits multiplied."""
         return Budget(*(None if limit is None else factor * limit for limit in (self.perplexity, self.kl)))
 
-    def share(self, cost: Fluency) -> float:
-        """Return how much of the budget is spent: 1 where the tighter of the limits is reached, inf for a ruin."""
+    def share(self, cost: Cost) -> float:
+        """Return how much of the budget is spent: 1 where the tighter limit is reached, inf for a destroyed model."""
         shares = []
         if self.perplexity is not None:
             shares.append((cost.perplexity_ratio - 1) / self.perplexity)
@@ -55,3 +84,11 @@ class Budget:
     def to_dict(self) -> dict[str, float | None]:
         """Return the fields by name."""
         return asdict(self)
+
+
+def _budget(value: Any) -> Budget:
+    return Budget.of(value)
+
+
+AnyBudget = Annotated[Budget, BeforeValidator(_budget)]  # a field that takes what `Budget.of` takes
+DEFAULT_BUDGET = Budget(perplexity=0.01)  # of every method

@@ -1,20 +1,19 @@
 """Several interventions as one: applied in order, reverted in reverse."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ToxlocError
-from ..models.loaded import LoadedModel
 from .base import KINDS, Intervention
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def parts_of(interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Return the interventions with chains replaced by what they are made of."""
-    return [part for one in interventions
-            for part in (parts_of(one.parts) if isinstance(one, Chain) else [one])]
+    from ..models.loaded import LoadedModel
+    from ..models.sites import Site
 
 
 class Chain(Intervention):
@@ -44,16 +43,29 @@ class Chain(Intervention):
     def __repr__(self) -> str:
         return f"Chain({self.parts!r})"
 
+    def leaves(self) -> list[Intervention]:
+        """Return what it is made of, with chains in it taken apart."""
+        return [leaf for part in self.parts for leaf in part.leaves()]
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        """Return the vectors of all parts together, by site; nothing if a part has none."""
+        import torch
+
+        several = [part.factors() for part in self.parts]
+        if not all(several):
+            return {}
+        sites = sorted({site for one in several for site in one})
+        return {site: (torch.cat([one[site][0] for one in several if site in one]),
+                       torch.cat([one[site][1] for one in several if site in one])) for site in sites}
+
     @property
     def in_weights(self) -> bool:
-        """Whether all parts lie in the weights."""
+        """Whether all parts are in the weights."""
         return all(part.in_weights for part in self.parts)
 
-    def baked(self) -> "Chain":
+    def baked(self) -> Chain:
         """Return the same with every part in the weights."""
-        chain = Chain([part.baked() for part in self.parts])
-        chain.fitted_on, chain.record = self.fitted_on, self.record
-        return chain
+        return Chain([part.baked() for part in self.parts]).with_fit_of(self)
 
     def config(self) -> dict[str, Any]:
         """Return what each part is."""
@@ -61,9 +73,9 @@ class Chain(Intervention):
                            "record": part.record} for part in self.parts]}
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError unless every part fits this model's shape and is not in force already."""
+        """Raise ToxlocError unless every part fits this model's shape and is not applied already."""
         for part in self.parts:
-            if any(one is part for one in lm.applied):
+            if any(one is part for one in lm.interventions):
                 raise ToxlocError(f"{part!r} is applied to {lm.name} already; revert it before the chain is applied.")
             part.check(lm)
 
@@ -75,7 +87,7 @@ class Chain(Intervention):
         return {f"{i}/{name}": tensor for i, part in enumerate(self.parts) for name, tensor in part._tensors().items()}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Chain":
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Chain:
         parts = []
         for i, saved in enumerate(config["parts"]):
             mine = {name.removeprefix(f"{i}/"): t for name, t in tensors.items() if name.startswith(f"{i}/")}

@@ -11,7 +11,6 @@ from ..errors import ToxlocError
 from ..models.activations import pooled, residual
 from ..models.loaded import LoadedModel
 from ..texts.contrast import ContrastSet
-from .base import Intervention
 
 
 def without(x: Float[Tensor, "*some d_model"], V: Float[Tensor, "k d_model"], strength: float
@@ -27,9 +26,9 @@ def check_strength(strength: float) -> None:
                           f"{strength}.")
 
 
-def both_sides(lm: LoadedModel, pairs: ContrastSet, layers: Sequence[int]
+def residual_sides(lm: LoadedModel, pairs: ContrastSet, layers: Sequence[int]
                ) -> list[tuple[Float64[Tensor, "n_toxic d_model"], Float64[Tensor, "n_neutral d_model"]]]:
-    """Residual stream after each of the layers, averaged over the real tokens but the first: a row for every text.
+    """Residual stream after each of the layers: a row per text, the mean over its real tokens but the first.
 
     Raises:
         ToxlocError: it is not finite.
@@ -58,7 +57,7 @@ def mean_difference(toxic: Float64[Tensor, "n_toxic d_model"], neutral: Float64[
     return v
 
 
-def check_width(lm: LoadedModel, intervention: Intervention, direction: Float[Tensor, "*some d_model"]) -> None:
+def check_width(lm: LoadedModel, intervention: object, direction: Float[Tensor, "*some d_model"]) -> None:
     """Raise ToxlocError if a direction, or several, does not lie in the model's residual stream."""
     if direction.shape[-1] != lm.d_model:
         raise ToxlocError(f"{intervention!r} is for d_model={direction.shape[-1]}; {lm.name} has "

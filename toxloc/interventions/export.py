@@ -13,14 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ToxlocError
 from ..models.loaded import LoadedModel
+from ..models.sites import Site
 from ..support.files import check_free, new_folder
 from ..support.progress import quiet
 from .base import KINDS, Intervention
-from .chain import parts_of
-from .methods.trne import TRNE
 from .model_card import model_card
 
-Factors = tuple[Float[Tensor, "r d_mlp"], Float[Tensor, "r d_model"]]
+Factors = tuple[Float[Tensor, "r d_in"], Float[Tensor, "r d_model"]]
 FORMATS = ("hf", "peft")
 PEFT = "peft>=0.13,<1"
 
@@ -48,10 +47,10 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
         >>> AutoModelForCausalLM.from_pretrained("detoxified")             # doctest: +SKIP
     """
     lm.check_hf("an export")
-    hooked = [one for one in lm.applied if not one.in_weights]
+    hooked = [one for one in lm.interventions if not one.in_weights]
     if hooked:
         raise _lives_in_hooks(hooked)
-    card = model_card(lm, lm.applied, effect, adapter=False)
+    card = model_card(lm, lm.interventions, effect, adapter=False)
     with new_folder(folder, overwrite) as partial, quiet():
         try:
             lm.hf.save_pretrained(partial)
@@ -63,11 +62,11 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
 
 def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
                 effect: dict[str, Any] | None = None) -> None:
-    """Write an intervention that changes nothing but W_out as a LoRA adapter to the unedited model.
+    """Write an intervention that changes nothing but W_out and W_O as a LoRA adapter to the unedited model.
 
-    LoRA adds B A to a linear map's weight, with A [r, d_mlp] and B [d_model, r]; here Aᵀ Bᵀ is each layer's ΔW_out in
+    LoRA adds B A to a linear map's weight, with A [r, d_in] and B [d_model, r]; here Aᵀ Bᵀ is each site's ΔW in
     float32, also for a model in 16 bits. TRNE's own vectors are taken as they are; any other change is factored by a
-    singular value decomposition, down to the rounding of W_out. All layers have one rank, filled up with zeros, and
+    singular value decomposition, down to the rounding of W. All sites have one rank, filled up with zeros, and
     lora_alpha equals it, so that the scaling is 1 for every reader of the format.
 
     Args:
@@ -103,7 +102,7 @@ def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathL
 
 def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
     """Raise ToxlocError if the intervention, or a part of it, was fitted on another model; by hand is fine."""
-    for part in [intervention, *parts_of([intervention])]:
+    for part in [intervention, *intervention.leaves()]:
         if part.fitted_on and part.fitted_on["fingerprint"] != lm.fingerprint:
             raise ToxlocError(
                 f"{part!r} was fitted on {part.fitted_on['name']} (fingerprint {part.fitted_on['fingerprint']}), and "
@@ -129,40 +128,34 @@ def _lives_in_hooks(hooked: list[Intervention]) -> ToxlocError:
     kinds = ", ".join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))
     message = (f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
                f"kinds have a form in the weights: {kinds}.")
-    bakeable = [one for one in hooked if all(type(part).bakeable for part in parts_of([one]))]
+    bakeable = [one for one in hooked if all(type(part).bakeable for part in one.leaves())]
     if bakeable:
         message += f" Apply .baked() instead of {', '.join(map(repr, bakeable))}."
     return ToxlocError(message)
 
 
 @torch.no_grad()
-def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[int, Factors]:
-    """Return each edited layer's ΔW_out as uᵀ v: what `edit` does to `copied`, which is `lm` in float32."""
-    names = {layer: f"{name}.weight" for layer, name in _down_projections(lm).items()}
+def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[Site, Factors]:
+    """Return ΔW = uᵀ v of each edited site: what `edit` does to `copied`, which is `lm` in float32."""
+    names = {site: f"{name}.weight" for site, name in _linear_names(lm).items()}
     with edit.applied(copied):
         changed = {name for (name, after), before in zip(copied.hf.named_parameters(), lm.hf.parameters(), strict=True)
                    if not torch.equal(after, before.float())}
         others = sorted(changed - set(names.values()))
         if others:
-            raise ToxlocError(f"An adapter can hold changes of W_out alone, but {edit!r} changes "
+            raise ToxlocError(f"An adapter can hold changes of W_out and W_O alone, but {edit!r} changes "
                               f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; use export_hf "
                               "(--format hf).")
         if not changed:
             raise ToxlocError(f"{edit!r} changes no weight of {lm.name}; there is nothing to export.")
-        found = _own_factors(edit) or {layer: _factored(copied.W_out(layer), lm.W_out(layer).float())
-                                       for layer, name in names.items() if name in changed}
-    rank = max(len(u) for u, _ in found.values())
-    if rank * (lm.d_mlp + lm.d_model) >= lm.d_mlp * lm.d_model:
-        raise ToxlocError(f"{edit!r} changes W_out by a matrix of rank {rank}: an adapter would be larger than W_out "
-                          f"[{lm.d_mlp}, {lm.d_model}]; use export_hf (--format hf).")
-    return found
-
-
-def _own_factors(edit: Intervention) -> dict[int, Factors]:
-    """Return the vectors that TRNE has already; nothing if it, or a part of it, is another method."""
-    parts = parts_of([edit])
-    trne = [part for part in parts if isinstance(part, TRNE)]
-    return TRNE([one for part in trne for one in part.edits]).by_layer() if len(trne) == len(parts) else {}
+        factors = dict(edit.factors()) or {site: _factored(copied.W_out(site), lm.W_out(site).float())
+                                           for site, name in names.items() if name in changed}
+    for site, (u, _) in factors.items():
+        d_in = lm.at(site).d_in
+        if len(u) * (d_in + lm.d_model) >= d_in * lm.d_model:
+            raise ToxlocError(f"{edit!r} changes W of {site.title} by a matrix of rank {len(u)}: an adapter would be "
+                              f"larger than the matrix [{d_in}, {lm.d_model}]; use export_hf (--format hf).")
+    return factors
 
 
 def _factored(after: Float[Tensor, "d_mlp d_model"], before: Float[Tensor, "d_mlp d_model"]) -> Factors:
@@ -177,11 +170,11 @@ def _factored(after: Float[Tensor, "d_mlp d_model"], before: Float[Tensor, "d_ml
     return u.float(), (root[:, None] * right[:rank]).float()
 
 
-def _adapter(copied: LoadedModel, factors: dict[int, Factors], base: str) -> Any:
+def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> Any:
     """Wrap the copied model in LoRA layers that hold the factors."""
     from peft import LoraConfig, get_peft_model
 
-    names = {layer: name for layer, name in _down_projections(copied).items() if layer in factors}
+    names = {site: name for site, name in _linear_names(copied).items() if site in factors}
     rank = max(len(u) for u, _ in factors.values())
     copied.hf.name_or_path = base  # peft writes it down as the adapter's base model
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names.values()), task_type="CAUSAL_LM",
@@ -191,15 +184,15 @@ def _adapter(copied: LoadedModel, factors: dict[int, Factors], base: str) -> Any
     # Of many names peft keeps only common endings, and in no fixed order; the full names say what is meant.
     adapter.peft_config["default"].target_modules = list(names.values())
     with torch.no_grad():
-        for layer, (u, v) in factors.items():
-            module: Any = copied.hf.get_submodule(names[layer])
+        for site, (u, v) in factors.items():
+            module: Any = copied.hf.get_submodule(names[site])
             for weight, rows in ((module.lora_A["default"].weight, u), (module.lora_B["default"].weight.T, v)):
                 weight.zero_()
                 weight[:len(rows)] = rows
     return adapter
 
 
-def _down_projections(lm: LoadedModel) -> dict[int, str]:
-    """Names in `hf` of the modules that hold W_out."""
+def _linear_names(lm: LoadedModel) -> dict[Site, str]:
+    """Names in `hf` of the modules that hold the sites' weights."""
     names = {module: name for name, module in lm.hf.named_modules()}
-    return {layer: names[lm.down_projection(layer)] for layer in range(lm.n_layers)}
+    return {site: names[lm.down_projection(site)] for site in lm.sites()}

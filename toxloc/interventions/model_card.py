@@ -12,10 +12,6 @@ from ..support.files import read_json
 from ..support.templates import render
 from ..version import __version__
 from .base import Intervention
-from .chain import parts_of
-from .methods.meow2x import Meow2X
-from .methods.trne import TRNE
-from .registry import PAPERS
 
 
 def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: LoadedModel) -> dict[str, Any] | None:
@@ -34,44 +30,27 @@ def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: L
     return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
 
 
-def where(intervention: Intervention) -> str:
-    """Say in words which layers, neurons or units an intervention changes.
-
-    Example:
-        >>> where(Meow2X(neurons=[(0, 5), (3, 17)]))
-        '2 neurons (layer 0: 1, layer 3: 1)'
-    """
-    known = intervention.describe()
-    places = [f"{known['n_units']} units"] if known.get("n_units") else []
-    if isinstance(intervention, Meow2X) and intervention.neurons:
-        owners = [layer for layer, _ in intervention.neurons]
-        counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
-        places.append(f"{len(owners)} neuron{'s' if len(owners) > 1 else ''} ({counts})")
-    if isinstance(intervention, TRNE):
-        layers = sorted(intervention.by_layer())
-    else:
-        layers = known.get("layers") or ([known["layer"]] if "layer" in known else [])
-    if layers:
-        places.append(_layers(layers))
-    return " and ".join(places) or "all layers"
-
-
-def _layers(layers: list[int]) -> str:
-    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"layers {layers[0]} to {layers[-1]}"
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-
-
 def model_card(lm: LoadedModel, interventions: Sequence[Intervention], effect: dict[str, Any] | None, *,
           adapter: bool) -> str:
-    """Return README.md."""
+    """Return README.md of an exported model or adapter.
+
+    Args:
+        lm: the model.
+        interventions: what is in the exported weights.
+        effect: figures before and after, see `export_hf`; None if nothing was measured.
+        adapter: whether it is an adapter and not a whole model.
+
+    Raises:
+        ToxlocError: `effect` is of another method.
+    """
     _check_effect(effect, interventions)
-    edits = [{"where": where(part), "paper": PAPERS.get(part.kind, "not recorded"), "known": part.describe(),
+    edits = [{"where": part.where(), "paper": part.paper, "known": part.describe(),
               "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False)}
-             for part in parts_of(interventions)]
+             for one in interventions for part in one.leaves()]
     adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
-    return render("model_card.md.j2", html=False,
-        lm=lm, type=lm.model_type, dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
+    return render(
+        "model_card.md.j2", html=False, lm=lm, type=lm.model_type,
+        dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
         effect=effect, version=__version__, bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
         base=lm.name if lm.name == lm.hf.name_or_path else f"path/to/{lm.name}",
     )

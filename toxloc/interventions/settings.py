@@ -1,76 +1,72 @@
-"""Settings of a method, checked before there is a model to fit it to."""
+"""Settings that the methods share, and how grids and commands check the settings of a method by name."""
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator
 
 from ..errors import ToxlocError
-from .budget import Budget
-from .registry import check_method
+from ..models.sites import Site, sites_of
+from ..support.settings import Settings, option
+from .budget import DEFAULT_BUDGET, AnyBudget
 
-NOT_SETTINGS = {"lm", "pairs", "neutral", "seed", "memory", "statistics", "aurocs", "maps"}  # whoever fits gives them
-
-
-def parameters(method: str) -> dict[str, Any]:
-    """Name all that a method's `fit` takes, each with its type.
-
-    Raises:
-        ToxlocError: an unknown method.
-    """
-    return {name: one.annotation for name, one in inspect.signature(check_method(method).fit).parameters.items()}
+Mode = Literal["hooks", "weights"]
+MODES = ("hooks", "weights")
+SitesChoice = Literal["mlp", "attention", "all"]
 
 
-def accepted_settings(method: str) -> dict[str, Any]:
-    """Name the settings of a method, each with its type.
-
-    Raises:
-        ToxlocError: an unknown method.
-
-    Example:
-        >>> "scale" in accepted_settings("meow2x")
-        True
-    """
-    return {name: kind for name, kind in parameters(method).items() if name not in NOT_SETTINGS}
+def parts_of_choice(choice: str) -> tuple[str, ...]:
+    """Return the parts that a choice of sites stands for; "all" is every part."""
+    return () if choice == "all" else (choice,)
 
 
-def check_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a method as its `fit` takes them; a budget of several limits may be a mapping.
-
-    What only a model can tell, such as how many layers there are, is left to the fit.
-
-    Raises:
-        ToxlocError: an unknown method or setting, a value of another type, or settings that do not go together.
-
-    Example:
-        >>> check_settings("trne", {"budget": {"kl": 0.02}})
-        {'budget': Budget(perplexity=None, kl=0.02)}
-    """
-    accepted = accepted_settings(method)
-    for name in settings:
-        if name not in accepted:
-            raise ToxlocError(f"{method} has no setting {name!r}; it takes {', '.join(accepted)}.")
-    checked = {}
-    for name, value in settings.items():
-        if name == "budget" and isinstance(value, Mapping):
-            value = _budget(method, value)
-        try:
-            adapter = TypeAdapter(accepted[name], config=ConfigDict(arbitrary_types_allowed=True, strict=False))
-            checked[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            raise ToxlocError(f"{method} cannot take {name}={value!r}: {error.errors()[0]['msg']}.") from None
-    if (budget := checked.get("budget")) is not None:
-        Budget.of(budget)
-    check = getattr(check_method(method), "check_settings", None)
-    if check is not None:
-        check(**checked)
-    return checked
+def _layers(value: Any) -> Any:
+    """Turn a sequence of layers or sites into sites; a count stays a count."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        sites = sites_of(value)
+        if not sites:
+            raise ToxlocError("layers=[] leaves nothing to edit; give layers, how many, or leave it out.")
+        return tuple(sites)
+    return value
 
 
-def _budget(method: str, limits: Mapping[str, Any]) -> Budget:
-    try:
-        return Budget(**limits)
-    except TypeError:
-        raise ToxlocError(f"{method} cannot take budget={dict(limits)!r}; a budget has the limits perplexity and "
-                          "kl.") from None
+Layers = Annotated[int | tuple[Site, ...] | None, BeforeValidator(_layers)]
+
+
+class MethodSettings(Settings):
+    """Settings of every method."""
+
+    budget: AnyBudget = option(DEFAULT_BUDGET, "what the edit may cost on tuning text that no statistic has seen: the "
+                                               "relative rise of perplexity (0.01 is 1%), or the limits perplexity "
+                                               "and kl")
+    seed: int = option(0, "seed for random divisions of the contrast set", ge=0)
+
+    @property
+    def outright(self) -> str | None:
+        """The setting that fixes the strength, so that the budget is not used; None if the budget does."""
+        return None
+
+    @property
+    def budget_in_words(self) -> str:
+        """The budget, for tables: "perplexity 0.01", "KL 0.02", or "none" if the strength is fixed."""
+        if self.outright:
+            return "none"
+        limits = [] if self.budget.perplexity is None else [f"perplexity {self.budget.perplexity:.3g}"]
+        return " and ".join([*limits, *([] if self.budget.kl is None else [f"KL {self.budget.kl:.3g}"])])
+
+
+class StrengthSettings(MethodSettings):
+    """Settings of a method whose strength is one number."""
+
+    strength: float | None = option(None, "sets the strength outright; the budget is then not used")
+
+    @property
+    def outright(self) -> str | None:
+        """The setting that fixes the strength."""
+        return None if self.strength is None else "strength"
+
+
+def check_mode(mode: str) -> None:
+    """Raise ToxlocError unless the mode is "hooks" or "weights"."""
+    if mode not in MODES:
+        raise ToxlocError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")

@@ -2,19 +2,31 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ..errors import ToxlocError
 from ..evaluation.cost.fluency import Fluency, Unedited
 from ..models.loaded import LoadedModel
-from ..texts.loading import load_neutral
 from ..texts.neutral import NeutralText
-from .base import Intervention
 from .budget import Budget
 
 CLOSE_ENOUGH = 0.95  # of the budget spent
-I = TypeVar("I", bound=Intervention)  # noqa: E741
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """What `tune` asks of an intervention."""
+
+    def applied(self, lm: LoadedModel) -> AbstractContextManager[Any]:
+        """Apply it for a block."""
+
+    def note_fit(self, lm: LoadedModel, record: dict[str, Any], *, neutral: NeutralText | None = None) -> None:
+        """Add to the record of its fit."""
+
+
+I = TypeVar("I", bound=Fitted)  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -26,23 +38,23 @@ class Tuned:
     evaluations: int
 
 
-def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: NeutralText | None, first: float, *,
-         limit: float = math.inf) -> I:
+def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: NeutralText, first: float, *,
+         limit: float = math.inf, unedited: Unedited | None = None) -> I:
     """Make an intervention as strong as the budget allows on `neutral.tune`, and note in it what that took.
 
     Args:
         lm: the model.
         make: from a positive strength to the intervention.
         budget: what it may cost.
-        neutral: everyday text, of which the part `tune` is read; by default the built-in one.
+        neutral: everyday text, of which the part `tune` is read.
         first: strength to try first.
         limit: largest strength there is.
+        unedited: the model's predictions on that part without the edit, if they are known already.
 
     Raises:
         ToxlocError: every strength tried was over the budget.
     """
-    neutral = neutral or load_neutral()
-    unedited = Unedited(lm, neutral.tune, kl=budget.kl is not None)
+    unedited = unedited or Unedited(lm, neutral.tune, kl=budget.kl is not None)
     costs: dict[float, Fluency] = {}
 
     def share(strength: float) -> float:
@@ -50,9 +62,9 @@ def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: N
             costs[strength] = unedited.compare()
         return budget.share(costs[strength])
 
-    found = largest_within(share, 1.0, first, limit=limit)
-    cost, made = costs[found.strength], make(found.strength)
-    record = {"budget": budget.to_dict(), "strength": found.strength, "evaluations": found.evaluations,
+    best = largest_within(share, 1.0, first, limit=limit)
+    cost, made = costs[best.strength], make(best.strength)
+    record = {"budget": budget.to_dict(), "strength": best.strength, "evaluations": best.evaluations,
               "tuned_perplexity_ratio": cost.perplexity_ratio,
               "tuned_kl": cost.kl if budget.kl is not None else None}
     made.note_fit(lm, record, neutral=neutral)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..models.batching import batches, check_neuron, decode_token
+from ..models.batching import batches, decode_token
 from ..models.loaded import LoadedModel
 from ..support.masking import mask
 
@@ -62,12 +62,12 @@ def driving_texts(lm: LoadedModel, texts: Sequence[str], layer: int, neuron: int
         >>> len(driving_texts(load_model(), ["The sun is out.", "Good morning."], layer=3, neuron=17, k=1))
         1
     """
-    check_neuron(lm, layer, neuron)
+    lm.check_unit(layer, neuron)
     if not texts or k < 1:
         raise ToxlocError(f"Asked for {k} of {len(texts)} texts; ask for one or more, and give some to choose from.")
     best: list[tuple[float, int, int, int]] = []  # activation, index, position, token id
     seen: list[Tensor] = []
-    with torch.inference_mode(), lm.hooked.hooks(fwd_hooks=[(lm.neuron_hook(layer), lambda a, hook: seen.append(a))]):
+    with torch.inference_mode(), lm.hooks([(lm.at(layer).keys_hook, seen.append)]):
         for batch in batches(lm, texts, max_length=max_length, describe="looking for texts"):
             lm.forward_hidden(batch.ids, batch.mask)
             kept = batch.real.clone()

@@ -10,8 +10,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..errors import ToxlocError
-from ..models.architectures import architecture, final_norm
-from ..models.batching import check_neuron, decode_token
+from ..models.architectures import final_norm
+from ..models.batching import decode_token
 from ..models.loaded import LoadedModel
 from ..support.masking import mask
 
@@ -75,27 +75,40 @@ def promoted_tokens(lm: LoadedModel, neurons: Sequence[tuple[int, int]], k: int 
     """
     if sign not in (1, -1):
         raise ToxlocError(f"sign={sign}: give 1 for the tokens a neuron promotes, -1 for those it suppresses.")
-    # Vocabularies are often padded beyond the tokens that there are. Split, lest all turn from 16 bits to 32 at once.
-    unembedding = lm.hf.get_output_embeddings().weight.detach()[: len(lm.tokenizer)]
+    # Vocabularies are often padded beyond the real tokens. The rows are split, so that not all of them are turned from
+    # 16 bits to 32 at once.
+    unembedding = lm.unembedding[0].detach()[: len(lm.tokenizer)]
     if not 1 <= k <= len(unembedding):
         raise ToxlocError(f"k={k}: {lm.name} has 1 to {len(unembedding)} tokens to choose from.")
-    found = []
+    promoted = []
     for layer, neuron in neurons:
         direction = _direction(lm, layer, neuron)
+        direction = direction.to(unembedding.device)
         top = (sign * torch.cat([rows.float() @ direction for rows in unembedding.split(16384)])).topk(k)
         scores = sign * top.values.double().cpu().numpy()
-        found.append(Promoted(layer, neuron, [decode_token(lm, t) for t in top.indices.tolist()], scores))
-    return found
+        promoted.append(Promoted(layer, neuron, [decode_token(lm, t) for t in top.indices.tolist()], scores))
+    return promoted
 
 
 def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
-    """Return what the unembedding reads of a neuron's row of W_out, norms linearised."""
-    check_neuron(lm, layer, neuron)
-    family = architecture(lm.model_type)
+    """Return what the unembedding reads of a neuron's row of W_out, with norms linearised."""
+    lm.check_unit(layer, neuron)
     row = lm.W_out(layer)[neuron].detach().float()
-    for norm in ([lm.contribution(layer)] if family.post_norm else []) + [final_norm(lm.hf)]:
-        if isinstance(norm, nn.LayerNorm):
+    for centres, gain in _norms_after(lm, layer):
+        if centres:
             row = row - row.mean()
-        if isinstance(norm.weight, Tensor):  # a LayerNorm may have none
-            row = row * (family.norm_offset + norm.weight.detach().float())
+        if gain is not None:
+            row = row * gain.to(row.device)
     return row
+
+
+def _norms_after(lm: LoadedModel, layer: int) -> list[tuple[bool, Tensor | None]]:
+    """For the norm after the MLP, if there is one, and the final norm: whether it centres, and its gain, if any."""
+    view = lm.at(layer)
+    if lm.hf is None:
+        norms = [*([lm.hooked.blocks[layer].ln2_post] if view.has_norm else []), lm.hooked.ln_final]
+        return [(type(norm).__name__.startswith("LayerNorm"), getattr(norm, "w", None)) for norm in norms]
+    norms = [*([view.norm] if view.norm is not None else []), final_norm(lm.hf)]
+    return [(isinstance(norm, nn.LayerNorm),
+             view.norm_offset + norm.weight.detach().float() if isinstance(norm.weight, Tensor) else None)
+            for norm in norms]

@@ -1,5 +1,6 @@
 """The result of a localization: scores of every site and unit, with uncertainty."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -7,96 +8,188 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ..errors import ToxlocError
+from ..models.sites import UNITS, BySite, Site, Unit
 from ..support.files import new_folder, read_json, write_json
+from .scores import SCORES, Score
 from .uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, 3)  # version 2 holds MLPs only
+MLP = "mlp"
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """Scores of the sites of one part: of all MLPs, or of all attentions.
+
+    Attributes:
+        sites: the sites, in the order of depth.
+        layers: score name to float64 [n_sites].
+        units: score name to float64 [n_sites, n_units].
+        size: root mean square of every unit's activation over both sets, float64 [n_sites, n_units].
+        uncertainty: score name to intervals, nulls and p of its sites; scores without uncertainty are missing.
+    """
+
+    sites: tuple[Site, ...]
+    layers: dict[str, Float64[np.ndarray, " n_sites"]]
+    units: dict[str, Float64[np.ndarray, "n_sites n_units"]]
+    size: Float64[np.ndarray, "n_sites n_units"]
+    uncertainty: dict[str, Uncertainty] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Localization:
-    """Scores of every layer and neuron of one model for one contrast set.
+    """Scores of the sites and units of one model for one contrast set.
+
+    Without `part`, methods speak of the first part that was localized: the MLPs, unless attentions were asked for
+    alone. Then a layer is its MLP and a unit is a neuron.
 
     Attributes:
-        layers: score name to float64 [n_layers].
-        neurons: score name to float64 [n_layers, d_mlp].
+        by_part: the scores of each part: "mlp", "attention".
         about: the model, its fingerprint and the sizes of the contrast set.
-        activation_size: root mean square of every neuron's activation over both sets, float64 [n_layers, d_mlp].
-        uncertainty: score name to intervals, nulls and p of its layers; scores without are missing.
     """
 
-    layers: dict[str, Float64[np.ndarray, " n_layers"]]
-    neurons: dict[str, Float64[np.ndarray, "n_layers d_mlp"]]
+    by_part: Mapping[str, PartScores]
     about: dict[str, Any]
-    activation_size: Float64[np.ndarray, "n_layers d_mlp"]
-    uncertainty: dict[str, Uncertainty] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that were localized."""
+        return tuple(self.by_part)
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """Names of the scores there are."""
-        return tuple(self.layers)
+        """Names of the computed scores."""
+        return tuple(self._of(None).layers)
 
-    def layer_scores(self, score: str) -> Float64[np.ndarray, " n_layers"]:
-        """One number a layer. Raises ToxlocError if the score was not computed."""
-        return self.layers[self._known(score)]
+    @property
+    def layers(self) -> dict[str, Float64[np.ndarray, " n_layers"]]:
+        """Score name to float64 [n_layers]."""
+        return self._of(None).layers
 
-    def neuron_scores(self, score: str) -> Float64[np.ndarray, "n_layers d_mlp"]:
-        """One number a neuron. Raises ToxlocError if the score was not computed."""
-        return self.neurons[self._known(score)]
+    @property
+    def neurons(self) -> dict[str, Float64[np.ndarray, "n_layers d_mlp"]]:
+        """Score name to float64 [n_layers, d_mlp]."""
+        return self._of(None).units
 
-    def top_layers(self, score: str, k: int) -> list[int]:
+    @property
+    def activation_size(self) -> Float64[np.ndarray, "n_layers d_mlp"]:
+        """Root mean square of every neuron's activation over both sets."""
+        return self._of(None).size
+
+    @property
+    def uncertainty(self) -> dict[str, Uncertainty]:
+        """Score name to intervals, nulls and p of the layers; scores without uncertainty are missing."""
+        return self._of(None).uncertainty
+
+    def sites(self, part: str | None = None) -> tuple[Site, ...]:
+        """Return the sites of a part, or of all parts."""
+        return tuple(site for name, one in self.by_part.items() for site in one.sites if part in (None, name))
+
+    def layer_scores(self, score: str, part: str | None = None) -> Float64[np.ndarray, " n_layers"]:
+        """Return one number per layer. Raises ToxlocError if the score was not computed."""
+        return self._of(part).layers[self._known(score)]
+
+    def neuron_scores(self, score: str, part: str | None = None) -> Float64[np.ndarray, "n_layers n_units"]:
+        """Return one number per neuron (or head). Raises ToxlocError if the score was not computed."""
+        return self._of(part).units[self._known(score)]
+
+    def part_uncertainty(self, score: str, part: str | None = None) -> Uncertainty | None:
+        """Return the uncertainty of a part's layers, or None if the score has none."""
+        return self._of(part).uncertainty.get(score)
+
+    def site_scores(self, score: str) -> BySite[float]:
+        """Return the score of every site, of all parts."""
+        self._known(score)
+        return BySite({site: float(value) for one in self.by_part.values()
+                       for site, value in zip(one.sites, one.layers[score], strict=True)})
+
+    def unit_sizes(self) -> BySite[Float64[np.ndarray, " n_units"]]:
+        """Return the root mean square of every unit's activation, by site."""
+        return BySite({site: row for one in self.by_part.values()
+                       for site, row in zip(one.sites, one.size, strict=True)})
+
+    def top_layers(self, score: str, k: int, part: str | None = None) -> list[int]:
         """Return the k layers with the highest score, highest first."""
-        values = self.layer_scores(score)
+        values = self.layer_scores(score, part)
         _check_count(k, len(values), "layers")
-        return [int(i) for i in np.argsort(-values, kind="stable")[:k]]
+        return [self._of(part).sites[i].layer for i in np.argsort(-values, kind="stable")[:k]]
 
     def top_neurons(self, score: str, k: int) -> list[tuple[int, int]]:
-        """Return the k neurons of the whole model with the highest score, as (layer, neuron), highest first."""
-        values = self.neuron_scores(score)
-        _check_count(k, values.size, "neurons")
+        """Return the k neurons of the whole model with the highest score, as (layer, neuron), highest first.
+
+        Raises:
+            ToxlocError: MLPs were not localized, the score was not computed, or there are fewer neurons.
+        """
+        return [(site.layer, unit) for site, unit in self.top_units(score, k, MLP)]
+
+    def top_sites(self, score: str, k: int) -> list[Site]:
+        """Return the k sites of all parts with the highest score, highest first."""
+        values = self.site_scores(score)
+        _check_count(k, len(values), "sites")
+        return sorted(values, key=lambda site: -values[site])[:k]
+
+    def top_units(self, score: str, k: int, part: str | None = None) -> list[Unit]:
+        """Return the k units of a part with the highest score, highest first, as (site, unit).
+
+        Example:
+            >>> loc.top_units("attribution", 5, "attention")     # doctest: +SKIP
+            [(Site(layer=3, part='attention'), 2), ...]
+        """
+        values, sites = self.neuron_scores(score, part), self._of(part).sites
+        _check_count(k, values.size, "units")
         order = np.argsort(-values, axis=None, kind="stable")[:k]
-        return [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
+        return [(sites[int(i) // values.shape[1]], int(i) % values.shape[1]) for i in order]
+
+    def score_label(self, score: str) -> Score:
+        """Return the title, the unit and the neutral value of a score; of one that toxloc has not, its name."""
+        self._known(score)
+        return SCORES.get(score) or Score(score, "", "", SCORES["activation"].formula)
 
     def table(self) -> "pd.DataFrame":
-        """One row for each score and layer: value, interval, null, z, p (NaN where a score has no uncertainty).
+        """One row for each score and site: value, interval, null, z, p (NaN where a score has no uncertainty).
 
         Example:
             >>> loc.table().query("score == 'attribution'").nlargest(3, "value")     # doctest: +SKIP
         """
         import pandas as pd
 
-        parts = []
-        for name, values in self.layers.items():
-            part = pd.DataFrame({"score": name, "layer": range(len(values)), "value": values})
-            known = self.uncertainty.get(name)
-            for column in Uncertainty.names():
-                part[column] = getattr(known, column) if known else np.nan
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
+        rows = []
+        for part, one in self.by_part.items():
+            for name, values in one.layers.items():
+                frame = pd.DataFrame({"score": name, "part": part, "layer": [site.layer for site in one.sites],
+                                      "value": values})
+                known = one.uncertainty.get(name)
+                for column in Uncertainty.names():
+                    frame[column] = getattr(known, column) if known else np.nan
+                rows.append(frame)
+        return pd.concat(rows, ignore_index=True)
 
-    def neuron_table(self, score: str, k: int) -> "pd.DataFrame":
-        """One row for each of the k neurons with the highest score, with all its scores.
+    def neuron_table(self, score: str, k: int, part: str | None = None) -> "pd.DataFrame":
+        """One row for each of the k units with the highest score, with all its scores.
 
         Example:
             >>> loc.neuron_table("attribution", 20)     # doctest: +SKIP
         """
         import pandas as pd
 
-        tops = self.top_neurons(score, k)
-        where = tuple(np.array(tops).T)
-        return pd.DataFrame({"layer": where[0], "neuron": where[1],
-                             **{name: values[where] for name, values in self.neurons.items()}})
+        own = self._of(part)
+        tops = self.top_units(score, k, part)
+        place = (np.array([own.sites.index(site) for site, _ in tops]), np.array([unit for _, unit in tops]))
+        return pd.DataFrame({"layer": [site.layer for site, _ in tops], UNITS[own.sites[0].part]: place[1],
+                             **{name: values[place] for name, values in own.units.items()}})
 
     def heatmap(self) -> "Figure":
         """Plotly heatmap of toxicity by depth: layer against score, each score scaled to its own largest value."""
-        from ..plots.layers import layer_heatmap
+        from ..plots import layer_heatmap  # plotly is slow to import
 
         return layer_heatmap(self)
 
@@ -107,39 +200,62 @@ class Localization:
             ToxlocError: the folder is not empty (and `overwrite` is off) or cannot be written.
         """
         with new_folder(folder, overwrite) as partial:
-            arrays = {f"layers.{name}": values for name, values in self.layers.items()}
-            arrays |= {f"neurons.{name}": values for name, values in self.neurons.items()}
-            arrays |= {f"uncertainty.{name}.{part}": getattr(known, part)
-                       for name, known in self.uncertainty.items() for part in Uncertainty.names()}
-            arrays["activation_size"] = self.activation_size
+            arrays = {}
+            for part, one in self.by_part.items():
+                prefix = "" if part == MLP else f"{part}/"
+                arrays |= {f"{prefix}layers.{name}": values for name, values in one.layers.items()}
+                arrays |= {f"{prefix}neurons.{name}": values for name, values in one.units.items()}
+                arrays |= {f"{prefix}uncertainty.{name}.{column}": getattr(known, column)
+                           for name, known in one.uncertainty.items() for column in Uncertainty.names()}
+                arrays[f"{prefix}activation_size"] = one.size
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()},
                       partial / "scores.safetensors")
-            write_json(partial / "localization.json",
-                       {"format_version": FORMAT_VERSION, "scores": list(self.layers), **self.about})
+            write_json(partial / "localization.json", {
+                "format_version": FORMAT_VERSION, "scores": list(self.scores),
+                "sites": {part: [str(site) for site in one.sites] for part, one in self.by_part.items()}, **self.about})
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Localization":
-        """Read what `save` wrote.
+        """Read what `save` wrote, also files from before there were sites.
 
         Raises:
-            ToxlocError: the folder holds no localization, or a newer toxloc wrote it.
+            ToxlocError: the folder holds no localization, it is damaged, or a newer toxloc wrote it.
         """
         about = read_json(Path(folder) / "localization.json", "localization")
-        if about.pop("format_version", None) != FORMAT_VERSION:
+        if about.pop("format_version", None) not in READABLE:
             raise ToxlocError(f"{folder} was saved in another format version; load it with the toxloc that saved it.")
-        names = about.pop("scores")
-        arrays = load_file(Path(folder) / "scores.safetensors")
-        return cls({name: arrays[f"layers.{name}"] for name in names},
-                   {name: arrays[f"neurons.{name}"] for name in names}, about, arrays["activation_size"],
-                   {name: Uncertainty(*(arrays[f"uncertainty.{name}.{part}"] for part in Uncertainty.names()))
-                    for name in names if f"uncertainty.{name}.p" in arrays})
+        try:
+            names = about.pop("scores")
+            arrays = load_file(Path(folder) / "scores.safetensors")
+            n_layers = len(arrays[f"layers.{names[0]}"]) if f"layers.{names[0]}" in arrays else 0
+            sites = about.pop("sites", {MLP: [str(Site(layer)) for layer in range(n_layers)]})
+            by_part = {part: _read_part(arrays, "" if part == MLP else f"{part}/", names, own)
+                       for part, own in sites.items()}
+        except (KeyError, IndexError, TypeError, AttributeError, OSError, SafetensorError) as error:
+            raise ToxlocError(f"The localization in {folder} is damaged or incomplete: {error!r}") from error
+        return cls(by_part, about)
+
+    def _of(self, part: str | None) -> PartScores:
+        part = self.parts[0] if part is None else part
+        if part not in self.by_part:
+            raise ToxlocError(f"{part!r} was not localized; there is {', '.join(self.by_part)}. Give parts= to "
+                              "localize.")
+        return self.by_part[part]
 
     def _known(self, score: str) -> str:
-        if score not in self.layers:
-            raise ToxlocError(f"Score {score!r} was not computed; there are {', '.join(self.layers)}.")
+        if score not in self.scores:
+            raise ToxlocError(f"Score {score!r} was not computed; there are {', '.join(self.scores)}.")
         return score
 
 
-def _check_count(k: int, available: int, what: str) -> None:
+def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], sites: list[str]) -> PartScores:
+    return PartScores(
+        tuple(Site.of(site) for site in sites), {name: arrays[f"{prefix}layers.{name}"] for name in names},
+        {name: arrays[f"{prefix}neurons.{name}"] for name in names}, arrays[f"{prefix}activation_size"],
+        {name: Uncertainty(*(arrays[f"{prefix}uncertainty.{name}.{column}"] for column in Uncertainty.names()))
+         for name in names if f"{prefix}uncertainty.{name}.p" in arrays})
+
+
+def _check_count(k: int, available: int, kind: str) -> None:
     if not 1 <= k <= available:
-        raise ToxlocError(f"Asked for {k} {what}; this model has {available}.")
+        raise ToxlocError(f"Asked for {k} {kind}; this model has {available}.")

@@ -1,45 +1,49 @@
-"""The localization scores: what each says of a layer and of a neuron, and its value under resampled texts.
+"""The localization scores: the value of every site and unit, and of every site under resampled texts.
 
-Notation: `a` [pos, d_mlp] is a layer's hook_post, m = a @ W_out + b_out, T the toxic and N the neutral texts,
-G = d(NLL_T - NLL_N)/dW_out. docs/methods.md says which question each score answers and when it misleads.
+Notation: a site computes m = a @ W + b from its keys `a` [pos, d_in]; T are the toxic and N the neutral texts;
+G = d(NLL_T - NLL_N)/dW. A unit is a neuron (one key and its row of W_out) or a head (d_head keys and their rows of
+W_O). docs/methods.md says which question each score answers and when it misleads.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from scipy.stats import rankdata
 from torch import Tensor
 
 from ..errors import ToxlocError
 from ..models.loaded import LoadedModel
+from ..models.site_view import SiteView
+from ..models.sites import Site
 from .auroc import auroc_of_ranks
 from .contributions import Contributions
 from .linalg import factor, steepest_at_cost
 from .moments import Moments
+from .score_names import ScoreName
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
-NULL_DRAWS = 200  # shufflings for the mean of a null when no intervals were asked for
+NULL_DRAWS = 200  # permutations for the mean of a null when no intervals were asked for
 RIDGE = 1.0
 
 
 class Scored(NamedTuple):
-    """What a score found.
+    """The values of one score, in the order of `ContrastStatistics.sites`.
 
     Attributes:
-        layers: float64 [n_layers].
-        neurons: float64 [n_layers, d_mlp].
-        draws: for every `Weights` given, the layer score under each of its draws; None if the score cannot be had
-            from per-group contributions.
+        sites: float64 [n_sites].
+        units: for every site float64 [n_units].
+        draws: for every `Weights` given, the sites' score [draws, n_sites] under each of its draws; None if the score
+            cannot be computed from per-group contributions.
     """
 
-    layers: Float64[np.ndarray, " n_layers"]
-    neurons: Float64[np.ndarray, "n_layers d_mlp"]
-    draws: list[Float64[np.ndarray, "draws n_layers"]] | None
+    sites: Float64[np.ndarray, " n_sites"]
+    units: list[Float64[np.ndarray, " n_units"]]
+    draws: list[Float64[np.ndarray, "draws n_sites"]] | None
 
 
 Formula = Callable[[LoadedModel, ContrastStatistics, Sequence[Weights]], Scored]
@@ -50,35 +54,41 @@ class Score:
     """A score by name.
 
     Attributes:
-        title: what figures call it.
-        question: what it answers.
+        title: its name in figures.
+        unit: of a site's value.
+        question: the question that it answers.
         formula: computes it.
-        needs: what has to be gathered besides moments: "gradients", "curvature", "reliance",
-            "peaks".
+        needs: statistics besides moments: "gradients", "curvature", "reliance", "peaks".
         signed: whether negative values mean something.
-        bounds: smallest and largest value of a layer's score.
+        bounds: smallest and largest value of a site's score.
+        centre: the value that says nothing either way.
+        neuron_title: its name in figures of neurons, if it differs from `title`.
     """
 
     title: str
+    unit: str
     question: str
     formula: Formula
     needs: frozenset[str] = frozenset()
     signed: bool = False
     bounds: tuple[float, float] = (0.0, np.inf)
+    centre: float = 0.0
+    neuron_title: str = ""
 
 
 def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """How differently the MLP behaves on toxic text, in pooled standard deviations.
+    """How differently the site behaves on toxic text, in pooled standard deviations.
 
-    Layer: root mean square over d_model of (mean_T(m) - mean_N(m)) / sd_pooled(m). Neuron: the same difference
-    of its activation a, signed. The activation contrast behind Meow2X.
+    Site: root mean square over d_model of (mean_T(m) - mean_N(m)) / sd_pooled(m). Neuron: the same difference of its
+    activation a, signed. Head: the root mean square of that difference over the elements of its z. The activation
+    contrast behind Meow2X.
     """
     toxic, neutral = _sides(s)
     tokens = _joined(toxic.tokens, neutral.tokens)
 
-    def layer_score(layer: int, w: Weights) -> Float64[np.ndarray, " draws"]:
-        sums = _joined(toxic.outputs[layer], neutral.outputs[layer])
-        squares = _joined(toxic.squares[layer], neutral.squares[layer])
+    def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
+        sums = _joined(toxic.outputs[site], neutral.outputs[site])
+        squares = _joined(toxic.squares[site], neutral.squares[site])
         n_T, n_N = (np.maximum(side @ tokens, 1)[:, None] for side in (w.toxic, w.neutral))
         mean_T, mean_N = w.toxic @ sums / n_T, w.neutral @ sums / n_N
         within = (w.toxic + w.neutral) @ squares - n_T * mean_T**2 - n_N * mean_N**2
@@ -89,105 +99,134 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
         size: np.ndarray = np.linalg.norm(rows, axis=1) / np.sqrt(rows.shape[1])
         return size
 
-    neurons = [_standardised(t, n) for t, n in zip(s.toxic.neurons, s.neutral.neurons, strict=True)]
-    return _over_layers(lm, s, weights, layer_score, np.stack(neurons))
+    def unit_score(view: SiteView) -> Float64[np.ndarray, " n_units"]:
+        apart = _standardised(s.toxic.keys[view.site], s.neutral.keys[view.site])
+        return apart if view.width == 1 else rms(apart.reshape(view.n_units, view.width))
+
+    return _over_sites(s, weights, site_score, [unit_score(view) for view in _views(lm, s)])
 
 
 def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """How fast a small edit of the weights moves the contrast NLL_T - NLL_N.
 
-    Layer: Frobenius norm of G. Neuron: Euclidean norm of its row of G. Behind TRNE. It says where an edit has
-    leverage, which differs with depth whatever the text: not where toxicity lives. Draws come from sketches of the
-    groups' gradients, set to the exact norm on the texts as they are.
+    Site: Frobenius norm of G. Unit: Frobenius norm of its rows of G. Behind TRNE. It says where an edit has leverage,
+    which differs with depth whatever the text: not where toxicity is. Draws come from sketches of the groups'
+    gradients, scaled to the exact norm on the texts as they are.
     """
     toxic, neutral = _sides(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
-    neurons = np.stack([s.G(layer).double().norm(dim=1).cpu().numpy() for layer in range(lm.n_layers)])
-    exact = np.linalg.norm(neurons, axis=1)
-    sketched = _over_layers(lm, s, weights, lambda layer, w: np.linalg.norm(
-        _mean_difference(_joined(toxic.sketch[layer], neutral.sketch[layer]).reshape(len(predicted), -1),
-                         predicted, w), axis=1), neurons)
-    factor = _ratio(exact, sketched.layers)
-    return Scored(exact, neurons, [draws * factor for draws in sketched.draws or []])
+    rows = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
+    exact = np.array([np.linalg.norm(one) for one in rows])
+    units = [one if view.width == 1 else np.linalg.norm(one.reshape(view.n_units, view.width), axis=1)
+             for view, one in zip(_views(lm, s), rows, strict=True)]
+    sketched = _over_sites(s, weights, lambda site, w: np.linalg.norm(
+        _mean_difference(_joined(toxic.sketch[site], neutral.sketch[site]).reshape(len(predicted), -1), predicted, w),
+        axis=1), units)
+    scale = _ratio(exact, sketched.sites)
+    return Scored(exact, units, [draws * scale for draws in sketched.draws or []])
 
 
 def gradient_calibrated(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """The gradient norm over its own mean under shuffled labels: 1 where the labels say nothing about the gradient.
 
-    Layer: ||G||_F / mean over shufflings of ||G||_F, which takes the depth's own scale out. Neuron: norm of its row
-    over what a row of its layer has on average under shuffled labels.
+    Site: ||G||_F / mean over permutations of ||G||_F, which removes the scale of the site's depth. Unit: norm of its
+    rows over what a unit of its site has on average under shuffled labels.
     """
     toxic, neutral = (len(side.tokens) for side in _sides(s))
     null = next((w for w in weights if w.null), Weights.shuffled(toxic, neutral, s.paired, NULL_DRAWS))
     raw = gradient_norm(lm, s, [null, *weights])
     assert raw.draws is not None
     scale = raw.draws[0].mean(0)
-    rows = scale[:, None] / np.sqrt(raw.neurons.shape[1])
-    return Scored(_ratio(raw.layers, scale), _ratio(raw.neurons, rows), [_ratio(d, scale) for d in raw.draws[1:]])
+    units = [_ratio(one, np.array(mean / np.sqrt(len(one)))) for one, mean in zip(raw.units, scale, strict=True)]
+    return Scored(_ratio(raw.sites, scale), units, [_ratio(d, scale) for d in raw.draws[1:]])
 
 
 def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """First-order rise of the contrast when the part is scaled down: what the part itself contributes to toxicity.
 
-    Neuron: -<row of G, row of W_out>. Layer: the sum over its neurons, -<G, W_out>. Where a norm follows the MLP
-    (gemma2, gemma3, olmo2) it undoes any scaling of all neurons alike, and the sum is near 0; there a layer's score
-    is that of the norm's output c, -<dNLL/dc, c>, which is what scaling the layer scales.
+    Unit: -<its rows of G, its rows of W>. Site: the sum over its units, -<G, W>. Where a norm follows the site (gemma2,
+    gemma3, olmo2) it undoes any scaling of all units alike, and the sum is near 0; there a site's score is that of the
+    norm's output c, -<dNLL/dc, c>, which is what scaling the site scales.
     """
     toxic, neutral = _sides(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
-    neurons = np.stack([-(s.G(layer).double() * lm.W_out(layer).double()).sum(1).cpu().numpy()
-                        for layer in range(lm.n_layers)])
-    return _over_layers(lm, s, weights, lambda layer, w: _mean_difference(
-        _joined(toxic.attribution[layer], neutral.attribution[layer])[:, None], predicted, w)[:, 0], neurons)
+    units = [view.per_unit(-(s.G(view.site).double() * view.W.double()).sum(1)).cpu().numpy()
+             for view in _views(lm, s)]
+    return _over_sites(s, weights, lambda site, w: _mean_difference(
+        _joined(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w)[:, 0], units)
 
 
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """Name the neurons that learned toxicity: what they contribute, how much toxic text relies on them, in which layer.
+    """Name the units that learned toxicity: their contribution, the reliance of toxic text on them, and their site.
 
-    Layer: its attribution. Neuron: (its attribution + its reliance, each in standard deviations over the layer's
-    neurons) times the layer's share of all positive layer attributions. Reliance is sqrt(E_T[a_j²] w_jᵀ S_T w_j), w_j
-    its row of W_out: to second order, how far removing it alone moves the predictions on toxic text. Attribution is of
-    first order and misses it: training drives the first-order effect of every weight on its training text to 0.
+    Site: its attribution. Unit: (its attribution + its reliance, each in standard deviations over the site's units)
+    times the site's share of all positive site attributions. Reliance is sqrt(tr(E_T[a_u a_uᵀ] W_u S_T W_uᵀ)), with
+    a_u the unit's keys and W_u its rows of W: to second order, how far removing it alone moves the predictions on toxic
+    text; for a neuron that is sqrt(E_T[a²] w S_T wᵀ). Attribution is of first order and misses it: training drives the
+    first-order effect of every weight on its training text to 0.
     """
     if not s.toxic.S:
         raise ToxlocError("combined needs S of the toxic texts; gather it with collect_contrast(reliance=True).")
     own = attribution(lm, s, weights)
-    positive = np.maximum(own.layers, 0)
-    share = _ratio(positive, positive.sum(keepdims=True))
-    both = _in_sd(own.neurons) + _in_sd(np.stack([_reliance(lm, s, layer) for layer in range(lm.n_layers)]))
-    return own._replace(neurons=both * share[:, None])
+    positive = np.maximum(own.sites, 0)
+    shares = _ratio(positive, positive.sum(keepdims=True))
+    units = [(_in_sd(one) + _in_sd(_reliance(view, s))) * share
+             for view, one, share in zip(_views(lm, s), own.units, shares, strict=True)]
+    return own._replace(units=units)
 
 
-def _reliance(lm: LoadedModel, s: ContrastStatistics, layer: int) -> Float64[np.ndarray, " d_mlp"]:
-    W, moments = lm.W_out(layer).double(), s.toxic.neurons[layer]
+def _reliance(view: SiteView, s: ContrastStatistics) -> Float64[np.ndarray, " n_units"]:
+    if view.width > 1:
+        return np.sqrt(removal_costs(view, s.toxic.C[view.site], s.toxic.S[view.site]))
+    W, moments = view.W.double(), s.toxic.keys[view.site]
     size = moments.var + moments.mean**2
-    reliance: np.ndarray = (size * ((W @ s.toxic.S[layer].double()) * W).sum(1).cpu()).clamp_min(0).sqrt().numpy()
+    reliance: np.ndarray = (size * ((W @ s.toxic.S[view.site].double()) * W).sum(1).cpu()).clamp_min(0).sqrt().numpy()
     return reliance
 
 
-def _in_sd(neurons: Float64[np.ndarray, "n_layers d_mlp"]) -> Float64[np.ndarray, "n_layers d_mlp"]:
-    return _ratio(neurons, neurons.std(1, keepdims=True))
+def removal_costs(view: SiteView, C: Float[Tensor, "d_in d_in"], S: Float[Tensor, "d_model d_model"]
+                  ) -> Float64[np.ndarray, " n_units"]:
+    """tr(C_uu W_u S W_uᵀ) of every unit: the second-order change of the predictions when it alone is removed.
+
+    For a neuron j that is C_jj w_j S w_jᵀ.
+    """
+    if view.width == 1:
+        W = view.W.float()
+        costs: np.ndarray = (C.diagonal() * ((W @ S) * W).sum(1)).double().cpu().numpy()
+        return costs
+    rows = view.W.double().unflatten(0, (view.n_units, view.width))
+    blocks = _diagonal_blocks(C.double(), view)
+    traces: np.ndarray = ((rows @ S.double()) @ rows.mT * blocks).sum((1, 2)).clamp_min(0).cpu().numpy()
+    return traces
+
+
+def _diagonal_blocks(C: Float[Tensor, "d_in d_in"], view: SiteView) -> Float[Tensor, "n_units width width"]:
+    return torch.stack([C[view.rows(unit), view.rows(unit)] for unit in range(view.n_units)])
+
+
+def _in_sd(units: Float64[np.ndarray, " n_units"]) -> Float64[np.ndarray, " n_units"]:
+    return _ratio(units, units.std(keepdims=True))
 
 
 def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """How well the largest activation in a text tells toxic from neutral texts.
 
-    Neuron: area under the ROC curve of its activation, max-pooled over a text's tokens; exact for these texts, ties
-    counted half. Layer: its best neuron's. Source: AurA (Suau et al. 2024, arXiv:2407.12824). Bootstrap draws use
-    the placements of the texts (DeLong et al. 1988), shufflings are exact.
+    Unit: area under the ROC curve of its activation (a neuron's a, the norm of a head's z), max-pooled over a text's
+    tokens; exact for these texts, ties counted half. Site: its best unit's. Source: AurA (Suau et al. 2024,
+    arXiv:2407.12824). Bootstrap draws use the placements of the texts (DeLong et al. 1988), permutations are exact.
     """
-    layers = [_auroc_of_layer(s, layer, weights) for layer in range(lm.n_layers)]
-    neurons = np.stack([values for values, _ in layers])
-    draws = [np.stack([best[i] for _, best in layers], axis=1) for i in range(len(weights))]
-    return Scored(neurons.max(1), neurons, draws)
+    found = [_auroc_at(s, site, weights) for site in s.sites]
+    units = [values for values, _ in found]
+    draws = [np.stack([best[i] for _, best in found], axis=1) for i in range(len(weights))]
+    return Scored(np.array([values.max() for values in units]), units, draws)
 
 
-def _auroc_of_layer(s: ContrastStatistics, layer: int, weights: Sequence[Weights]
-                    ) -> tuple[Float64[np.ndarray, " d_mlp"], list[Float64[np.ndarray, " draws"]]]:
+def _auroc_at(s: ContrastStatistics, site: Site, weights: Sequence[Weights]
+              ) -> tuple[Float64[np.ndarray, " n_units"], list[Float64[np.ndarray, " draws"]]]:
     toxic, neutral = _sides(s)
     if toxic.peaks is None or neutral.peaks is None:
         raise ToxlocError('auroc needs the peaks of every text; gather them with collect_contrast(peaks=True).')
-    (x, text_T), (y, text_N) = toxic.peaks.layer(layer), neutral.peaks.layer(layer)
+    (x, text_T), (y, text_N) = toxic.peaks.at(site), neutral.peaks.at(site)
     groups = np.r_[toxic.group[text_T], neutral.group[text_N] + len(toxic.tokens)]
     ranks = rankdata(np.concatenate([x, y]), axis=0)
     n, m = len(x), len(y)
@@ -209,36 +248,63 @@ def _auroc_of_layer(s: ContrastStatistics, layer: int, weights: Sequence[Weights
 def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """Where an edit is cheap: gain in the contrast per unit of change on neutral text, fair across depth.
 
-    Layer: the largest singular value of C̃^(-1/2) G S̃^(-1/2), C̃ and S̃ the ridged Kronecker factors of the curvature.
-    Neuron: the same if its row of W_out alone may change, ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). No draws: it needs every
-    group's whole gradient.
+    Site: the largest singular value of C̃^(-1/2) G S̃^(-1/2), C̃ and S̃ the ridged Kronecker factors of the curvature.
+    Unit: the same if its rows of W alone may change; for a neuron ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). No draws: it needs
+    every group's whole gradient.
     """
     if not s.C:
         raise ToxlocError("editability needs the curvature; gather it with collect_contrast(curvature=True).")
-    layers, neurons = [], []
-    for layer in range(lm.n_layers):
-        C, S, G = s.C[layer], s.S[layer], s.G(layer).double()
-        layers.append(steepest_at_cost(G, C, S, RIDGE)[0])
-        rows = torch.linalg.solve_triangular(factor(S, RIDGE), G.T, upper=False).norm(dim=0)
+    sites, units = [], []
+    for view in _views(lm, s):
+        C, S, G = s.C[view.site], s.S[view.site], s.G(view.site).double()
+        sites.append(steepest_at_cost(G, C, S, RIDGE)[0])
+        whitened = torch.linalg.solve_triangular(factor(S, RIDGE), G.T, upper=False).T
         diagonal = C.diagonal().double()
-        neurons.append((rows / (diagonal + RIDGE * diagonal.mean()).sqrt()).cpu().numpy())
-    return Scored(np.array(layers), np.stack(neurons), None)
+        if view.width == 1:
+            units.append((whitened.norm(dim=1) / (diagonal + RIDGE * diagonal.mean()).sqrt()).cpu().numpy())
+        else:
+            blocks = _diagonal_blocks(C.double(), view)
+            blocks += RIDGE * diagonal.mean() * torch.eye(view.width, dtype=C.dtype, device=C.device)
+            own = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks),
+                                                whitened.unflatten(0, (view.n_units, view.width)), upper=False)
+            units.append(torch.linalg.matrix_norm(own, 2).cpu().numpy())
+    return Scored(np.array(sites), units, None)
 
 
 _GRADIENTS = frozenset({"gradients"})
 SCORES: dict[str, Score] = {
-    "activation": Score("activation contrast", "does it behave differently on toxic text?", activation),
-    "gradient_norm": Score("gradient norm", "where does a small edit move the contrast most?", gradient_norm,
-                           _GRADIENTS),
-    "gradient_calibrated": Score("gradient norm over its null", "is its gradient larger than shuffled labels make it?",
-                                 gradient_calibrated, _GRADIENTS),
-    "attribution": Score("attribution", "what does it contribute itself?", attribution, _GRADIENTS, signed=True,
-                         bounds=(-np.inf, np.inf)),
-    "combined": Score("attribution and reliance", "which neurons learned it?", combined,
+    "activation": Score("activation contrast", "pooled sd", "does it behave differently on toxic text?", activation),
+    "gradient_norm": Score("gradient norm", "nats per token and unit of weight",
+                           "where does a small edit move the contrast most?", gradient_norm, _GRADIENTS),
+    "gradient_calibrated": Score("gradient norm over its null", "times its mean under shuffled labels",
+                                 "is its gradient larger than shuffled labels make it?", gradient_calibrated,
+                                 _GRADIENTS, centre=1.0),
+    "attribution": Score("attribution", "nats per token", "what does it contribute itself?", attribution, _GRADIENTS,
+                         signed=True, bounds=(-np.inf, np.inf)),
+    "combined": Score("attribution and reliance", "nats per token", "which units learned it?", combined,
                       _GRADIENTS | {"reliance"}, signed=True, bounds=(-np.inf, np.inf)),
-    "auroc": Score("best neuron's AUROC", "does it detect toxic text?", auroc, frozenset({"peaks"}), bounds=(0.0, 1.0)),
-    "editability": Score("editability", "where is an edit cheap?", editability, frozenset({"gradients", "curvature"})),
+    "auroc": Score("best neuron's AUROC", "0.5 is chance", "does it detect toxic text?", auroc, frozenset({"peaks"}),
+                   bounds=(0.0, 1.0), centre=0.5, neuron_title="AUROC"),
+    "editability": Score("editability", "gain per unit of change on neutral text", "where is an edit cheap?",
+                         editability, frozenset({"gradients", "curvature"})),
 }
+assert set(SCORES) == set(get_args(ScoreName))
+
+
+def needs_of(scores: Sequence[str]) -> frozenset[str]:
+    """Return the statistics that some scores need besides moments."""
+    return frozenset().union(*(SCORES[name].needs for name in scores))
+
+
+def check_scores(scores: Sequence[str]) -> None:
+    """Raise ToxlocError at a score that does not exist."""
+    unknown = [name for name in scores if name not in SCORES]
+    if unknown or not scores:
+        raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")
+
+
+def _views(lm: LoadedModel, s: ContrastStatistics) -> list[SiteView]:
+    return [lm.at(site) for site in s.sites]
 
 
 def _sides(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
@@ -252,13 +318,13 @@ def _joined(toxic: Tensor, neutral: Tensor) -> np.ndarray:
     return torch.cat([toxic, neutral]).double().cpu().numpy()
 
 
-def _over_layers(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights],
-                 layer_score: Callable[[int, Weights], np.ndarray],
-                 neurons: Float64[np.ndarray, "n_layers d_mlp"]) -> Scored:
-    """Evaluate a layer's score with the texts as they are, and under every draw."""
+def _over_sites(s: ContrastStatistics, weights: Sequence[Weights],
+                site_score: Callable[[Site, Weights], np.ndarray],
+                units: list[Float64[np.ndarray, " n_units"]]) -> Scored:
+    """Evaluate a site's score with the texts as they are, and under every draw."""
     observed = Weights.observed(*(len(side.tokens) for side in _sides(s)))
-    values = [[layer_score(layer, w) for layer in range(lm.n_layers)] for w in (observed, *weights)]
-    return Scored(np.array(values[0])[:, 0], neurons, [np.stack(drawn, axis=1) for drawn in values[1:]])
+    values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
+    return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
 
 
 def _mean_difference(sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"],

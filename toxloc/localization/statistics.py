@@ -1,21 +1,20 @@
 """The cache-diffing engine: sums collected inside hooks, one streaming pass per set of texts.
 
-Nothing is cached: each hook reduces what it sees to sums of fixed size, so memory does not grow with the number
-of texts. With `a` [pos, d_mlp] the activations of a layer's neurons and m = a @ W_out + b_out its output, a pass
-collects over real tokens
+Nothing is cached: each hook reduces what it sees to sums of fixed size, so memory does not grow with the number of
+texts. A site of the model computes m = a @ W + b from its keys `a` [pos, d_in]: the neurons' activations of an MLP, the
+heads' outputs z of an attention. A pass collects for every site, over real tokens,
 
 * the mean and variance of every element of `a`;
-* what every small group of texts contributed to the layer's scores (`contributions`);
-* G = dNLL/dW_out = sum of aᵀδ over tokens, with δ = dNLL/dm (the gradient of W_out without autograd ever building
-  a weight gradient, and divided by the number of predicted tokens);
-* C = E[a aᵀ] and S = E[δ δᵀ], the Kronecker factors of the curvature of W_out (Martens and Grosse 2015,
-  arXiv:1503.05671).
+* what every small group of texts contributed to the site's scores (`contributions`);
+* G = dNLL/dW = sum of aᵀδ over tokens, with δ = dNLL/dm: the gradient with respect to W, divided by the number of
+  predicted tokens, without autograd ever building a weight gradient;
+* C = E[a aᵀ] and S = E[δ δᵀ], the Kronecker factors of the curvature of W (Martens and Grosse 2015, arXiv:1503.05671).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,43 +25,47 @@ from ..errors import ToxlocError
 from ..models.batching import Batch, batches
 from ..models.likelihood import predicting, sampled, targets, token_nll
 from ..models.loaded import AnyModel, LoadedModel
+from ..models.site_view import Hook, SiteView
+from ..models.sites import AnySite, BySite, Site, sites_of
 from ..texts.contrast import ContrastSet
 from .contributions import Contributions, Gatherer, deal
 from .moments import Moments
 
-FISHERS = ("empirical", "sampled")
+Fisher = Literal["empirical", "sampled"]
+FISHERS: tuple[str, ...] = get_args(Fisher)
 
 
 @dataclass
 class TextStatistics:
-    """What one pass over a set of texts found; lists have one entry a layer, C and S one for each layer asked for.
+    """The result of one pass over a set of texts.
 
     Attributes:
         n_texts: texts read.
-        n_tokens: tokens that entered the moments (real ones, without the first of a text if it was skipped).
+        n_tokens: tokens that entered the moments (real tokens, without the first of a text if it was skipped).
         n_predicted: tokens that were predicted, and over which `nll`, G and S are averaged.
         nll: mean negative log-likelihood per predicted token, in nats.
-        neurons: moments of a.
+        keys: moments of a, by site; empty if moments were not gathered.
         contributions: sums over small groups of texts; None without moments.
-        G: dNLL/dW_out, NLL the mean per token (without the first position's key if it was skipped).
-        C: E[a aᵀ] over all real tokens, the first included.
-        S: E[δ δᵀ] over all real tokens, δ the gradient of the summed NLL.
+        G: dNLL/dW [d_in, d_model] by site, NLL the mean per token (without the first position's key if it was
+            skipped).
+        C: E[a aᵀ] over all real tokens, the first included, by site.
+        S: E[δ δᵀ] over all real tokens, δ the gradient of the summed NLL, by site.
     """
 
     n_texts: int
     n_tokens: int
     n_predicted: int
     nll: float
-    neurons: list[Moments]
+    keys: BySite[Moments]
     contributions: Contributions | None
-    G: list[Float[Tensor, "d_mlp d_model"]]
-    C: dict[int, Float[Tensor, "d_mlp d_mlp"]]
-    S: dict[int, Float[Tensor, "d_model d_model"]]
+    G: BySite[Float[Tensor, "d_in d_model"]]
+    C: BySite[Float[Tensor, "d_in d_in"]]
+    S: BySite[Float[Tensor, "d_model d_model"]]
 
 
 def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, curvature: bool = False,
-            output_curvature: bool = False, fisher: str = "empirical", layers: Sequence[int] | None = None,
-            moments: bool = True, peaks: bool = False,
+            output_curvature: bool = False, fisher: Fisher = "empirical", sites: Iterable[AnySite] | None = None,
+            curved: Iterable[AnySite] | None = None, moments: bool = True, peaks: bool = False,
             group: Int64[np.ndarray, " n_texts"] | None = None, skip_first: bool = True, max_length: int = 128,
             describe: str = "statistics") -> TextStatistics:
     """Gather the statistics of one set of texts in one pass.
@@ -72,21 +75,24 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         texts: at least one, none empty.
         gradients: gather G (a backward pass as well; without it the unembedding is not even computed).
         curvature: gather C and S (a backward pass as well).
-        output_curvature: gather S alone, which is much smaller than C.
+        output_curvature: gather S, and C only for sites whose units are wider than one key (heads). S is much smaller
+            than the C of an MLP.
         fisher: "empirical" takes the gradients of the texts' own tokens, "sampled" those of tokens drawn from the
             model's predictions, which makes S the factor of the true Fisher information (and G and nll those of the
             drawn tokens).
-        layers: whose C and S are gathered; by default all. C takes d_mlp² numbers a layer.
+        sites: the sites to look at; by default every layer's MLP.
+        curved: the sites whose C and S are gathered; by default all of `sites`. C takes d_in² numbers per site.
         moments: gather means, variances and contributions.
-        peaks: with the contributions, the largest activation of every neuron in every text (to a temporary file).
+        peaks: with the contributions, gather the largest activation of every unit in every text (in a temporary file).
         group: the group of every text for the contributions; by default dealt at random (`contributions.deal`).
         skip_first: leave the first position out of the moments and of G. It can be an attention sink whose huge
-            activations would be all that is seen. C and S always keep it, so that an edit pays for touching it.
+            activations would dominate them. C and S always keep it, so that an edit pays for touching it.
         max_length: tokens read of each text.
         describe: label of the progress bar.
 
     Raises:
-        ToxlocError: no texts, an empty text, no text of two tokens while gradients are wanted, an unknown fisher.
+        ToxlocError: no texts, an empty text, no text of two tokens while gradients are wanted, no such site, an
+            unknown fisher.
 
     Example:
         >>> from toxloc import load_model
@@ -100,9 +106,14 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         raise ToxlocError(f"Unknown fisher {fisher!r}; choose one of {', '.join(FISHERS)}.")
     if moments and group is None:
         group = deal(len(texts), len(texts), paired=True)[0]
-    gatherer = Gatherer(lm, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
-    collector = _Collector(lm, gatherer, gradients=gradients, curvature=curvature, output_curvature=output_curvature,
-                           draw=fisher == "sampled", layers=layers, skip_first=skip_first)
+    views = [lm.at(site) for site in (lm.sites("mlp") if sites is None else sites_of(sites))]
+    if not views:
+        raise ToxlocError("There are no sites to gather statistics of; give sites, or leave sites= out for every "
+                          "layer's MLP.")
+    inside = {view.site for view in views} if curved is None else set(sites_of(curved))
+    gatherer = Gatherer(lm, views, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
+    collector = _Collector(lm, views, gatherer, gradients=gradients, curvature=curvature, curved=inside,
+                           output_curvature=output_curvature, draw=fisher == "sampled", skip_first=skip_first)
     with collector.hooked():
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             collector.read(batch)
@@ -112,39 +123,35 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
 class _Collector:
     """The hooks of one pass and the sums they fill."""
 
-    def __init__(self, lm: LoadedModel, gatherer: Gatherer | None, *, gradients: bool, curvature: bool,
-                 output_curvature: bool, draw: bool, layers: Sequence[int] | None, skip_first: bool):
-        self.lm, self.gatherer, self.skip_first = lm, gatherer, skip_first
+    def __init__(self, lm: LoadedModel, views: Sequence[SiteView], gatherer: Gatherer | None, *, gradients: bool,
+                 curvature: bool, curved: set[Site], output_curvature: bool, draw: bool, skip_first: bool):
+        self.lm, self.views, self.gatherer, self.skip_first = lm, views, gatherer, skip_first
         self.gradients, self.output_curvature = gradients, curvature or output_curvature
         self.backward = gradients or self.output_curvature
-        self.normed = lm.has_post_norm
-        self.neurons = [Moments() for _ in range(lm.n_layers)]
-        self.G = [self._zero(i, lm.d_mlp, lm.d_model) for i in range(lm.n_layers if gradients else 0)]
-        curved = range(lm.n_layers) if layers is None else layers
-        self.C = {i: self._zero(i, lm.d_mlp, lm.d_mlp) for i in curved if curvature}
-        self.S = {i: self._zero(i, lm.d_model, lm.d_model) for i in curved if self.output_curvature}
+        self.keys = BySite({view.site: Moments() for view in views})
+        d = lm.d_model
+        self.G = BySite({v.site: _zero(v, v.d_in, d) for v in views if gradients})
+        self.C = BySite({v.site: _zero(v, v.d_in, v.d_in) for v in views if v.site in curved
+                         and (curvature or (output_curvature and v.width > 1))})
+        self.S = BySite({v.site: _zero(v, d, d) for v in views if v.site in curved and self.output_curvature})
         self.generator = torch.Generator().manual_seed(0) if draw else None
         self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
         self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def _zero(self, layer: int, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self.lm.device_of(layer))
+        self.seen: dict[Site, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Place the hooks for the duration of the block."""
-        hooks: list[tuple[str, Callable[..., Any]]] = []
-        for layer in range(self.lm.n_layers):
-            hooks.append((self.lm.neuron_hook(layer), self._on_neurons(layer)))
-            hooks.append((self.lm.output_hook(layer), self._on_output(layer)))
-            if self.normed and self.gradients:
-                hooks.append((self.lm.contribution_hook(layer), self._on_contribution(layer)))
+        hooks: list[tuple[Hook, Callable[[Tensor], Tensor | None]]] = []
+        for view in self.views:
+            hooks += [(view.keys_hook, self._on_keys(view)), (view.output_hook, self._on_output(view))]
+            if view.has_norm and self.gradients:
+                hooks.append((view.write_hook, self._on_write(view)))
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.lm))
-            stack.enter_context(self.lm.hooked.hooks(fwd_hooks=hooks))
+            stack.enter_context(self.lm.hooks(hooks))
             stack.enter_context(torch.enable_grad() if self.backward else torch.inference_mode())
             yield
 
@@ -173,73 +180,78 @@ class _Collector:
             self.n_predicted += len(token)
         self.seen.clear()
 
-    # Hooks see canonical names, not the alias asked for, so the layer comes in by closure.
-    def _on_neurons(self, layer: int) -> Callable[..., None]:
-        def hook(a: Tensor, hook: Any) -> None:
-            a = a.detach().view(*self.real.shape, -1)
+    def _on_keys(self, view: SiteView) -> Callable[[Tensor], None]:
+        def hook(a: Tensor) -> None:
+            a = a.detach().reshape(*self.real.shape, -1)
             if self.gatherer:
-                self.neurons[layer].update(a.view(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
-                self.gatherer.see_neurons(a)
+                self.keys[view.site].update(a.view(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
+                self.gatherer.see_keys(view, a)
             if self.backward:
-                self.seen[layer] = (a, a)
+                self.seen[view.site] = (a, a)
         return hook
 
-    def _on_output(self, layer: int) -> Callable[..., Tensor | None]:
-        def hook(m: Tensor, hook: Any) -> Tensor | None:
+    def _on_output(self, view: SiteView) -> Callable[[Tensor], Tensor | None]:
+        def hook(m: Tensor) -> Tensor | None:
             outputs = m.detach().view(*self.real.shape, -1)
             if self.gatherer:
-                self.gatherer.see_outputs(layer, outputs)
+                self.gatherer.see_outputs(view.site, outputs)
             if not self.backward:
                 return None
-            self.seen[layer] = (self.seen[layer][0], outputs)
-            # Weights are frozen, so the graph begins at the first MLP's output and holds nothing before it. `m` is
+            self.seen[view.site] = (self.seen[view.site][0], outputs)
+            # Weights are frozen, so the graph begins at the first site's output and holds nothing before it. `m` is
             # returned because a hook may be shown a reshaped view, which is not what the model goes on with.
             if not m.requires_grad:
                 m = m.detach().requires_grad_(True)
-            m.register_hook(lambda delta: self._reduce(layer, delta))
+            m.register_hook(lambda delta: self._reduce(view, delta))
             return m
         return hook
 
-    def _on_contribution(self, layer: int) -> Callable[..., None]:
-        def hook(c: Tensor, hook: Any) -> None:
-            own = c.detach()
-            c.register_hook(lambda delta: self._credit(layer, own, delta))
+    def _on_write(self, view: SiteView) -> Callable[[Tensor], None]:
+        def hook(c: Tensor) -> None:
+            written = c.detach()
+            c.register_hook(lambda delta: self._credit(view, written, delta))
         return hook
 
-    def _credit(self, layer: int, own: Tensor, delta: Tensor) -> None:
+    def _credit(self, view: SiteView, written: Tensor, delta: Tensor) -> None:
         if self.gatherer:
             shape, weights = (*self.real.shape, -1), self.weights.to(delta.device)
-            self.gatherer.see_contribution(layer, own.view(shape), delta.view(shape).float() * weights[..., None])
+            self.gatherer.see_contribution(view.site, written.view(shape),
+                                           delta.view(shape).float() * weights[..., None])
 
-    def _reduce(self, layer: int, delta: Tensor) -> None:
-        a, m = self.seen.pop(layer)
+    def _reduce(self, view: SiteView, delta: Tensor) -> None:
+        site = view.site
+        a, m = self.seen.pop(site)
         delta = delta.view(*self.real.shape, -1).float()
         if self.gradients:
             # No copy of `a` is cut to the tokens that count: at the others the gradient is set to 0 (padding has none).
             counted = delta * self.weights.to(delta.device)[..., None]
             a = a.float()
-            self.G[layer].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
+            self.G[site].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
             if self.gatherer:
-                self.gatherer.see_gradients(layer, a, counted)
-                if not self.normed:
-                    bias = self.lm.b_out(layer)
-                    self.gatherer.see_contribution(layer, m if bias is None else m - bias, counted)
-        if layer in self.C:
+                self.gatherer.see_gradients(site, a, counted)
+                if not view.has_norm:
+                    bias = view.bias
+                    self.gatherer.see_contribution(site, m if bias is None else m - bias, counted)
+        if site in self.C:
             a = a[self.real.to(a.device)].float()
-            self.C[layer].addmm_(a.T, a)
-        if layer in self.S:
+            self.C[site].addmm_(a.T, a)
+        if site in self.S:
             delta = delta.view(-1, delta.shape[-1])
-            self.S[layer].addmm_(delta.T, delta)
+            self.S[site].addmm_(delta.T, delta)
 
     def result(self, n_texts: int) -> TextStatistics:
         if self.backward and self.n_predicted == 0:
             raise ToxlocError("No text has two tokens, so there is nothing to predict; give longer texts.")
         n = max(1, self.n_predicted)
-        for sums, count in ((self.G, n), (self.C.values(), self.n_real), (self.S.values(), n)):
-            for matrix in sums:
+        for sums, count in ((self.G, n), (self.C, self.n_real), (self.S, n)):
+            for matrix in sums.values():
                 matrix /= count
-        return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.neurons,
-                              self.gatherer.found if self.gatherer else None, self.G, self.C, self.S)
+        return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.keys,
+                              self.gatherer.sums if self.gatherer else None, self.G, self.C, self.S)
+
+
+def _zero(view: SiteView, *shape: int) -> Tensor:
+    return torch.zeros(shape, device=view.device)
 
 
 @contextmanager
@@ -257,71 +269,84 @@ def _frozen(lm: LoadedModel) -> Iterator[None]:
 
 @dataclass
 class ContrastStatistics:
-    """The statistics of a contrast set, and the curvature on neutral text, of which every method takes its part.
+    """The statistics of a contrast set, and the curvature on neutral text.
 
     Attributes:
         toxic: pass over the toxic texts.
         neutral: pass over the neutral texts.
         paired: whether groups of the same number on both sides hold the two halves of the same pairs.
-        C: second moment of the keys on neutral text, one [d_mlp, d_mlp] a layer; empty if not gathered.
-        S: second moment of the output gradients on neutral text, one [d_model, d_model] a layer; likewise.
+        C: second moment [d_in, d_in] of the keys on neutral text, by site; empty if not gathered.
+        S: second moment [d_model, d_model] of the output gradients on neutral text, by site; likewise.
     """
 
     toxic: TextStatistics
     neutral: TextStatistics
     paired: bool
-    C: dict[int, Float[Tensor, "d_mlp d_mlp"]]
-    S: dict[int, Float[Tensor, "d_model d_model"]]
+    C: BySite[Float[Tensor, "d_in d_in"]]
+    S: BySite[Float[Tensor, "d_model d_model"]]
 
-    def G(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Gradient of the contrast NLL_T - NLL_N by a layer's W_out."""
-        return self.toxic.G[layer] - self.neutral.G[layer]
+    @property
+    def sites(self) -> list[Site]:
+        """The sites that were looked at, layer by layer."""
+        return list(self.toxic.G or self.toxic.keys)
+
+    def G(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
+        """Gradient of the contrast NLL_T - NLL_N with respect to a site's W."""
+        return self.toxic.G[site] - self.neutral.G[site]
 
 
 def collect_contrast(lm: AnyModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
                      reliance: bool = False, peaks: bool = False, more_neutral: Sequence[str] = (),
-                     fisher: str = "empirical", layers: Sequence[int] | None = None, moments: bool = True,
-                     skip_first: bool = True, max_length: int = 128) -> ContrastStatistics:
-    """Gather both sides of a contrast set; with `curvature`, C and S from its neutral side and `more_neutral`.
+                     fisher: Fisher = "empirical", sites: Iterable[AnySite] | None = None,
+                     curved: Iterable[AnySite] | None = None, moments: bool = True, skip_first: bool = True,
+                     max_length: int = 128) -> ContrastStatistics:
+    """Gather the statistics of both sides of a contrast set and, with `curvature`, C and S on neutral text.
 
     Args:
         lm: the model.
         pairs: the contrast set.
         gradients: gather G.
-        curvature: gather C and S.
+        curvature: gather C and S on the neutral side and on `more_neutral`.
         reliance: gather S of the toxic side too, which the score `combined` needs.
-        peaks: gather the largest activations of every text, which `auroc` needs.
+        peaks: gather the largest activations of every text, which the score `auroc` needs.
         more_neutral: further neutral texts for C and S alone, weighted by their tokens.
         fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral side is read twice.
-        layers: whose C and S are gathered; by default all.
+        sites: the sites to look at; by default every layer's MLP.
+        curved: the sites whose C and S are gathered; by default all of `sites`.
         moments: gather means, variances and contributions, which scores need and TRNE does not.
         skip_first: see `collect`.
         max_length: tokens read of each text.
 
     Raises:
         ToxlocError: as `collect` does.
+
+    Example:
+        >>> from toxloc import load_contrast, load_model
+        >>> s = collect_contrast(load_model(), load_contrast().limited(20))
+        >>> s.G(3).shape
+        torch.Size([1024, 256])
     """
     lm = LoadedModel.of(lm)
+    sites = lm.sites("mlp") if sites is None else sites_of(sites)
     groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
-    how: dict[str, Any] = {"gradients": gradients, "moments": moments, "peaks": peaks, "skip_first": skip_first,
-                           "max_length": max_length}
-    curved: dict[str, Any] = {"curvature": curvature, "layers": layers, "fisher": fisher, "max_length": max_length}
-    apart = curvature and fisher == "sampled"  # G is the gradient of the texts' own tokens in any case
-    toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **how)
-    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature and not apart,
-                      layers=layers, describe="neutral texts", **how)
-    parts = [] if apart or not curvature else [neutral]
-    rest = [*(pairs.neutral if apart else ()), *more_neutral]
+    read: dict[str, Any] = {"gradients": gradients, "moments": moments, "peaks": peaks, "skip_first": skip_first,
+                            "max_length": max_length, "sites": sites}
+    again = curvature and fisher == "sampled"  # G is the gradient of the texts' own tokens in any case
+    toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **read)
+    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature and not again, curved=curved,
+                      describe="neutral texts", **read)
+    parts = [] if again or not curvature else [neutral]
+    rest = [*(pairs.neutral if again else ()), *more_neutral]
     if curvature and rest:
-        parts.append(collect(lm, rest, gradients=False, moments=False, describe="neutral text for the curvature",
-                             **curved))
-    C, S = ({layer: _pooled([(one.n_predicted, getattr(one, factor)[layer]) for one in parts])
-             for layer in (getattr(parts[0], factor) if parts else ())} for factor in "CS")
+        parts.append(collect(lm, rest, gradients=False, moments=False, curvature=True, sites=sites, curved=curved,
+                             fisher=fisher, max_length=max_length, describe="neutral text for the curvature"))
+    C, S = (BySite({site: _weighted_mean([(one.n_predicted, getattr(one, factor)[site]) for one in parts])
+                    for site in (getattr(parts[0], factor) if parts else ())}) for factor in "CS")
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
 
 
-def _pooled(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """Mean weighted by tokens."""
+def _weighted_mean(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Mean of matrices, weighted by tokens."""
     total = sum(count for count, _ in parts)
-    pooled: Tensor = parts[0][1] if len(parts) == 1 else sum(count / total * M for count, M in parts)  # type: ignore[assignment]
-    return pooled
+    mean: Tensor = parts[0][1] if len(parts) == 1 else sum(count / total * M for count, M in parts)  # type: ignore[assignment]
+    return mean

@@ -1,8 +1,8 @@
 """What every layer does at every token of one text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from ..errors import ToxlocError
 from ..models.batching import Batch, decode_token, encode, pad
 from ..models.likelihood import summed_nll
 from ..models.loaded import LoadedModel
+from ..models.site_view import Hook
+from ..models.sites import BySite
 from ..support.masking import mask
 from .statistics import ContrastStatistics
 
@@ -90,20 +92,21 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
     """Return every layer's m, what its neurons alone put into the stream, and dNLL by that, for a batch of one text."""
     outputs: list[Tensor] = []
     written: list[Tensor] = []
-    normed = lm.contribution(0) is not lm.down_projection(0)  # a norm follows the MLP
+    views = [lm.at(site) for site in lm.sites("mlp")]
+    normed = views[0].has_norm
 
-    def keep(m: Tensor, hook: Any) -> Tensor:
+    def keep(m: Tensor) -> Tensor:
         # With frozen weights the graph begins here, at the first layer's output. Hooks run in the order of layers.
         outputs.append(m if m.requires_grad else m.detach().requires_grad_(True))
         return outputs[-1]
 
-    hooks: list[tuple[str, Any]] = [(lm.output_hook(i), keep) for i in range(lm.n_layers)]
+    hooks: list[tuple[Hook, Callable[[Tensor], Tensor | None]]] = [(view.output_hook, keep) for view in views]
     if normed:
-        hooks += [(lm.contribution_hook(i), lambda c, hook: written.append(c)) for i in range(lm.n_layers)]
-    with torch.enable_grad(), lm.hooked.hooks(fwd_hooks=hooks):
+        hooks += [(view.write_hook, written.append) for view in views]
+    with torch.enable_grad(), lm.hooks(hooks):
         loss, _ = summed_nll(lm, batch)
         gradients = torch.autograd.grad(loss, written if normed else outputs)
-    biases = [None if normed else lm.b_out(layer) for layer in range(lm.n_layers)]
+    biases = [None if normed else view.bias for view in views]
     own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]
     return tuple(torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
                  for tensors in (outputs, own, gradients))
@@ -115,10 +118,11 @@ def _toxic_side(lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"
     toxic, neutral = s.toxic.contributions, s.neutral.contributions
     assert toxic is not None and neutral is not None
 
-    def total(groups: Sequence[Tensor]) -> Tensor:
-        return torch.stack([x.sum(0) for x in groups]).cpu().double()
+    def total(groups: BySite[Tensor]) -> Tensor:
+        """Sum over groups: [n_layers, d_model]."""
+        return torch.stack([x.sum(0) for site, x in groups.items() if site.part == "mlp"]).cpu().double()
 
-    n_T, n_N = total([toxic.tokens]).clamp_min(1), total([neutral.tokens]).clamp_min(1)
+    n_T, n_N = (side.tokens.sum().cpu().double().clamp_min(1) for side in (toxic, neutral))
     mean_T, mean_N = total(toxic.outputs) / n_T, total(neutral.outputs) / n_N
     if mean_T.shape != (lm.n_layers, lm.d_model):
         raise ToxlocError(f"These statistics are of a model of another shape; gather them on {lm.name}.")

@@ -1,5 +1,6 @@
 """How sure a layer's score is: a bootstrap interval over texts, and a null from shuffling the two labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -80,6 +81,10 @@ class Uncertainty:
     def names(cls) -> tuple[str, ...]:
         """Names of the fields, in order."""
         return tuple(field.name for field in fields(cls))
+
+    def at(self, places: Sequence[int]) -> "Uncertainty":
+        """Return the same for some of the layers."""
+        return Uncertainty(*(getattr(self, name)[list(places)] for name in self.names()))
 
     @classmethod
     def of(cls, score: Float64[np.ndarray, " n_layers"], resampled: Float64[np.ndarray, "draws n_layers"],

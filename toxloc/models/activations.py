@@ -1,9 +1,9 @@
-"""Places in a model whose activations interventions see and change, the same in both of its module trees."""
+"""Activations that interventions see and change, the same in both module trees of a model."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,119 +12,127 @@ from torch import Tensor, nn
 from .architectures import architecture
 from .batching import batches
 from .loaded import LoadedModel
+from .site_view import Hook
+from .sites import AnySite
 
 Change = Callable[[Tensor], Tensor]
-POOLS = ("max", "mean")
+Pool = Literal["max", "mean"]
 
 
 @dataclass(frozen=True)
-class Site:
-    """One place of one layer.
+class Place:
+    """An activation of a model.
 
     Attributes:
-        hook: name of the hook point on `lm.hooked`.
-        module: the module of `lm.hf` whose input or output it is; None if there is no `lm.hf`.
+        hook: shows it on `lm.hooked`: the name of a hook point, or a module, whose output it is.
+        module: the module of `lm.hf` whose input or output it is; None without `lm.hf`.
         before: whether it is the module's input.
-        part: which columns of it, where the family keeps two matrices in one; None for all.
+        columns: which columns of it, where the family keeps two matrices in one; None for all.
     """
 
-    hook: str
+    hook: Hook
     module: nn.Module | None
     before: bool = False
-    part: slice | None = None
+    columns: slice | None = None
 
 
-def neurons(lm: LoadedModel, layer: int) -> Site:
-    """The neurons' activations a (hook_post) [.., d_mlp], which W_out reads."""
-    return Site(lm.neuron_hook(layer), None if lm.hf is None else lm.down_projection(layer), before=True)
+def keys_of(lm: LoadedModel, site: AnySite) -> Place:
+    """Return the place of the keys [.., d_in] that a site's weight reads: a of an MLP, z of an attention."""
+    view = lm.at(site)
+    return Place(view.keys_hook, view.linear, before=True)
 
 
-def mlp_linears(lm: LoadedModel, layer: int) -> list[Site]:
-    """The outputs of an MLP's linear maps: what goes into its non-linearity (gate and up apart), and m."""
-    family, block = architecture(lm.model_type), lm.block(layer)
+def written_by(lm: LoadedModel, site: AnySite) -> Place:
+    """Return the place of what a site adds to the residual stream [.., d_model]: m, normed where the family does so."""
+    view = lm.at(site)
+    return Place(view.write_hook, view.writer)
+
+
+def mlp_linears(lm: LoadedModel, layer: int) -> list[Place]:
+    """Return the outputs of an MLP's linear maps: the inputs of its non-linearity (gate and up apart), and m."""
+    family, block, view = architecture(lm.model_type), lm.block(layer), lm.at(layer)
     names = [f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_pre_linear"]
     modules = [block.get_submodule(path) for path in family.up]
-    down = Site(lm.output_hook(layer), lm.down_projection(layer))
+    down = Place(view.output_hook, view.linear)
     if family.joint_up:
         halves = (slice(0, lm.d_mlp), slice(lm.d_mlp, 2 * lm.d_mlp))
-        return [*(Site(name, modules[0], part=half) for name, half in zip(names, halves, strict=True)), down]
-    return [*(Site(name, module) for name, module in zip(names, modules, strict=False)), down]
+        return [*(Place(name, modules[0], columns=half) for name, half in zip(names, halves, strict=True)), down]
+    return [*(Place(name, module) for name, module in zip(names, modules, strict=False)), down]
 
 
-def mlp_write(lm: LoadedModel, layer: int) -> Site:
-    """What the MLP adds to the residual stream [.., d_model]: m, normed where the family does so."""
-    return Site(lm.contribution_hook(layer), None if lm.hf is None else lm.contribution(layer))
+def residual(lm: LoadedModel, layer: int) -> Place:
+    """Return the place of the residual stream after a block [.., d_model]."""
+    return Place(f"blocks.{layer}.hook_resid_post", None if lm.hf is None else lm.block(layer))
 
 
-def attention_write(lm: LoadedModel, layer: int) -> Site:
-    """What the attention adds to the residual stream [.., d_model], normed where the family does so."""
-    family = architecture(lm.model_type)
-    return Site(f"blocks.{layer}.hook_attn_out",
-                lm.block(layer).get_submodule(family.attention_norm or family.attention))
+def change(lm: LoadedModel, place: Place, how: Change, stack: ExitStack) -> None:
+    """Change the activation at a place, on `lm.hooked` and on `lm.hf`, until the stack is closed.
 
-
-def residual(lm: LoadedModel, layer: int) -> Site:
-    """The residual stream after a block [.., d_model]."""
-    return Site(f"blocks.{layer}.hook_resid_post", None if lm.hf is None else lm.block(layer))
-
-
-def change(lm: LoadedModel, site: Site, how: Change, stack: ExitStack) -> None:
-    """Put `how` in force on the activations at a site, on `lm.hooked` and on `lm.hf`, until the stack is closed.
-
-    `how` gets float32 whatever the model computes in; what it returns is rounded back.
+    Args:
+        lm: the model.
+        place: which activation.
+        how: from the activation [.., d] in float32, whatever type the model computes in, to its new value, which is
+            rounded back.
+        stack: takes the hooks off when it is closed.
     """
     def rounded(x: Tensor) -> Tensor:
         return how(x.float()).to(x.dtype)
 
-    def on_part(x: Tensor) -> Tensor:
-        if site.part is None:
+    def on_columns(x: Tensor) -> Tensor:
+        if place.columns is None:
             return rounded(x)
         x = x.clone()
-        x[..., site.part] = rounded(x[..., site.part])
+        x[..., place.columns] = rounded(x[..., place.columns])
         return x
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return (on_part(output[0]), *output[1:]) if isinstance(output, tuple) else on_part(output)
+        return (on_columns(output[0]), *output[1:]) if isinstance(output, tuple) else on_columns(output)
 
-    if site.module is not None:
-        if site.before:
-            handle = site.module.register_forward_pre_hook(lambda module, args: (on_part(args[0]), *args[1:]))
+    def on_hooked(x: Tensor) -> Tensor:
+        return rounded(x.flatten(2)).view_as(x) if x.ndim == 4 else rounded(x)  # z comes as [batch, pos, head, d_head]
+
+    if place.module is not None:
+        if place.before:
+            handle = place.module.register_forward_pre_hook(lambda module, args: (on_columns(args[0]), *args[1:]))
         else:
-            handle = site.module.register_forward_hook(after)
+            handle = place.module.register_forward_hook(after)
         stack.callback(handle.remove)
-    stack.enter_context(lm.hooked.hooks(fwd_hooks=[(site.hook, lambda x, hook: rounded(x))]))
+    stack.enter_context(lm.hooks([(place.hook, on_hooked)]))
 
 
 @torch.inference_mode()
-def pooled(lm: LoadedModel, texts: Sequence[str], sites: Sequence[Site], how: str = "mean", *, skip_first: bool = True,
-           max_length: int = 128, describe: str = "activations") -> list[Float[Tensor, "n_texts d"]]:
-    """Pool the activations at every site over the real tokens of each text: one row a text, float32, on the CPU.
+def pooled(lm: LoadedModel, texts: Sequence[str], places: Sequence[Place], pool: Pool = "mean", *,
+           skip_first: bool = True, max_length: int = 128, describe: str = "activations"
+           ) -> list[Float[Tensor, "n_texts d"]]:
+    """Pool the activations at every place over the real tokens of each text.
 
     Args:
         lm: the model as it is now.
         texts: at least one, none empty.
-        sites: where to look.
-        how: "max" or "mean".
+        places: which activations.
+        pool: "max" or "mean".
         skip_first: leave the first position out, which can be an attention sink (texts of one token keep it).
         max_length: tokens read of each text.
         describe: label of the progress bar.
+
+    Returns:
+        For every place float32 [n_texts, d], on the CPU.
     """
-    assert how in POOLS
-    rows: list[list[Tensor]] = [[] for _ in sites]
+    rows: list[list[Tensor]] = [[] for _ in places]
     order: list[int] = []
     kept = torch.ones(0, 0, dtype=torch.bool)
 
-    def see(at: int) -> Callable[..., None]:
-        def hook(x: Tensor, hook: Any) -> None:
-            x, real = x.view(*kept.shape, -1).float(), kept.to(x.device)
-            if how == "max":
+    def see(at: int) -> Callable[[Tensor], None]:
+        def hook(x: Tensor) -> None:
+            x, real = x.reshape(*kept.shape, -1).float(), kept.to(x.device)
+            if pool == "max":
                 rows[at].append(x.masked_fill(~real[..., None], -torch.inf).amax(1).cpu())
             else:
                 weights = real.float() / real.sum(1, keepdim=True)
                 rows[at].append(torch.bmm(weights[:, None], x)[:, 0].cpu())
         return hook
 
-    with lm.hooked.hooks(fwd_hooks=[(site.hook, see(at)) for at, site in enumerate(sites)]):
+    with lm.hooks([(place.hook, see(at)) for at, place in enumerate(places)]):
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             kept = batch.real.clone()
             if skip_first:

@@ -14,14 +14,14 @@ class Architecture:
 
     Attributes:
         blocks: to the list of blocks.
-        down: in a block, to the module that holds W_out.
+        down: in a block, to the module that holds W_out, which writes the MLP's output.
         up: in a block, to the linear maps that read the residual stream for the MLP: one, or gate and up.
-        joint_up: gate and up lie in one matrix, in this order.
-        attention: in a block, to the linear map that writes the attention's output.
+        joint_up: gate and up are one matrix, in this order.
+        attention: in a block, to the module that holds W_O, which writes the attention's output.
         final_norm: to the norm between the last block and the unembedding.
         post_norm: in a block, to the norm between the MLP and the residual stream, where the family has one.
-        attention_norm: the same of the attention.
-        norm_offset: these norms multiply by (offset + their weight).
+        attention_norm: the same for the attention.
+        norm_offset: these norms multiply by (norm_offset + their weight).
     """
 
     blocks: str
@@ -33,6 +33,14 @@ class Architecture:
     attention_norm: str | None = None
     joint_up: bool = False
     norm_offset: float = 0.0
+
+    def linear(self, part: str) -> str:
+        """Return the path, in a block, to the linear map that writes a part's output."""
+        return {"mlp": self.down, "attention": self.attention}[part]
+
+    def norm(self, part: str) -> str | None:
+        """Return the path, in a block, to the norm between a part's linear map and the residual stream."""
+        return {"mlp": self.post_norm, "attention": self.attention_norm}[part]
 
 
 _GATED = ("mlp.gate_proj", "mlp.up_proj")

@@ -95,11 +95,6 @@ def batches(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 128, tok
         yield pad(lm, [rows[i] for i in group], group, "right")
 
 
-def check_neuron(lm: LoadedModel, layer: int, neuron: int) -> None:
-    if not (0 <= layer < lm.n_layers and 0 <= neuron < lm.d_mlp):
-        raise ToxlocError(f"No {(layer, neuron)}; {lm.name} has {lm.n_layers} layers of {lm.d_mlp} neurons, from 0.")
-
-
 def decode_token(lm: LoadedModel, token: int) -> str:
     """Decode one token, with the space before a word that SentencePiece decoders strip where a text begins."""
     piece: str = lm.tokenizer.decode([token])

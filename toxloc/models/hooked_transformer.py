@@ -9,7 +9,6 @@ import torch
 
 from ..errors import ToxlocError
 
-OUTPUT_HOOK = "mlp.hook_out"  # of a block: m = a @ W_out + b_out, for which the class has no hook point before a norm
 CLOSE = 1e-3  # how far logits may differ, relative to the largest
 HAD = {"n_ctx": "n_positions"}  # what the class asks a configuration for, and what it is called since
 
@@ -66,7 +65,6 @@ def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any 
                               "largest); use hooks='bridge'.")
         return None
     made.requires_grad_(False)
-    add_output_hooks(made)
     return made
 
 
@@ -102,18 +100,8 @@ def _distance(hf: Any, made: Any) -> float:
 
 def _shares_weights(hf: Any, made: Any) -> bool:
     own = {p.untyped_storage().data_ptr() for p in hf.parameters()}
-    return all(block.mlp.W_out.untyped_storage().data_ptr() in own for block in made.blocks)
-
-
-def add_output_hooks(made: Any) -> None:
-    """Give every block a hook point of its MLP's output before any norm; the second time nothing happens."""
-    from transformer_lens.hook_points import HookPoint
-
-    for block in made.blocks:
-        if not hasattr(block.mlp, "hook_out"):
-            block.mlp.hook_out = HookPoint()
-            block.mlp.register_forward_hook(lambda mlp, args, output: mlp.hook_out(output))
-    made.setup()
+    return all(weight.untyped_storage().data_ptr() in own
+               for block in made.blocks for weight in (block.mlp.W_out, block.attn.W_O))
 
 
 def check_hooked(model: Any) -> None:

@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +17,45 @@ from torch import Tensor, nn
 from ..errors import ToxlocError
 from ..support.progress import quiet
 from .architectures import architecture, blocks_of
-from .hooked_transformer import OUTPUT_HOOK, add_output_hooks, check_hooked, hooked_transformer, is_spread
-
-if TYPE_CHECKING:
-    from ..interventions.base import Intervention
+from .hooked_transformer import check_hooked, hooked_transformer, is_spread
+from .site_view import Hook, SiteView, weights_of
+from .sites import PARTS, UNITS, AnySite, Site
 
 HOOKS = ("transformer", "bridge")
-WRAPPER = "_toxloc"  # attribute of a HookedTransformer that holds its LoadedModel
-AnyModel = Any  # a LoadedModel, or what `LoadedModel.of` makes one of
+Watcher = Callable[[Tensor], Tensor | None]  # sees an activation, and may return another in its place
+
+
+@runtime_checkable
+class AppliedIntervention(Protocol):
+    """What a model knows of an intervention that is applied to it."""
+
+    kind: str
+
+    @property
+    def in_weights(self) -> bool:
+        """Whether all of it is in the weights."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what it does."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is."""
+
+    def apply(self, lm: Any) -> None:
+        """Apply it to a model."""
+
+    def revert(self, lm: Any) -> None:
+        """Take it off a model."""
+
+
+@runtime_checkable
+class HookedTransformerLike(Protocol):
+    """A HookedTransformer of transformer-lens 3.9, which `LoadedModel.of` wraps."""
+
+    cfg: Any
+    blocks: Any
+    tokenizer: Any
 
 
 @dataclass(eq=False)
@@ -38,7 +71,7 @@ class LoadedModel:
         tokenizer: the Hugging Face tokenizer.
         name: what it is called in results.
         prepend_bos: whether texts begin with the BOS token (see `load_model`).
-        applied: the interventions in force, oldest first. Interventions keep this list themselves.
+        interventions: the interventions that are applied, oldest first. Interventions keep this list themselves.
     """
 
     hooked: Any
@@ -46,12 +79,14 @@ class LoadedModel:
     tokenizer: Any
     name: str
     prepend_bos: bool
-    applied: "list[Intervention]" = field(default_factory=list)
+    interventions: list[Any] = field(default_factory=list)  # of AppliedIntervention
 
     def __post_init__(self) -> None:
         self.is_bridge = hasattr(self.hooked, "original_model")
         if self.hf is not None:
             self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
+        self._views = {Site(layer, part): self._view(Site(layer, part)) for layer in range(self.n_layers)
+                       for part in PARTS}
         self.fingerprint = _fingerprint(self)
 
     @classmethod
@@ -85,10 +120,11 @@ class LoadedModel:
 
     @classmethod
     def of(cls, model: Any) -> "LoadedModel":
-        """Return a LoadedModel as it is, and wrap a HookedTransformer of transformer-lens 3.9, once.
+        """Return a LoadedModel as it is, and wrap a HookedTransformer of transformer-lens 3.9.
 
-        A wrapped one can be localized, turned down and edited; it has no Hugging Face model that could write
-        completions or be exported.
+        A wrapped model can be localized, turned down and edited; it has no Hugging Face model that could write
+        completions or be exported. The HookedTransformer itself is left as it is. As long as a wrapper is in use, the
+        same model gives the same wrapper.
 
         Raises:
             ToxlocError: it is neither, or a HookedTransformer without a tokenizer or with another kind of MLP.
@@ -98,14 +134,13 @@ class LoadedModel:
         """
         if isinstance(model, cls):
             return model
-        wrapped = vars(model).get(WRAPPER) if hasattr(model, "__dict__") else None
-        if wrapped is None:
-            check_hooked(model)
-            add_output_hooks(model)
-            wrapped = cls(model, None, model.tokenizer, model.cfg.model_name, starts_with_bos(model.tokenizer))
-            setattr(model, WRAPPER, wrapped)  # the two refer to each other, and go together
-        found: LoadedModel = wrapped
-        return found
+        known = _WRAPPERS.get(id(model))
+        if known is not None and known.hooked is model:
+            return known
+        check_hooked(model)
+        wrapper = cls(model, None, model.tokenizer, model.cfg.model_name, starts_with_bos(model.tokenizer))
+        _WRAPPERS[id(model)] = wrapper
+        return wrapper
 
     def __repr__(self) -> str:
         return (f"LoadedModel({self.name!r}, {self.model_type}, {self.n_layers} layers, "
@@ -180,28 +215,94 @@ class LoadedModel:
             return bool(self.hooked.cfg.use_normalization_before_and_after)
         return self._family.post_norm is not None
 
-    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Live view of the matrix that writes layer `layer`'s MLP output; in-place changes change the model."""
-        weight: Tensor = self.hooked.blocks[layer].mlp.W_out
-        return weight
+    def sites(self, *parts: str) -> list[Site]:
+        """List the sites of the model, layer by layer, of all parts or of those given.
 
-    def b_out(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """Live bias of the MLP output, or None where the family has none."""
-        bias: Tensor | None = getattr(self.hooked.blocks[layer].mlp, "b_out", None)
-        return bias
+        Example:
+            >>> from toxloc import load_model
+            >>> load_model().sites("attention")[:2]
+            [Site(layer=0, part='attention'), Site(layer=1, part='attention')]
+        """
+        return [site for site in self._views if not parts or site.part in parts]
+
+    def at(self, site: AnySite) -> SiteView:
+        """Return a site in this model: its live weight, its hooks, its units. An integer means that layer's MLP.
+
+        Raises:
+            ToxlocError: the model has no such site.
+        """
+        site = Site.of(site)
+        if site not in self._views:
+            raise ToxlocError(f"There is no {site.title} in {self.name}; it has layers 0 to {self.n_layers - 1} with "
+                              f"{' and '.join(PARTS)}.")
+        return self._views[site]
+
+    def check_unit(self, site: AnySite, unit: int) -> None:
+        """Raise ToxlocError if a site has no unit of this number: no such neuron, or no such head."""
+        view = self.at(site)
+        if not 0 <= unit < view.n_units:
+            kind = UNITS[view.site.part]
+            raise ToxlocError(f"There is no {kind} {unit} in {view.site.title} of {self.name}; it has {kind}s 0 to "
+                              f"{view.n_units - 1}.")
+
+    def _view(self, site: Site) -> SiteView:
+        """Find a site's weight, norm and hooks."""
+        mlp, block, cfg = site.part == "mlp", self.hooked.blocks[site.layer], self.hooked.cfg
+        if self.hf is None:
+            linear, norm, offset, has_norm = None, None, 0.0, bool(cfg.use_normalization_before_and_after)
+            heads = cfg.n_heads
+
+            def weights() -> tuple[Tensor, Tensor | None]:
+                if mlp:
+                    return block.mlp.W_out, block.mlp.b_out
+                return block.attn.W_O.view(-1, cfg.d_model), block.attn.b_O
+        else:
+            own, path = self._blocks[site.layer], self._family.norm(site.part)
+            linear, norm = own.get_submodule(self._family.linear(site.part)), own.get_submodule(path) if path else None
+            offset, has_norm, heads = self._family.norm_offset, path is not None, self.hf.config.num_attention_heads
+            weights = partial(weights_of, linear)
+        at = f"blocks.{site.layer}"
+        # A HookedTransformer has no hook point for m where a norm follows, so the modules themselves are hooked there.
+        output: Hook = ((f"{at}.mlp.out.hook_out" if mlp else f"{at}.attn.o.hook_out") if self.is_bridge
+                        else block.mlp if mlp else block.attn)
+        keys = f"{at}.mlp.hook_post" if mlp else f"{at}.attn.o.hook_in" if self.is_bridge else f"{at}.attn.hook_z"
+        return SiteView(site, weights()[0].shape[0] if mlp else heads, weights, linear, norm, offset, has_norm, keys,
+                        output, f"{at}.hook_mlp_out" if mlp else f"{at}.hook_attn_out")
+
+    def W_out(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
+        """Live view of the weight of a site, W_out of a layer's MLP for an integer; in-place changes change the model.
+
+        The shape is [d_mlp, d_model] for an MLP and [n_heads * d_head, d_model] for an attention.
+        """
+        return self.at(site).W
+
+    def b_out(self, site: AnySite) -> Float[Tensor, " d_model"] | None:
+        """Live bias of a site's output, or None where the family has none."""
+        return self.at(site).bias
 
     def block(self, layer: int) -> nn.Module:
         """Return a layer's block in `hf`."""
         self.check_hf("this")
         return self._blocks[layer]
 
-    def down_projection(self, layer: int) -> nn.Module:
-        """Return the module of `hf` that maps a layer's neurons to its output: where hooks on `hf` go."""
-        return self.block(layer).get_submodule(self._family.down)
+    def down_projection(self, site: AnySite) -> nn.Module:
+        """Return the module of `hf` that holds a site's weight: where hooks on `hf` go."""
+        self.check_hf("this")
+        linear = self.at(site).linear
+        assert linear is not None
+        return linear
 
-    def contribution(self, layer: int) -> nn.Module:
-        """Return the module of `hf` whose output a layer's MLP adds to the residual stream."""
-        return self.block(layer).get_submodule(self._family.post_norm or self._family.down)
+    def contribution(self, site: AnySite) -> nn.Module:
+        """Return the module of `hf` whose output a site adds to the residual stream."""
+        self.check_hf("this")
+        writer = self.at(site).writer
+        assert writer is not None
+        return writer
+
+    @property
+    def applied(self) -> list[Any]:
+        """The interventions that are applied, oldest first."""
+        return self.interventions
 
     def check_hf(self, what: str) -> None:
         """Raise ToxlocError if there is no Hugging Face model, which `what` needs."""
@@ -209,17 +310,22 @@ class LoadedModel:
             raise ToxlocError(f"{self.name} is a HookedTransformer alone, and {what} needs the Hugging Face model as "
                               "well; load it with toxloc.load_model, which keeps both over one set of weights.")
 
-    def neuron_hook(self, layer: int) -> str:
-        """Name of the hook point of the neurons' activations a [batch, pos, d_mlp]."""
-        return f"blocks.{layer}.mlp.hook_post"
+    @contextmanager
+    def hooks(self, hooks: Sequence[tuple[Hook, Watcher]]) -> Iterator[None]:
+        """Place hooks on `hooked` for the duration of a block.
 
-    def output_hook(self, layer: int) -> str:
-        """Name of the hook point of m = a @ W_out + b_out [batch, pos, d_model], before any norm that may follow."""
-        return f"blocks.{layer}.mlp.out.hook_out" if self.is_bridge else f"blocks.{layer}.{OUTPUT_HOOK}"
-
-    def contribution_hook(self, layer: int) -> str:
-        """Name of the hook point of what the MLP adds to the residual stream: m, normed where the family does so."""
-        return f"blocks.{layer}.hook_mlp_out"
+        Args:
+            hooks: pairs of a place and a function. A place is the name of a hook point or a module, whose output is
+                shown. The function sees the activation; a tensor that it returns takes the activation's place.
+        """
+        named = [(place, lambda x, hook, see=see: see(x)) for place, see in hooks if isinstance(place, str)]
+        with ExitStack() as stack:
+            for place, see in hooks:
+                if not isinstance(place, str):
+                    handle = place.register_forward_hook(lambda module, args, output, see=see: see(output))
+                    stack.callback(handle.remove)
+            stack.enter_context(self.hooked.hooks(fwd_hooks=named))
+            yield
 
     def forward(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
                 ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -242,15 +348,19 @@ class LoadedModel:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """Take every intervention in force off for the duration of the block, then put them back."""
-        in_force = list(self.applied)
-        for intervention in reversed(in_force):
+        """Take every applied intervention off for the duration of the block, then apply them again."""
+        applied = list(self.interventions)
+        for intervention in reversed(applied):
             intervention.revert(self)
         try:
             yield
         finally:
-            for intervention in in_force:
+            for intervention in applied:
                 intervention.apply(self)
+
+
+_WRAPPERS: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()  # by the id of the HookedTransformer
+AnyModel = LoadedModel | HookedTransformerLike  # what `LoadedModel.of` takes
 
 
 def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
@@ -267,6 +377,7 @@ def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
+    """Whether a model's texts begin with BOS: the tokenizer adds it, or BOS is also the token that ends documents."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return False

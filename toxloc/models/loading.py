@@ -1,7 +1,5 @@
 """`load_model`: from a name, a folder, a GGUF file or a hub id to a `LoadedModel`."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -11,11 +9,10 @@ from ..support.progress import note, quiet
 from .architectures import architecture
 from .hooked_transformer import is_spread
 from .loaded import LoadedModel
+from .settings import DTYPE_NAMES
 from .sources import not_on_hub, resolve
 
-if TYPE_CHECKING:
-    pass
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",

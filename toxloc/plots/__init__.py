@@ -1,4 +1,4 @@
-"""Plotly figures. None shows text of a model or a prompt, unless it is asked for with `masked=False`."""
+"""Plotly figures. No figure shows text of a model or a prompt, except `token_heatmap` with `masked=False`."""
 
 from .causal import causal_correlations, knockout_curve, knockout_layers
 from .frontier import frontier
@@ -6,12 +6,12 @@ from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
 from .png import write_png
 from .runs import before_after, cost, editability
-from .style import METHOD_TITLES, SCORE_TITLES, to_html
+from .style import to_html
 from .sweeps import change_by_setting, cost_and_gain
 from .tokens import token_heatmap
 
 __all__ = [
-    "METHOD_TITLES", "SCORE_TITLES", "before_after", "causal_correlations", "change_by_setting", "cost",
-    "cost_and_gain", "editability", "frontier", "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map",
-    "relative_depth", "to_html", "token_heatmap", "toxicity_by_depth", "write_png",
+    "before_after", "causal_correlations", "change_by_setting", "cost", "cost_and_gain", "editability", "frontier",
+    "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map", "relative_depth", "to_html", "token_heatmap",
+    "toxicity_by_depth", "write_png",
 ]

@@ -1,4 +1,4 @@
-"""What removing parts does: the test of every claim about where toxicity is."""
+"""Figures of the causal test: the effect of removing layers and neurons."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,20 +7,19 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..causal.curve import KnockoutCurve
-from ..causal.knockout import Knockout
-from ..causal.proof import CausalProof
-from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines, score_title
+from .protocols import CausalProof, Knockout, KnockoutCurve
+from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines
 
 EFFECT = "effect<br>(nats per token)"
 TICKS_UP_TO = 8
 
 
 def knockout_curve(curve: KnockoutCurve) -> go.Figure:
-    """The effect of removing more and more neurons, by a score and at random; below it the price and the samples.
+    """Draw the effect of removing more and more neurons: those with the highest score, and random neurons.
 
     Panels: the effect (rise of the NLL of toxic minus neutral text, with its 95% interval); the perplexity of
-    everyday text over the whole model's, if it was measured; the share of toxic completions, if any were sampled.
+    everyday text over that of the whole model, if it was measured; the share of toxic completions, if any were
+    sampled.
     """
     order = np.argsort(curve.counts, kind="stable")
     counts = [curve.counts[i] for i in order]
@@ -50,7 +49,7 @@ def knockout_curve(curve: KnockoutCurve) -> go.Figure:
         figure.add_scatter(
             row=row, col=1, x=counts, y=[value(k) for k in ordered], mode="lines+markers",
             error_y=_errors(ordered) if first else None, line={"color": VERMILLION}, marker={"size": 8},
-            name=f"highest {score_title(curve.score)}", legendgroup="ordered", legendrank=1, showlegend=first,
+            name=f"highest {curve.score_title}", legendgroup="ordered", legendrank=1, showlegend=first,
             text=[_hover(k) for k in ordered], hovertemplate="%{x} neurons<br>%{text}<extra></extra>",
         )
         figure.update_yaxes(row=row, col=1, title_text=title, zerolinecolor=GREY)
@@ -63,14 +62,14 @@ def knockout_curve(curve: KnockoutCurve) -> go.Figure:
     ticks = counts[::-(-len(counts) // TICKS_UP_TO)]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n}" for n in ticks])
     figure.update_xaxes(row=len(panels), col=1, title_text="neurons removed (log scale)")
-    return lay_out(figure, f"Removing neurons by {score_title(curve.score)}",
+    return lay_out(figure, f"Removing neurons by {curve.score_title}",
                    "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons are of "
                    "the same layers and activation size.", height=140 + (230, 400, 550)[len(panels) - 1],
                    legend=LEGEND_BELOW)
 
 
 def knockout_layers(proof: CausalProof) -> go.Figure:
-    """The effect of removing each layer, with its 95% interval; pale where that covers 0."""
+    """Draw the effect of removing each layer, with its 95% interval; a bar is pale where the interval covers 0."""
     layers = [k.layers[0] for k in proof.layers]
     pale = [k.effect_ci[0] <= 0 <= k.effect_ci[1] for k in proof.layers]
     figure = go.Figure(go.Bar(
@@ -88,20 +87,21 @@ def knockout_layers(proof: CausalProof) -> go.Figure:
 
 
 def causal_correlations(proof: CausalProof) -> go.Figure:
-    """How well each score's order of layers, and of neurons, agrees with what removing them does."""
-    scores = list(dict.fromkeys(c.score for c in proof.correlations))
+    """Draw the rank correlation of each score with the effect of removal, over layers and over neurons."""
+    titles = {c.score: c.score_title for c in proof.correlations}
+    scores = list(titles)
     figure = go.Figure()
     for parts, colour, symbol, offset in (("layers", BLUE, "circle", -0.14), ("neurons", VERMILLION, "diamond", 0.14)):
-        found = [c for c in proof.correlations if c.parts == parts]
-        if not found:
+        these = [c for c in proof.correlations if c.parts == parts]
+        if not these:
             continue
         figure.add_scatter(
-            x=[c.spearman for c in found], y=[scores.index(c.score) + offset for c in found], mode="markers",
-            name=f"{parts} (n = {found[0].n})", marker={"color": colour, "size": 10, "symbol": symbol},
-            error_x={"type": "data", "symmetric": False, "array": [c.ci[1] - c.spearman for c in found],
-                     "arrayminus": [c.spearman - c.ci[0] for c in found], "thickness": 1.5},
-            text=[f"{score_title(c.score)}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}"
-                  for c in found], hovertemplate="%{text}<extra></extra>",
+            x=[c.spearman for c in these], y=[scores.index(c.score) + offset for c in these], mode="markers",
+            name=f"{parts} (n = {these[0].n})", marker={"color": colour, "size": 10, "symbol": symbol},
+            error_x={"type": "data", "symmetric": False, "array": [c.ci[1] - c.spearman for c in these],
+                     "arrayminus": [c.spearman - c.ci[0] for c in these], "thickness": 1.5},
+            text=[f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}"
+                  for c in these], hovertemplate="%{text}<extra></extra>",
         )
     figure.add_vline(0, line={"color": GREY, "width": 1})
     return lay_out(figure, "Does a score order parts by what removing them does?",
@@ -109,7 +109,8 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
                    height=130 + 46 * max(3, len(scores)),
                    xaxis={"title": {"text": "Spearman's ρ of score and effect"}, "range": [-1.05, 1.05], "dtick": 0.5,
                           "zeroline": False},
-                   yaxis={"tickvals": list(range(len(scores))), "ticktext": [lines(score_title(s), 14) for s in scores],
+                   yaxis={"tickvals": list(range(len(scores))),
+                          "ticktext": [lines(title, 14) for title in titles.values()],
                           "range": [len(scores) - 0.5, -0.5], "zeroline": False}, legend=LEGEND_BELOW, showlegend=True)
 
 

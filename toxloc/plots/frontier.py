@@ -1,4 +1,4 @@
-"""What each method takes off toxicity, against what it costs."""
+"""Toxicity against cost, for several methods and budgets."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ import plotly.graph_objects as go
 
 from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out
 
-FAR = 2.0  # times the highest cost of what has a budget: what costs more would squeeze the rest together
+FAR = 2.0  # entries that cost more than this times the highest cost under a budget would compress the other points
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
 def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
-    """Toxic completions against the rise of perplexity on unseen text; lower and further left is better.
+    """Draw toxic completions against the rise of perplexity on unseen text; lower and further left is better.
 
     Args:
-        entries: one for each method and budget: "method", "budget" (None for what has none), and "toxicity" and
-            "fluency" as in results.json. One called "baseline" is drawn as a line. What has no budget and costs far
-            more than what has one is told in words.
+        entries: one per method and budget: "method", "budget" (None for a method without a budget), and "toxicity"
+            and "fluency" as in results.json. The entry of the method "baseline" is drawn as a horizontal line. An
+            entry without a budget that costs far more than all entries with a budget is named in the subtitle.
     """
     figure = go.Figure()
     highest = max((_rise(e) for e in entries if e["budget"] is not None), default=0.0)

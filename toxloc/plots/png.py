@@ -1,26 +1,26 @@
 """Figures as PNG files, for papers and slides."""
 
 import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
+from ..support.files import replacing
 
-HEIGHT = 500  # of a figure that does not set its own
+HEIGHT = 500  # pixels, for a figure without a height
 
 
 def write_png(figure: go.Figure, path: str | PathLike[str], *, width: int = 1000, height: int | None = None,
               scale: float = 2) -> None:
-    """Write a figure as a PNG with a white background, by means of kaleido and Chrome; nothing is fetched.
+    """Write a figure as a PNG with a white background, with kaleido and Chrome, without access to the web.
 
     Args:
-        figure: any Plotly figure; it stays as it is.
-        path: the file; it is replaced only when the picture is there.
-        width: in layout pixels.
-        height: in layout pixels; None for the figure's own.
+        figure: any Plotly figure; it is not changed.
+        path: the file; an existing file is replaced only after the picture is complete.
+        width: width in layout pixels.
+        height: height in layout pixels; None for the height of the figure.
         scale: pixels of the file per layout pixel.
 
     Raises:
@@ -32,19 +32,12 @@ def write_png(figure: go.Figure, path: str | PathLike[str], *, width: int = 1000
     path = Path(path)
     white = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
     picture = _render(white, width, height or white.layout.height or HEIGHT, scale)
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
-            file.write(picture)
-        partial.chmod(0o644)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_bytes(picture)
     except OSError as error:
         raise ToxlocError(f"{path} cannot be written ({error.strerror}); choose another place.") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _render(figure: go.Figure, width: int, height: int, scale: float) -> bytes:
@@ -54,7 +47,7 @@ def _render(figure: go.Figure, width: int, height: int, scale: float) -> bytes:
     except ImportError:
         raise ToxlocError("A PNG needs kaleido, version 1 or later; install it with: pip install 'toxloc[png]'"
                           ) from None
-    # Not figure.to_image: that asks the web for MathJax, and versions of plotly before 6.1 know only the old kaleido.
+    # figure.to_image would load MathJax from the web, and plotly before 6.1 supports only old versions of kaleido.
     try:
         picture: bytes = kaleido.calc_fig_sync(
             figure, opts={"format": "png", "width": width, "height": height, "scale": scale},

@@ -1,28 +1,66 @@
-"""What a run did: toxicity before and after, cost, and where an edit was cheap."""
+"""Figures of a run: toxicity before and after, cost, and editability by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .style import BASE, COLOURS, METHOD_TITLES, wrapped
+from .style import BASE, GREY, OKABE_ITO, wrapped
 
 COSTS = "#6b7480"
-LEGIBLE = {"minsize": 9, "mode": "hide"}  # numbers that do not fit their bar are left to the table and to hovering
+EDITABILITY = "#1f9d6b"
+LEGIBLE = {"minsize": 9, "mode": "hide"}  # hide numbers that do not fit their bar; the table and the hover have them
+RENAMED = {"both": "all"}  # older files call the verdict of all evaluators "both"
 
 
-def before_after(runs: Sequence[dict[str, Any]]) -> go.Figure:
-    """Share of toxic completions by every judge, for each entry of `runs`, with 95% intervals."""
-    figure = go.Figure(layout={"xaxis": {"tickangle": 0}})
+def run_title(run: Mapping[str, Any]) -> str:
+    """Return the title of the method of an entry of `runs`; the name of the method in files without titles.
+
+    Example:
+        >>> run_title({"method": "trne", "title": "TRNE"}), run_title({"method": "trne"})
+        ('TRNE', 'trne')
+    """
+    return str(run.get("title") or run["method"])
+
+
+def run_colours(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the colour of every entry: its own, grey for the baseline, else the next of the palette.
+
+    Example:
+        >>> run_colours([{"method": "baseline"}, {"method": "trne", "colour": "#1f9d6b"}, {"method": "mine"}])
+        ['#8a8f98', '#1f9d6b', '#0072B2']
+    """
+    colours, drawn = [], 0
     for run in runs:
+        if colour := run.get("colour"):
+            colours.append(str(colour))
+        elif run["method"] == "baseline":
+            colours.append(GREY)
+        else:
+            colours.append(OKABE_ITO[drawn % len(OKABE_ITO)])
+            drawn += 1
+    return colours
+
+
+def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw the share of toxic completions by every judge, for each entry of `runs`, with 95% intervals.
+
+    Args:
+        runs: entries as in results.json or from `Evaluation.to_dict`; "title" and "colour" are optional.
+
+    Example:
+        >>> before_after([before.to_dict(), after.to_dict()])     # doctest: +SKIP
+    """
+    figure = go.Figure(layout={"xaxis": {"tickangle": 0}})
+    for run, colour in zip(runs, run_colours(runs), strict=True):
         names = list(run["toxicity"])
         rates = np.array([run["toxicity"][name]["rate"] for name in names])
         cis = np.array([run["toxicity"][name]["rate_ci"] for name in names])
         figure.add_bar(
-            name=METHOD_TITLES.get(run["method"], run["method"]), x=[wrapped(name) for name in names], y=rates,
-            marker_color=COLOURS.get(run["method"]), text=[f"{rate:.1%}" for rate in rates], textposition="inside",
+            name=run_title(run), x=[wrapped(RENAMED.get(name, name)) for name in names], y=rates,
+            marker_color=colour, text=[f"{rate:.1%}" for rate in rates], textposition="inside",
             insidetextanchor="start",
             error_y={"type": "data", "array": cis[:, 1] - rates, "arrayminus": rates - cis[:, 0], "thickness": 1.5,
                      "color": "#d98324"},
@@ -34,12 +72,19 @@ def before_after(runs: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def cost(runs: Sequence[dict[str, Any]]) -> go.Figure:
-    """What each method costs on everyday text: rise of perplexity where it was tuned and where it was checked; KL."""
+def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw the cost of each method on everyday text: rise of perplexity on tuning text and on unseen text, and KL.
+
+    Args:
+        runs: entries as in results.json or from `Evaluation.to_dict`; the baseline is left out.
+
+    Example:
+        >>> cost([before.to_dict(), after.to_dict()])     # doctest: +SKIP
+    """
     edited = [run for run in runs if run["method"] != "baseline"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=("perplexity rise", "KL (nats)"),
                            column_widths=[0.6, 0.4], horizontal_spacing=0.18)
-    titles = [METHOD_TITLES.get(run["method"], run["method"]) for run in edited]
+    titles = [run_title(run) for run in edited]
     tuned = [run["config"].get("tuned_perplexity_ratio", float("nan")) - 1 for run in edited]
     checked = [run["fluency"]["perplexity_ratio"] - 1 for run in edited]
     for name, values, colour in (("on the tuning text", tuned, "#b3bac4"), ("on unseen text", checked, COSTS)):
@@ -55,11 +100,15 @@ def cost(runs: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def editability(values: dict[int, float]) -> go.Figure:
-    """TRNE's gain per unit of change on neutral text (σ₁), by layer."""
+def editability(values: Mapping[int, float]) -> go.Figure:
+    """Draw TRNE's gain per unit of change on neutral text (σ₁) by layer.
+
+    Example:
+        >>> editability({0: 0.5, 1: 2.0})     # doctest: +SKIP
+    """
     layers = sorted(values)
     figure = go.Figure(go.Scatter(x=layers, y=[values[layer] for layer in layers], mode="lines+markers",
-                                  line={"color": COLOURS["trne"]}, hovertemplate="layer %{x}: %{y:.3g}<extra></extra>"))
+                                  line={"color": EDITABILITY}, hovertemplate="layer %{x}: %{y:.3g}<extra></extra>"))
     figure.update_layout(**BASE, height=280, xaxis={"title": "layer", "dtick": 1 if len(layers) <= 16 else None},
                          yaxis={"title": "editability", "rangemode": "tozero"})
     return figure

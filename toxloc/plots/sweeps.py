@@ -1,35 +1,40 @@
-"""What a sweep found: what every setting does to every model, and what that costs."""
+"""Figures of a sweep: the change that every setting makes in every model, and its cost."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ..support.names import short_name
+from .protocols import Cell
 from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, wrapped
 
-if TYPE_CHECKING:
-    from ..sweeps.grid import Cell
-
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon", "triangle-down")
-Results = Sequence[tuple["Cell", dict[str, Any]]]
+Results = Sequence[tuple[Cell, dict[str, Any]]]
 
 
 def change_by_setting(results: Results, benchmark: str) -> go.Figure:
-    """Change of the toxic rate on one benchmark, by any evaluator, for every setting (rows) and model (columns)."""
+    """Draw the change of the toxic rate on one benchmark, by any evaluator: a row per setting, a column per model.
+
+    Args:
+        results: cells, each with its result as in the file of the cell.
+        benchmark: name of the benchmark.
+    """
     mine = [(cell, result) for cell, result in results if cell.benchmark == benchmark]
     rows = list(dict.fromkeys(cell.treatment for cell, _ in mine))
     columns = list(dict.fromkeys(_column(cell, mine) for cell, _ in mine))
     change, text, hover = (np.full((len(rows), len(columns)), value, dtype=object) for value in (None, "", ""))
     for cell, result in mine:
         at = rows.index(cell.treatment), columns.index(_column(cell, mine))
-        before, after = (one["toxicity"]["any"]["rate"] for one in (result["baseline"], result))
-        found = result["change"]["any"]
-        change[at] = found["relative"] if found else None
+        before, after = (entry["toxicity"]["any"]["rate"] for entry in (result["baseline"], result))
+        relative, (low, high) = None, (0.0, 0.0)
+        if measured := result["change"]["any"]:
+            relative, (low, high) = measured["relative"], measured["ci"]
+        change[at] = relative
         text[at] = f"{after:.1%}"
-        hover[at] = (f"{before:.1%} → {after:.1%}" + (f", change {found['relative']:+.0%} [{found['ci'][0]:+.0%}, "
-                                                      f"{found['ci'][1]:+.0%}]" if found else "")
+        hover[at] = (f"{before:.1%} → {after:.1%}"
+                     + ("" if relative is None else f", change {relative:+.0%} [{low:+.0%}, {high:+.0%}]")
                      + f"<br>perplexity {result['fluency']['perplexity_ratio'] - 1:+.1%}")
     unedited = {_column(cell, mine): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in mine}
     names = [f"{column}<br>before<br>{unedited[column]:.1%}" for column in columns]
@@ -43,17 +48,17 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
     return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
-def _column(cell: "Cell", among: Results) -> str:
-    """The model, and whatever else tells columns apart."""
+def _column(cell: Cell, among: Results) -> str:
+    """Return the name of a column: the model, with contrast set and seed if the cells differ in them."""
     name = wrapped(short_name(cell.model))
-    for part, several in ((short_name(cell.contrast), {one.contrast for one, _ in among}),
-                          (f"seed {cell.seed}", {one.seed for one, _ in among})):
+    for part, several in ((short_name(cell.contrast), {other.contrast for other, _ in among}),
+                          (f"seed {cell.seed}", {other.seed for other, _ in among})):
         name += f"<br>{part}" if len(several) > 1 else ""
     return name
 
 
 def cost_and_gain(results: Results) -> go.Figure:
-    """Rise of perplexity against change of the toxic rate: a colour a model, a symbol a setting."""
+    """Draw the change of the toxic rate against the rise of perplexity: a colour per model, a symbol per setting."""
     models = list(dict.fromkeys(cell.model for cell, _ in results))
     treatments = list(dict.fromkeys(cell.treatment for cell, _ in results))
     figure = go.Figure()

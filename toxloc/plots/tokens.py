@@ -1,4 +1,4 @@
-"""Which tokens of a text the layers react to."""
+"""Heatmap of layers over the tokens of one text."""
 
 import html
 
@@ -6,25 +6,26 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
-from ..localization.token_view import TokenView
+from .protocols import TokenView
 from .style import DIVERGING, colour_bar, lay_out
 
 UNITS = {"attribution": "nats", "activation": "sd"}
-LEVEL_UP_TO = 8  # tokens whose labels have room to lie level
+LEVEL_UP_TO = 8  # tokens; the labels of more have no room to be horizontal
 
 
 def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = True) -> go.Figure:
-    """Position by layer: what each layer does at each token of one text.
+    """Draw one number per layer and token of a text.
 
-    The colours are spread over the positions after the first, which can be an attention sink that dwarfs all others.
+    The colour scale covers the positions after the first, because the first can be an attention sink with values far
+    larger than all others.
 
     Args:
         view: the numbers of one text.
         kind: "attribution" (nats) or "activation" (standard deviations).
-        masked: hide words; switch it off only where offensive text may be seen.
+        masked: mask words; switch it off only where offensive text may be shown.
 
     Raises:
-        ToxlocError: an unknown kind, or one that the view lacks.
+        ToxlocError: the kind is unknown, or the view lacks it.
 
     Example:
         >>> token_heatmap(view)     # doctest: +SKIP
@@ -37,7 +38,7 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
                           "or plot kind='attribution'.")
     labels = [_visible(token) for token in view.shown(masked)]
     hover = [f"position {position}: {label}" for position, label in enumerate(labels)]
-    # Categories, since Plotly leaves out those labels that have no room; numbered, since tokens come twice.
+    # Positions are categories, or Plotly would leave out labels; they are numbers, because a token can occur twice.
     positions = [str(position) for position in range(len(labels))]
     limit = float(np.abs(values[:, 1:] if len(labels) > 1 else values).max()) or 1.0
     notes = ["Words are masked."] if masked else []

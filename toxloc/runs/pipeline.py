@@ -1,134 +1,88 @@
-"""The whole job: localize, prove it by removal, fit both methods, judge before and after, write it all down."""
+"""The whole job: localize, test by removal, fit the methods, judge before and after, write results and report."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from os import PathLike
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from ..causal.curve import KnockoutCurve, knockout_curve
 from ..causal.knockout import KnockoutTest
 from ..causal.proof import CausalProof, causal_proof
-from ..errors import ToxlocError
 from ..evaluation.change import relative_change
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.base import Evaluator
-from ..evaluation.evaluators.registry import DEFAULT, get_evaluators
+from ..evaluation.evaluators.registry import get_evaluators
 from ..evaluation.result import Evaluation
 from ..evaluation.toxicity import prompts_needed
 from ..interventions.base import Intervention
-from ..interventions.methods.meow2x import Meow2X
-from ..interventions.methods.trne import TRNE
+from ..interventions.evidence import Evidence
+from ..interventions.registry import method_named, method_settings
 from ..localization.localize import localize
 from ..localization.promoted_tokens import promoted_tokens
 from ..localization.result import Localization
-from ..localization.statistics import collect_contrast
+from ..localization.score_names import ScoreName
+from ..localization.scores import needs_of
 from ..models.loaded import LoadedModel
 from ..models.loading import load_model, pick_device
-from ..support.files import check_free, new_folder, write_json
+from ..support.files import write_json
 from ..support.progress import step
 from ..version import __version__
 from .report import write_report
-from .result import FORMAT_VERSION, RunResult
-from .settings import Settings
-from .texts import RunTexts, load_texts
+from .result import FORMAT_VERSION
+from .settings import RunSettings
+from .texts import RunTexts, read_texts
 
-SCORES = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
+SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
 TOP_NEURONS = 12  # whose tokens the report shows
-KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 40, 40, 40  # at most; what every single knock-out is measured on
+KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 40, 40, 40  # at most; every single knock-out is measured on these
 
 
-def run(model: str = "toxloc-tiny", out: str | PathLike[str] | None = None, *, overwrite: bool = False,
-        contrast: str = "builtin", prompts: str = "builtin", neutral: str = "builtin", check: str | None = None,
-        evaluators: Sequence[str] = DEFAULT, budget: float = 0.01, meow2x_budget: float = 0.02, samples: int = 5,
-        max_prompts: int = 200, max_texts: int = 600, max_neutral: int = 500, knockouts: int = 32,
-        max_new_tokens: int = 20, seed: int = 0, device: str | None = None, dtype: str = "float32") -> RunResult:
-    """Localize toxicity in a model, remove what was found, turn it down with Meow2X and TRNE, and judge all.
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs, loaded before anything is computed."""
 
-    Args:
-        model: what `load_model` takes.
-        out: folder to write; by default a new one in `toxloc-runs`. It appears only when the run is complete.
-        overwrite: replace `out` if it holds something.
-        contrast: what `load_contrast` takes, or "sampled" for a set sampled from the model itself with one half of
-            the provocative prompts, of which then the other half is judged. A fifth is held out for the knock-outs.
-        prompts: what `load_prompts` takes. Provocative ones are judged; everyday ones, where there are any, show
-            how much of ordinary talk is called toxic. Contrast texts that begin with a judged prompt are left out.
-        neutral: what `load_neutral` takes; budgets are tuned on a part of it that no statistic sees.
-        check: further everyday text on which alone the reported cost is measured; by default a third part of
-            `neutral`.
-        evaluators: names of judges.
-        budget: perplexity rise allowed to TRNE on the tuning text.
-        meow2x_budget: the same for Meow2X.
-        samples: completions per prompt.
-        max_prompts: prompts of each kind, drawn at random if there are more.
-        max_texts: contrast texts of each side, likewise.
-        max_neutral: everyday texts to read, likewise.
-        knockouts: single neurons to remove, one by one, in the causal test, besides every layer and a curve of
-            growing groups; 0 leaves the causal test out.
-        max_new_tokens: length of a completion.
-        seed: of every draw; the same seed, machine and version give the same completions.
-        device: see `load_model`.
-        dtype: see `load_model`.
+    lm: LoadedModel
+    texts: RunTexts
+    judges: list[Evaluator]
+
+
+def prepare(s: RunSettings) -> Prepared:
+    """Load the judges, the texts and the model.
 
     Raises:
-        ToxlocError: any setting or input that cannot be used, before anything is computed or written.
-
-    Example:
-        >>> result = toxloc.run("toxloc-tiny", out="first-run")        # doctest: +SKIP
-        >>> result.rate("baseline"), result.rate("trne")               # doctest: +SKIP
+        ToxlocError: one of them cannot be used.
     """
-    try:
-        settings = Settings(
-            model=model, contrast=contrast, prompts=prompts, neutral=neutral, check=check,
-            evaluators=tuple(evaluators), budget=budget, meow2x_budget=meow2x_budget, samples=samples,
-            max_prompts=max_prompts, max_texts=max_texts, max_neutral=max_neutral, knockouts=knockouts,
-            max_new_tokens=max_new_tokens, seed=seed, device=device, dtype=dtype,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ToxlocError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}.") from None
-    target = Path(out) if out is not None else _default_folder(settings)
-    check_free(target, overwrite)
-    judges = get_evaluators(settings.evaluators)
-    pick_device(settings.device)
+    judges = get_evaluators(s.evaluators)
+    pick_device(s.device)
     with step("Reading texts"):
-        prepared = load_texts(settings)
-    with step(f"Loading {settings.model}"):
-        lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    texts = prepared(lm, judges)
-    with new_folder(target, overwrite) as folder:
-        results = _run(lm, texts, settings, judges, folder)
-    return RunResult(target, results)
+        read = read_texts(s)
+    with step(f"Loading {s.model}"):
+        lm = load_model(s.model, device=s.device, dtype=s.dtype)
+    return Prepared(lm, read.complete(lm, judges), judges)
 
 
-def _default_folder(settings: Settings) -> Path:
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(settings.model).stem}"
-    return Path("toxloc-runs") / stem
-
-
-def _run(lm: LoadedModel, texts: RunTexts, s: Settings, judges: list[Evaluator], folder: Path) -> dict[str, Any]:
+def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
+    """Compute a run, write it into a folder, and return the content of results.json."""
+    lm, texts, judges = prepared.lm, prepared.texts, prepared.judges
+    evidence = Evidence(lm, texts.contrast, texts.neutral)
+    chosen = {name: method_settings(name, budget=s.budget_of(name), seed=s.seed) for name in s.methods}
+    needs = needs_of(SCORES).union(*(method_named(name).needs(settings) for name, settings in chosen.items()))
     with step("Localizing"):
-        statistics = collect_contrast(lm, texts.contrast, curvature=True, peaks=True, more_neutral=texts.neutral.fit)
+        statistics = evidence.expect(*needs).statistics(needs_of(SCORES))
         loc = localize(lm, texts.contrast, SCORES, statistics=statistics, seed=s.seed)
     causal = None
     if s.knockouts:
-        with step("Removing what was found"):
+        with step("Removing parts"):
             causal = _causal(lm, loc, texts, s, judges)
     methods: list[Intervention] = []
-    with step("Fitting Meow2X"):
-        methods.append(Meow2X.fit(lm, texts.contrast, budget=s.meow2x_budget, neutral=texts.neutral,
-                                  statistics=statistics))
-    with step("Fitting TRNE"):
-        methods.append(TRNE.fit(lm, texts.contrast, budget=s.budget, neutral=texts.neutral, statistics=statistics))
-    del statistics
+    for name, settings in chosen.items():
+        with step(f"Fitting {method_named(name).title}"):
+            methods.append(method_named(name).fit(lm, texts.contrast, settings, evidence=evidence))
+    del statistics, evidence
     with step("Judging the baseline"):
         judged = [_judge(lm, None, texts, s, judges)]
     for method in methods:
-        with step(f"Judging {method.kind}"):
+        with step(f"Judging {method.title}"):
             judged.append(_judge(lm, method, texts, s, judges))
         method.save(folder / method.kind)
     loc.save(folder / "localization")
@@ -139,7 +93,7 @@ def _run(lm: LoadedModel, texts: RunTexts, s: Settings, judges: list[Evaluator],
     return results
 
 
-def _causal(lm: LoadedModel, loc: Localization, texts: RunTexts, s: Settings,
+def _causal(lm: LoadedModel, loc: Localization, texts: RunTexts, s: RunSettings,
             judges: list[Evaluator]) -> tuple[CausalProof, KnockoutCurve]:
     """Remove parts, and measure on contrast texts that no score has seen."""
     held_out = texts.held_out.limited(KNOCKOUT_TEXTS, s.seed)
@@ -155,6 +109,8 @@ def _causal(lm: LoadedModel, loc: Localization, texts: RunTexts, s: Settings,
 class _Judged:
     """One method judged on provocative and, where there are any, on everyday prompts."""
 
+    title: str
+    colour: str | None
     main: Evaluation
     everyday: Evaluation | None
 
@@ -162,24 +118,28 @@ class _Judged:
         return [row for e in (self.main, self.everyday) if e for row in e.rows()]
 
 
-def _judge(lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: Settings,
+def _judge(lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: RunSettings,
            judges: list[Evaluator]) -> _Judged:
-    if method is not None:
-        with method.applied(lm):
-            return _judge(lm, None, texts, s, judges)
-    how: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
-    main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **how)
-    everyday = None
-    if texts.everyday is not None:
-        everyday = evaluate(lm, texts.everyday, samples=max(1, s.samples // 2), fluency=False, **how)
-    return _Judged(main, everyday)
+    options: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
+
+    def judged(title: str, colour: str | None) -> _Judged:
+        main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **options)
+        everyday = None
+        if texts.everyday is not None:
+            everyday = evaluate(lm, texts.everyday, samples=max(1, s.samples // 2), fluency=False, **options)
+        return _Judged(title, colour, main, everyday)
+
+    if method is None:
+        return judged("baseline", None)
+    with method.applied(lm):
+        return judged(method.title, method.colour)
 
 
 def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, KnockoutCurve] | None, texts: RunTexts,
-             s: Settings, judges: list[Evaluator], judged: list[_Judged]) -> dict[str, Any]:
+             s: RunSettings, judges: list[Evaluator], judged: list[_Judged]) -> dict[str, Any]:
     runs = []
     for one in judged:
-        entry = one.main.to_dict()
+        entry = one.main.to_dict() | {"title": one.title, "colour": one.colour}
         if one.everyday:
             entry["everyday_toxicity"] = {name: t.to_dict() for name, t in one.everyday.toxicity.items()}
         if one is not judged[0]:

@@ -5,14 +5,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..errors import ToxlocError
 from ..support.files import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)  # in version 1 the verdict "all" is called "both"
+NEEDED = ("model", "settings", "localization", "runs")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a finished run lies and what it found.
+    """The folder and the figures of a finished run.
 
     Attributes:
         path: the folder with results.json, completions.jsonl, report.html and the fitted interventions.
@@ -27,15 +30,47 @@ class RunResult:
         """The HTML report."""
         return self.path / "report.html"
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods that were judged, "baseline" first."""
+        return [entry["method"] for entry in self.results["runs"]]
+
     def rate(self, method: str, judge: str = "any") -> float:
-        """Share of completions that a judge calls toxic under a method."""
-        return float(next(r for r in self.results["runs"] if r["method"] == method)["toxicity"][judge]["rate"])
+        """Share of completions that a judge calls toxic under a method.
+
+        Raises:
+            ToxlocError: no such method or judge in this run; the message lists those that are.
+
+        Example:
+            >>> RunResult.load("first-run").rate("trne")      # doctest: +SKIP
+            0.015
+        """
+        entry = next((entry for entry in self.results["runs"] if entry["method"] == method), None)
+        if entry is None:
+            raise ToxlocError(f"This run has no method {method!r}; it has {', '.join(self.methods)}.")
+        if judge not in entry["toxicity"]:
+            raise ToxlocError(f"This run has no judge {judge!r}; it has {', '.join(entry['toxicity'])}.")
+        return float(entry["toxicity"][judge]["rate"])
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunResult":
-        """Read a finished run.
+        """Read a finished run, also of version 0.1, whose verdict "both" is read as "all".
 
         Raises:
-            ToxlocError: there is none in the folder.
+            ToxlocError: the folder holds no run, it is damaged, or a newer toxloc wrote it.
         """
-        return cls(Path(folder), read_json(Path(folder) / "results.json", "finished run"))
+        results = read_json(Path(folder) / "results.json", "finished run")
+        if results.get("format_version") not in READABLE:
+            raise ToxlocError(f"{folder} has format version {results.get('format_version')}, this toxloc reads "
+                              f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it.")
+        missing = [name for name in NEEDED if name not in results]
+        try:
+            entries = [(entry["method"], entry["toxicity"]) for entry in results.get("runs", [])]
+            for _, toxicity in entries:
+                if "both" in toxicity and "all" not in toxicity:
+                    toxicity["all"] = toxicity.pop("both")
+        except (KeyError, TypeError, AttributeError):
+            missing.append("runs")
+        if missing:
+            raise ToxlocError(f"The run in {folder} is damaged: {', '.join(dict.fromkeys(missing))} cannot be read.")
+        return cls(Path(folder), results)

@@ -1,1 +1,1 @@
-"""What every room uses: files, progress, memory, intervals, masking, templates and data files."""
+"""Tools that every room uses: files, the cache folder, progress, memory, intervals, masking, templates, assets."""

@@ -1,9 +1,10 @@
-"""Writing so that nothing is ever half-written: to a temporary neighbour first, then renamed into place."""
+"""Write files and folders completely or not at all: write to a temporary neighbour, then rename it."""
 
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,11 @@ from ..errors import ToxlocError
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse, before any work is done, to write where something lies already or where nothing can be written."""
+    """Check, before any work is done, that a folder can be written.
+
+    Raises:
+        ToxlocError: `target` is a file, is a folder with content (and `overwrite` is False), or cannot be written.
+    """
     if target.exists() and not target.is_dir():
         raise ToxlocError(f"{target} is a file; give the name of a folder.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -28,12 +33,16 @@ def check_free(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; it takes the name `target` only if the block ends well.
+    """Yield an empty folder beside `target`; it is renamed to `target` if the block succeeds, and removed if not.
 
-    With `overwrite`, what stood at `target` is replaced at that moment and not earlier.
+    With `overwrite`, an existing `target` is replaced at that moment, and not before. Everyone can read the files.
 
     Raises:
-        ToxlocError: `target` is a file, is not empty (and `overwrite` is off), or cannot be written.
+        ToxlocError: `target` is a file, is a folder with content (and `overwrite` is False), or cannot be written.
+
+    Example:
+        >>> with new_folder("result") as folder:                    # doctest: +SKIP
+        ...     write_json(folder / "figures.json", {"rate": 0.1})
     """
     target = Path(target)
     check_free(target, overwrite)
@@ -63,23 +72,53 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a neighbour to write to; it takes the place of `path` if the block ends well, and is gone if not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block succeeds, and removed if not.
+
+    Missing parent folders are made.
+
+    Raises:
+        ToxlocError: `path` cannot be written.
+
+    Example:
+        >>> with replacing(Path("figure.png")) as partial:          # doctest: +SKIP
+        ...     partial.write_bytes(picture)
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename in (None, *map(str, (partial, path, *path.parents))):
+            raise ToxlocError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
+        raise  # of another file, which the block uses
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON, keys in the order given, whole or not at all."""
+    """Write a value as indented JSON, with keys in their order; an existing file is replaced.
+
+    Raises:
+        ToxlocError: the file cannot be written.
+        TypeError: JSON has no such type.
+        ValueError: a number is infinite or nan.
+    """
     with replacing(path) as partial:
         partial.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object, or say what was expected there."""
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        what: what the error message calls the content, for example "localization".
+
+    Raises:
+        ToxlocError: no such file, or it does not hold a JSON object.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

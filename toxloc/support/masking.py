@@ -1,25 +1,21 @@
-"""Hide offensive words in what people see."""
+"""Mask offensive words in displayed text."""
 
 import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def mask(text: str) -> str:
-    """Mask a token or text for display: every letter of a word but its first becomes '·', one for one.
+    """Replace every letter of a word but the first by '·'. The length of the text stays the same.
 
-    Digits, punctuation and whitespace stay; digits and apostrophes do not end a word.
+    Digits, punctuation and whitespace stay as they are. Digits and apostrophes do not end a word.
 
     Example:
         >>> mask("Don't shout, you 1d10t!")
         "D··'· s····, y·· 1d10·!"
     """
-    shown, inside = [], False
+    masked, inside = [], False
     for character in text:
-        kind = unicodedata.category(character)[0]
-        letter = kind in "LM"  # with combining marks, which would cut words of many scripts into single letters
-        shown.append("·" if letter and inside else character)
-        inside = letter or (inside and (kind == "N" or character in "'’_"))
-    return "".join(shown)
+        category = unicodedata.category(character)[0]
+        letter = category in "LM"  # M: combining marks, which otherwise cut words of many scripts into single letters
+        masked.append("·" if letter and inside else character)
+        inside = letter or (inside and (category == "N" or character in "'’_"))
+    return "".join(masked)

@@ -1,58 +1,103 @@
-"""The most memory that a stretch of work took."""
+"""Peak memory of a block of code."""
 
+import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
+STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
 
 @dataclass
 class PeakMemory:
-    """Measures a block: `with PeakMemory() as peak: ...`, then read the attributes.
+    """Measure the peak memory of a block: resident memory of the process, and CUDA memory that torch allocated.
+
+    Only Linux can measure the resident memory of the block alone. On other systems, and in containers that forbid it,
+    the resident peak is that of the process since it began.
 
     Attributes:
-        resident_mb: the process's resident memory at its highest within the block, in MB. Elsewhere than on Linux,
-            where the kernel cannot start counting anew, since the process began; None where it is not known at all.
-        device_mb: likewise what torch allocated on the current CUDA device; None without one.
+        device: a CUDA device; by default the current CUDA device, if there is any. A CPU device measures resident
+            memory only.
+        resident: peak resident memory in bytes; None if the system does not report it.
+        allocated: peak CUDA memory in bytes; None without a CUDA device.
+        resident_before: resident memory in bytes at the beginning of the block; None if the resident peak is that of
+            the process.
+        allocated_before: CUDA memory in bytes at the beginning of the block; None without a CUDA device.
+
+    Example:
+        >>> with PeakMemory() as peak:
+        ...     ones = torch.ones(1000, 1000)
+        >>> peak.to_dict()                                          # doctest: +SKIP
+        {'resident_mb': 412, 'device_mb': None}
     """
 
-    resident_mb: float | None = None
-    device_mb: float | None = None
+    device: torch.device | None = None
+    resident: int | None = None
+    allocated: int | None = None
+    resident_before: int | None = None
+    allocated_before: int | None = None
 
     def __enter__(self) -> "PeakMemory":
-        _forget_resident()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        self.resident_before = _restart()
+        if self._on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.allocated_before = torch.cuda.memory_allocated(self.device)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self.resident_mb = _resident()
-        if torch.cuda.is_available():
-            self.device_mb = torch.cuda.max_memory_allocated() / 1e6
+        self.resident = _resident_peak()
+        if self._on_cuda:
+            self.allocated = torch.cuda.max_memory_allocated(self.device)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return torch.cuda.is_available() if self.device is None else self.device.type == "cuda"
+
+    @property
+    def rise(self) -> int | None:
+        """How far memory rose within the block, in bytes: CUDA memory if there is any, else resident memory.
+
+        None if that is not known.
+        """
+        peak, before = ((self.allocated, self.allocated_before) if self._on_cuda
+                        else (self.resident, self.resident_before))
+        return None if peak is None or before is None else max(0, peak - before)
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return the fields by name, whole megabytes."""
-        return {name: None if value is None else round(value) for name, value in vars(self).items()}
+        """Return the peaks in whole megabytes (10^6 bytes): `resident_mb` and `device_mb`."""
+        return {name: None if value is None else round(value / 1e6)
+                for name, value in (("resident_mb", self.resident), ("device_mb", self.allocated))}
 
 
-def _forget_resident() -> None:
+def _restart() -> int | None:
+    """Make the kernel measure a new peak, and return the resident memory; None where that is impossible."""
+    if sys.platform != "linux":
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # give freed memory back to the kernel, because the block could use it without a rise
+    try:
+        REFERENCES.write_text("5")  # sets the peak to the memory in use
+    except OSError:  # some containers forbid it
+        return None
+    return _status("VmRSS")
+
+
+def _resident_peak() -> int | None:
     if sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w") as stream:
-                stream.write("5")
-        except OSError:
-            pass  # a container may forbid it; the peak is then the process's
-
-
-def _resident() -> float | None:
-    if sys.platform == "linux":
-        with open("/proc/self/status") as stream:
-            return next(int(line.split()[1]) * 1024 / 1e6 for line in stream if line.startswith("VmHWM"))
+        return _status("VmHWM")  # not `getrusage`, whose peak a process inherits from its parent
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(field: str) -> int:
+    """Return a field of Linux's /proc/self/status in bytes."""
+    return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))

@@ -1,9 +1,8 @@
 """Short names for tables and figures."""
 
 
-
 def short_name(source: str) -> str:
-    """Return the last part of a path or hub id, which is what tables and figures have room for.
+    """Return the last part of a path or hub id, which fits into tables and figures.
 
     Example:
         >>> short_name("models/planted/layer3")

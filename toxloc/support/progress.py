@@ -1,11 +1,9 @@
-"""Progress that appears only while someone asked to see it.
+"""Progress that is shown only on request.
 
-The pipeline announces its steps with :func:`step`, loops pass their items through :func:`track`, what a user should
-know is a :func:`note`; the command line (or a notebook) opens :func:`shown` around a call. Without `shown`, nothing is
-printed.
+The pipeline announces its steps with `step`, loops report their items with `track`, and `note` prints a sentence for
+the user. All are silent unless the command line, or a notebook, opens `shown` around the call.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,16 +13,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .quiet import quiet as quiet
+
 T = TypeVar("T")
 _display: ContextVar[Progress | None] = ContextVar("toxloc_progress", default=None)
 
 
 @contextmanager
 def shown(console: Console | None = None) -> Iterator[None]:
-    """Show the steps and bars of everything inside this context.
+    """Show the steps, bars and notes of the block.
 
-    >>> with shown():
-    ...     for _ in track([1, 2, 3], "counting"): pass
+    Args:
+        console: where to print; by default the terminal.
+
+    Example:
+        >>> with shown():                                           # doctest: +SKIP
+        ...     for _ in track([1, 2, 3], "counting"):
+        ...         pass
     """
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TimeElapsedColumn())
@@ -38,12 +43,12 @@ def shown(console: Console | None = None) -> Iterator[None]:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Show a line with its time for the duration of the block; it stays when the block is done."""
+    """Show a line with the time that the block takes; the line stays after the block."""
     display = _display.get()
     if display is None:
         yield
         return
-    if not display.console.is_terminal:  # a log file sees no bars until the end, so it gets a line at the start
+    if not display.console.is_terminal:  # in a log file bars appear only at the end, so print a line at the start
         display.console.print(name, markup=False, highlight=False)
     task = display.add_task(f"[bold]{escape(name)}", total=1)
     yield
@@ -51,9 +56,12 @@ def step(name: str) -> Iterator[None]:
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items unchanged, advancing a bar, if one is shown, that goes when they are at an end.
+    """Yield the items unchanged, and show a bar that advances with them and disappears at the end.
 
-    `total` is how many there are, where the items do not know it.
+    Args:
+        items: the items of the loop.
+        description: label of the bar.
+        total: number of items, if `items` has no length.
     """
     display = _display.get()
     if display is None:
@@ -69,26 +77,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 def note(sentence: str) -> None:
-    """Print a sentence above the steps."""
+    """Print a sentence above the steps and bars."""
     display = _display.get()
     if display is not None:
         display.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the notices and bars of the libraries that load models off the user's screen; errors come through."""
-    from transformers.utils import logging as hf_logging
-
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    disabled = logging.root.manager.disable
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -10,45 +10,46 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import ToxlocError
 from ..evaluation.evaluators.base import FunctionEvaluator
-from ..evaluation.evaluators.registry import DEFAULT, get_evaluators
+from ..evaluation.evaluators.registry import DEFAULT, check_evaluator_names, get_evaluators
 from ..generation.decoding import Decoding
-from ..interventions.settings import check_settings
-from ..localization.scores import SCORES
-from ..models.loading import DTYPES
+from ..interventions.registry import method_settings
+from ..localization.score_names import ScoreName
+from ..models.settings import ModelSettings
 from ..models.sources import resolve
+from ..support.settings import Settings, option
 from ..texts.contrast import ContrastSet
 from ..texts.loading import load_contrast, load_neutral, load_prompts
 from ..texts.neutral import NeutralText
 from ..texts.prompts import PROVOCATIVE, PromptSet
+from ..texts.settings import NeutralSettings
 from ..version import __version__
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Benchmark(Settings):
+    """Prompts that every model completes; provocative ones, where the file says which are."""
+
+    prompts: str = option(..., "what load_prompts takes")
+    which: str | None = option(None, "all, toxic, nontoxic or challenging prompts alone")
+    text_column: str | None = option(None, "the column with the prompts")
+    words: int | None = option(None, "only the first so many words of each text are the prompt", ge=1)
+    max_prompts: int = option(100, "prompts, at most", ge=1)
 
 
-class Benchmark(_Part):
-    """Prompts that every model completes; provocative ones, where the file tells."""
-
-    prompts: str = Field(description="what load_prompts takes")
-    which: str | None = None
-    text_column: str | None = None
-    words: int | None = Field(None, ge=1, description="only the first so many words of each text are the prompt")
-    max_prompts: int = Field(100, ge=1)
-
-
-class Treatment(_Part):
+class Treatment(Settings):
     """A method with settings; where a setting is a list, each of its values in turn."""
 
-    method: str
-    settings: dict[str, Any] = {}
+    method: str = option(..., "name of the method")
+    settings: dict[str, Any] = option({}, "settings of the method")
 
     def variants(self) -> Iterator[dict[str, Any]]:
-        """Yield every combination of the settings' values, the last setting changing fastest."""
+        """Yield every combination of the settings' values, the last setting changing fastest.
+
+        scikit-learn's ParameterGrid sorts the names, which would change the order of the file.
+        """
         values = [value if isinstance(value, list) else [value] for value in self.settings.values()]
         for chosen in product(*values):
             yield dict(zip(self.settings, chosen, strict=True))
@@ -56,38 +57,35 @@ class Treatment(_Part):
     @model_validator(mode="after")
     def _check(self) -> "Treatment":
         for settings in self.variants():
-            check_settings(self.method, settings)
+            method_settings(self.method, **settings)
         return self
 
 
-class Resources(_Part):
+class Resources(Settings):
     """What a worker has: on Ray it is reserved for it, on this machine it is the number of its threads."""
 
-    cpus: int | None = Field(default=None, ge=1, description="default: 1 on Ray; here its share among the jobs")
-    gpus: float = Field(default=0, ge=0, description="for Ray")
+    cpus: int | None = option(None, "default: 1 on Ray; here its share among the jobs", ge=1)
+    gpus: float = option(0, "for Ray", ge=0)
 
 
-class Grid(_Part):
+class Grid(NeutralSettings, ModelSettings):
     """Models × contrast sets × seeds × methods with their settings × benchmarks."""
 
-    models: tuple[str, ...] = Field(min_length=1)
-    contrasts: tuple[str, ...] = Field(("builtin",), min_length=1)
-    benchmarks: dict[str, Benchmark] = Field(min_length=1)
-    methods: tuple[Treatment, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    evaluators: tuple[str, ...] = Field(DEFAULT, min_length=1)
-    neutral: str = "builtin"
-    scores: tuple[str, ...] = Field(("activation", "gradient_norm", "attribution"), min_length=1)
-    samples: int = Field(5, ge=1)
-    max_new_tokens: int = Field(20, ge=1)
-    top_p: float = Field(0.9, gt=0, le=1)
-    temperature: float = Field(1.0, ge=0)
-    max_texts: int = Field(400, ge=8, description="contrast texts of each side, at most")
-    max_neutral: int = Field(500, ge=12, description="everyday texts, at most")
-    device: str | None = None
-    dtype: str = "float32"
-    precision: Literal["highest", "high", "medium"] = Field("highest", description="of float32 matrix products")
-    resources: Resources = Resources()
+    models: tuple[str, ...] = option(..., "what load_model takes", min_length=1)
+    contrasts: tuple[str, ...] = option(("builtin",), "what load_contrast takes", min_length=1)
+    benchmarks: dict[str, Benchmark] = option(..., "prompts by name", min_length=1)
+    methods: tuple[Treatment, ...] = option(..., "methods with their settings", min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option((0,), "seeds for every random draw", min_length=1)
+    evaluators: tuple[str, ...] = option(DEFAULT, "judges of the completions", min_length=1)
+    scores: tuple[ScoreName, ...] = option(("activation", "gradient_norm", "attribution"), "localization scores",
+                                           min_length=1)
+    samples: int = option(Decoding.samples, "completions per prompt")
+    max_new_tokens: int = option(Decoding.max_new_tokens, "length of a completion in tokens")
+    top_p: float = option(Decoding.top_p, "nucleus sampling")
+    temperature: float = option(Decoding.temperature, "temperature of the sampling; 0 is greedy")
+    max_texts: int = option(400, "contrast texts of each side, at most", ge=8)
+    precision: Literal["highest", "high", "medium"] = option("highest", "precision of float32 matrix products")
+    resources: Resources = option(Resources(), "processors and devices of a worker")
 
     @property
     def decoding(self) -> Decoding:
@@ -96,12 +94,8 @@ class Grid(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> "Grid":
-        unknown = [name for name in self.scores if name not in SCORES]
-        if unknown:
-            raise ToxlocError(f"unknown score {unknown[0]!r}; choose from {', '.join(SCORES)}.")
-        if self.dtype not in DTYPES:
-            raise ToxlocError(f"unknown dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
-        if self.temperature == 0 and self.samples > 1:
+        check_evaluator_names(self.evaluators)
+        if self.decoding.temperature == 0 and self.samples > 1:
             raise ToxlocError(f"temperature=0 writes the same completion {self.samples} times; set samples to 1.")
         for name in ("models", "contrasts", "seeds", "evaluators"):
             values = getattr(self, name)
@@ -148,6 +142,11 @@ class Cell:
     def treatment(self) -> str:
         """The method with its settings, in one line."""
         return treatment(self.method, self.settings)
+
+    @property
+    def budget(self) -> str:
+        """The budget that its method keeps, in words; "none" if its settings fix the strength."""
+        return method_settings(self.method, **self.settings).budget_in_words
 
     @property
     def group(self) -> tuple[str, str, int]:
@@ -249,10 +248,9 @@ class Plan:
         return load_neutral(self.located(self.grid.neutral), limit=self.grid.max_neutral)
 
     @property
-    def scores(self) -> set[str]:
-        """Every localization score that the grid needs: those asked for, and those that a method ranks by."""
-        return {*self.grid.scores, *(settings["score"] for one in self.grid.methods for settings in one.variants()
-                                     if "score" in settings)}
+    def variants(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every method of the grid with every combination of its settings."""
+        return [(one.method, settings) for one in self.grid.methods for settings in one.variants()]
 
     def _expanded(self) -> Iterator[Cell]:
         g = self.grid
@@ -265,7 +263,7 @@ class Plan:
             pairs = self.pairs(contrast, seed)
             read = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}
             localization = _id({**read, "scores": g.scores})
-            for method, settings in ((one.method, settings) for one in g.methods for settings in one.variants()):
+            for method, settings in self.variants:
                 fit = {**read, "method": method, "settings": settings}
                 for benchmark, texts in prompts.items():
                     there = {**judged, "judged": texts}
@@ -344,6 +342,6 @@ def _told(error: Any) -> str:
 
 def _keys(where: Sequence[Any]) -> list[str]:
     """Name the keys that may stand at a place of the file."""
-    parts: dict[str, type[BaseModel]] = {"benchmarks": Benchmark, "methods": Treatment, "resources": Resources}
+    parts: dict[str, type[Settings]] = {"benchmarks": Benchmark, "methods": Treatment, "resources": Resources}
     part = parts.get(str(where[0])) if where else Grid
     return list(part.model_fields) if part else []

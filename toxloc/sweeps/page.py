@@ -1,38 +1,75 @@
-"""A sweep's summary as one HTML file that needs nothing else."""
+"""The summary of a sweep as one self-contained HTML file."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from .. import plots
+from ..localization.result import Localization
 from ..support.names import short_name
 from ..support.templates import render
 from ..version import __version__
-
-if TYPE_CHECKING:
-    from .summary import Summary
+from .grid import Cell, Plan
 
 
-def write_page(path: Path, summary: "Summary") -> None:
-    """Write the page: depth for every score, before and after for every cell, costs, winners, underestimation."""
-    found = summary.results
-    benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in found))
+@runtime_checkable
+class Results(Protocol):
+    """The members of a sweep's summary that the page shows.
+
+    Attributes:
+        plan: the grid with its cells.
+        results: the finished cells, each with its result.
+        failures: the failed cells, each with its error.
+        localizations: model, contrast set and seed to localization.
+        depths: for each localization and score, the peak and the share of each third of the layers.
+    """
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def results(self) -> Sequence[tuple[Cell, dict[str, Any]]]: ...
+    @property
+    def failures(self) -> Sequence[tuple[Cell, str]]: ...
+    @property
+    def localizations(self) -> Mapping[tuple[str, str, int], Localization]: ...
+    @property
+    def depths(self) -> Sequence[object]: ...
+
+    def best(self) -> list[dict[str, Any]]:
+        """Return the best setting of every model and benchmark."""
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """Return every setting with its mean rank, best first."""
+
+    def underestimates(self) -> list[dict[str, Any]]:
+        """Return how often each evaluator misses toxic completions."""
+
+
+def write_page(path: Path, summary: Results) -> None:
+    """Write the page: effect and cost of every setting, ranks, depth by score, and misses of evaluators.
+
+    Args:
+        path: the file.
+        summary: the summary of the sweep.
+    """
+    results = summary.results
+    benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in results))
+    changes = [plots.change_by_setting(results, name) for name in benchmarks]
     path.write_text(render(
-        "sweep.html.j2", html=True, s=summary, version=__version__, plotly_js=get_plotlyjs(),
-        best=summary.best(), ranks=summary.ranks(),
-        under=summary.underestimates(), cost=plots.to_html(plots.cost_and_gain(found)) if found else "",
-        changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in
-                 (plots.change_by_setting(found, name) for name in benchmarks)],
-        depths=[plots.to_html(one) for one in _depths(summary)],
+        "sweep.html.j2", html=True, s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(),
+        ranks=summary.ranks(), under=summary.underestimates(),
+        cost=plots.to_html(plots.cost_and_gain(results)) if results else "",
+        changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in changes],
+        depths=[plots.to_html(figure) for figure in _depths(summary)],
     ), encoding="utf-8")
 
 
-def _depths(summary: "Summary") -> list[go.Figure]:
-    several = {name for name, _, _ in summary.localizations}
-    tell: dict[str, Any] = {}
-    for (model, contrast, seed), loc in summary.localizations.items():
-        alone = len(several) == len(summary.localizations)
-        tell[short_name(model) + ("" if alone else f", {short_name(contrast)}, seed {seed}")] = loc
-    return [plots.relative_depth(tell, score) for score in summary.plan.grid.scores] if tell else []
+def _depths(summary: Results) -> list[go.Figure]:
+    """Return a figure per score; names have contrast set and seed if a model was localized more than once."""
+    once = len({model for model, _, _ in summary.localizations}) == len(summary.localizations)
+    named = {short_name(model) + ("" if once else f", {short_name(contrast)}, seed {seed}"): loc
+             for (model, contrast, seed), loc in summary.localizations.items()}
+    return [plots.relative_depth(named, score) for score in summary.plan.grid.scores] if named else []

@@ -14,6 +14,7 @@ from ..localization.result import Localization
 from ..support.files import replacing, write_json
 from ..version import __version__
 from .grid import Cell, Plan
+from .page import write_page
 from .store import Store
 
 if TYPE_CHECKING:
@@ -153,53 +154,56 @@ class Summary:
                 for group, loc in self.localizations.items() for score in self.plan.grid.scores]
 
     def _columns(self) -> list[list[tuple[Cell, dict[str, Any]]]]:
-        """Finished cells that differ in nothing but the method and its settings."""
+        """Finished cells that differ in nothing but the method and its settings, and keep the same budget."""
         groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
         for cell, result in self.results:
-            groups.setdefault((*cell.group, cell.benchmark), []).append((cell, result))
+            groups.setdefault((*cell.group, cell.benchmark, cell.budget), []).append((cell, result))
         return list(groups.values())
 
     def best(self) -> list[dict[str, Any]]:
-        """For every model, contrast set, seed and benchmark the setting that leaves the fewest toxic by any.
+        """Return the setting with the lowest toxic rate by any, for every model, contrast set, seed and benchmark.
 
-        `tied` are those whose own interval of the change reaches as far down.
+        Settings compete only with settings of the same budget. `tied` are those whose 95% interval of the toxic rate
+        reaches down to the best rate.
         """
-        found = []
+        rows = []
         for members in self._columns():
             cell, result = min(members, key=lambda one: one[1]["toxicity"]["any"]["rate"])
             rate = result["toxicity"]["any"]["rate"]
             tied = [other.treatment for other, its in members
                     if other is not cell and its["toxicity"]["any"]["rate_ci"][0] <= rate]
-            found.append({
+            rows.append({
                 "model": cell.model, "contrast": cell.contrast, "seed": cell.seed, "benchmark": cell.benchmark,
-                "before": result["baseline"]["toxicity"]["any"]["rate"], "best": cell.treatment, "after": rate,
-                "change": result["change"]["any"], "perplexity_ratio": result["fluency"]["perplexity_ratio"],
-                "tied": tied,
+                "budget": cell.budget, "before": result["baseline"]["toxicity"]["any"]["rate"],
+                "best": cell.treatment, "after": rate, "change": result["change"]["any"],
+                "perplexity_ratio": result["fluency"]["perplexity_ratio"], "tied": tied,
             })
-        return found
+        return rows
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Every setting with its mean rank (1 for the fewest toxic by any) and mean figures, best first.
+        """Return every setting with its mean rank within its budget and its mean figures, best first.
 
-        The mean change is None where nothing was toxic before.
+        Settings of different budgets are not ranked against each other: more toxicity removed at a higher price is no
+        win. Rank 1 has the lowest toxic rate by any. The mean change is None where nothing was toxic before.
         """
-        ranked: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+        ranked: dict[tuple[str, str], list[tuple[float, dict[str, Any]]]] = {}
         for members in self._columns():
             rates = np.array([result["toxicity"]["any"]["rate"] for _, result in members])
             for (cell, result), rate in zip(members, rates, strict=True):
                 rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
-                ranked.setdefault(cell.treatment, []).append((float(rank), result))
+                ranked.setdefault((cell.budget, cell.treatment), []).append((float(rank), result))
 
         def mean(tried: list[tuple[float, dict[str, Any]]],
                  of: Callable[[dict[str, Any]], float | None]) -> float | None:
             values = [value for _, result in tried if (value := of(result)) is not None]
             return float(np.mean(values)) if values else None
 
-        rows = [{"treatment": name, "n": len(tried), "mean_rank": float(np.mean([rank for rank, _ in tried])),
+        rows = [{"budget": budget, "treatment": name, "n": len(tried),
+                 "mean_rank": float(np.mean([rank for rank, _ in tried])),
                  "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),
                  "mean_perplexity_ratio": mean(tried, lambda one: one["fluency"]["perplexity_ratio"])}
-                for name, tried in ranked.items()]
-        return sorted(rows, key=lambda row: float(row["mean_rank"]))
+                for (budget, name), tried in ranked.items()]
+        return sorted(rows, key=lambda row: (str(row["budget"]), float(row["mean_rank"])))
 
     def underestimates(self) -> list[dict[str, Any]]:
         """How often each evaluator alone misses something: over the unedited models, and over the cells.
@@ -231,8 +235,6 @@ class Summary:
 
     def write(self) -> None:
         """Write results.csv, results.parquet, summary.json and summary.html into the folder, each whole."""
-        from .page import write_page
-
         folder, table = self.store.folder, self.table()
         with replacing(folder / "results.csv") as path:
             table.to_csv(path, index=False)

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from ..evaluation.cost.fluency import Unedited
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.registry import get_evaluators
 from ..evaluation.result import Evaluation, Finished, load_evaluation
-from ..interventions.base import Intervention, load_intervention
-from ..interventions.methods.trne import MEMORY
-from ..interventions.registry import check_method
-from ..interventions.settings import check_settings, parameters
-from ..interventions.unit_scaling import unit_aurocs
+from ..interventions.base import Intervention
+from ..interventions.evidence import Evidence
+from ..interventions.loading import load_intervention
+from ..interventions.registry import method_named, method_settings
 from ..localization.localize import localize
-from ..localization.scores import SCORES
-from ..localization.statistics import ContrastStatistics, collect_contrast
+from ..localization.scores import needs_of
 from ..models.loading import load_model
 from ..support.memory import PeakMemory
 from .grid import Cell, Plan, grid_of
@@ -59,7 +56,9 @@ class _Bench:
         self.judges = get_evaluators([plan.located_evaluator(one) for one in grid.evaluators])
         self.lm = load_model(plan.located(first.model), device=grid.device, dtype=grid.dtype)
         self.pairs = plan.pairs(first.contrast, first.seed)
-        self._statistics: ContrastStatistics | None = None
+        # One pass over the texts gathers what all scores and methods of the grid need.
+        needs = [method_named(method).needs(method_settings(method, **settings)) for method, settings in plan.variants]
+        self.evidence = Evidence(self.lm, self.pairs, plan.neutral).expect(*needs_of(grid.scores).union(*needs))
         self._unedited: Unedited | None = None
         self._fitted: tuple[str, Intervention] | None = None
 
@@ -104,28 +103,13 @@ class _Bench:
                 self._unedited = Unedited(self.lm, self.plan.neutral.check)
         return self._unedited
 
-    def _collected(self) -> ContrastStatistics:
-        """Statistics for every score and fit of the grid; without the curvature, if all layers' takes too much."""
-        if self._statistics is None:
-            needs = frozenset().union(*(SCORES[score].needs for score in self.plan.scores))
-            self._statistics = collect_contrast(
-                self.lm, self.pairs, curvature=self._shares_curvature or "curvature" in needs,
-                reliance="reliance" in needs, peaks="peaks" in needs, more_neutral=self.plan.neutral.fit)
-        return self._statistics
-
-    @cached_property
-    def _aurocs(self) -> Any:
-        return unit_aurocs(self.lm, self.pairs)
-
-    @property
-    def _shares_curvature(self) -> bool:
-        return 4 * self.lm.n_layers * self.lm.d_mlp**2 <= MEMORY
-
     def _localize(self, cell: Cell) -> None:
         target = self.store.localization(cell.localization_id)
         if target.is_dir():
             return
-        loc = localize(self.lm, self.pairs, self.plan.grid.scores, statistics=self._collected(), seed=cell.seed)
+        scores = self.plan.grid.scores
+        loc = localize(self.lm, self.pairs, scores, statistics=self.evidence.statistics(needs_of(scores)),
+                       seed=cell.seed)
         loc.save(target)
 
     def _baseline(self, cell: Cell) -> Finished:
@@ -146,17 +130,8 @@ class _Bench:
         return self._fitted[1]
 
     def _fit_anew(self, cell: Cell) -> Intervention:
-        settings = check_settings(cell.method, cell.settings)
-        method: Any = check_method(cell.method)
-        taken = parameters(cell.method)
-        shares = getattr(method, "shares_statistics", lambda **_: True)(**settings)
-        found: dict[str, Any] = {"seed": cell.seed} if "seed" in taken else {}
-        if "statistics" in taken and self._shares_curvature and shares:
-            found["statistics"] = self._collected()
-        if "aurocs" in taken:
-            found["aurocs"] = self._aurocs
-        fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.plan.neutral, **settings, **found)
-        return fitted
+        settings = method_settings(cell.method, **{"seed": cell.seed, **cell.settings})
+        return method_named(cell.method).fit(self.lm, self.pairs, settings, evidence=self.evidence)
 
 
 def _keep(save: Callable[[], None], target: Path) -> None:

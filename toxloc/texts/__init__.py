@@ -1,1 +1,1 @@
-"""Texts that go in: contrast sets, prompts and neutral text."""
+"""Contrast sets, prompts and neutral text: the texts that toxloc reads."""

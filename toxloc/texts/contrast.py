@@ -2,26 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..errors import ToxlocError
 from .drawing import check_texts, shuffled
-from .prompts import PromptSet
-
-if TYPE_CHECKING:
-    from ..evaluation.evaluators.base import Evaluator
-    from ..models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Toxic and neutral texts whose difference is to be found inside a model.
+    """Toxic and neutral texts. `localize` looks for the difference between them inside a model.
 
     Attributes:
         toxic: the toxic texts.
         neutral: the neutral texts.
-        name: where they come from.
+        name: where the texts come from.
         paired: whether toxic[i] and neutral[i] belong together.
+
+    Raises:
+        ToxlocError: a side is empty, a text is empty, or a paired set has sides of different lengths.
+
+    Example:
+        >>> pairs = ContrastSet(["You fool.", "Shut up!"], ["You friend.", "Please wait!"], paired=True)
+        >>> len(pairs.toxic)
+        2
     """
 
     toxic: list[str]
@@ -40,46 +43,29 @@ class ContrastSet:
                               f"and {len(self.neutral)}.")
 
     @classmethod
-    def from_model(cls, lm: "LoadedModel", prompts: "PromptSet | None" = None,
-                   evaluators: "Sequence[str | Evaluator]" = ("toxloc-guard", "profanity-check"), n: int = 200, *,
-                   samples: int = 4, max_rounds: int = 5, max_new_tokens: int = 20, seed: int = 0) -> "ContrastSet":
-        """Sample a contrast set from a model, so that it can be localized with no dataset at all.
-
-        Completions that all evaluators call toxic are paired with completions that all call neutral: of the same
-        prompt where there is one, and of the nearest length. A text is a prompt with its completion.
+    def from_model(cls, lm: Any, *arguments: Any, **options: Any) -> "ContrastSet":
+        """Sample a contrast set from a model: another name for `toxloc.contrast_from_model`.
 
         Args:
-            lm: the model.
-            prompts: openings to complete; by default the built-in provocative ones.
-            evaluators: two judges or more, best; a text must convince all of them. Toxic is a score at or over a
-                judge's threshold, neutral one under .25 (and under the threshold).
-            n: pairs wanted. Fewer come back if `max_rounds` do not yield so many.
-            samples: completions per prompt in a round.
-            max_rounds: rounds of sampling at most.
-            max_new_tokens: length of a completion in tokens.
-            seed: of the sampling.
-
-        Raises:
-            ToxlocError: fewer than 8 pairs were found.
+            lm: the loaded model.
+            *arguments: passed on.
+            **options: passed on.
 
         Example:
             >>> pairs = ContrastSet.from_model(toxloc.load_model(), n=100)     # doctest: +SKIP
         """
-        from ..evaluation.sampled_contrast import (
-            contrast_from_model,  # which stands on evaluators and generation, below this file
-        )
+        import toxloc  # the only import from above this package: lazy, so no circle arises
 
-        return contrast_from_model(lm, prompts, evaluators, n, samples=samples, max_rounds=max_rounds,
-                                   max_new_tokens=max_new_tokens, seed=seed)
+        return toxloc.contrast_from_model(lm, *arguments, **options)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
-        """Divide at random into two sets, the first with `fraction` of each side. Pairs stay together.
+        """Divide at random into two sets; the first gets `fraction` of each side. Pairs stay together.
 
         Raises:
             ToxlocError: the fraction is not between 0 and 1, or a side is too small to divide.
         """
         if not 0 < fraction < 1:
-            raise ToxlocError(f"A fraction between 0 and 1 is needed, not {fraction}.")
+            raise ToxlocError(f"fraction={fraction} is out of range; give a number between 0 and 1.")
         toxic = shuffled(len(self.toxic), seed)
         neutral = toxic if self.paired else shuffled(len(self.neutral), seed)
         a, b = round(fraction * len(toxic)), round(fraction * len(neutral))
@@ -92,13 +78,24 @@ class ContrastSet:
         return self._take(toxic, neutral)
 
     def without(self, openings: Sequence[str]) -> "ContrastSet":
-        """Return the texts that do not begin with any of the openings (what is judged must not be fitted on)."""
-        heads = {opening.strip().lower() for opening in openings}
-        lengths = sorted({len(head) for head in heads})
+        """Return the texts that do not begin with any of the openings, ignoring case.
+
+        This keeps texts that a method is fitted on apart from the prompts that it is evaluated on. A pair is dropped
+        if either of its texts begins with an opening.
+
+        Raises:
+            ToxlocError: no text is left on a side.
+
+        Example:
+            >>> ContrastSet(["You fool, go", "He lied"], ["Good day"]).without(["you fool"]).toxic
+            ['He lied']
+        """
+        beginnings = {opening.strip().lower() for opening in openings}
+        lengths = sorted({len(beginning) for beginning in beginnings})
 
         def free(text: str) -> bool:
             text = text.strip().lower()
-            return not any(text[:n] in heads for n in lengths)
+            return not any(text[:n] in beginnings for n in lengths)
 
         if self.paired:
             kept = [i for i in range(len(self.toxic)) if free(self.toxic[i]) and free(self.neutral[i])]

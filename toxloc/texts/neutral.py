@@ -2,24 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import ToxlocError
 from .drawing import check_texts, shuffled
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class NeutralText:
-    """Everyday text in three disjoint parts, so that no cost is measured on text that was fitted.
+    """Everyday text in three disjoint parts, so that no cost is measured on text that a method was fitted on.
 
     Attributes:
-        fit: statistics see it (the curvature C and S).
-        tune: the strength of an intervention is tuned to its budget on it.
-        check: the cost that is reported is measured on it.
-        name: where it comes from.
+        fit: text for the statistics of methods (the curvature C and S).
+        tune: text on which the strength of an intervention is tuned to its budget.
+        check: text on which the reported cost is measured.
+        name: where the texts come from.
     """
 
     fit: list[str]
@@ -29,15 +25,20 @@ class NeutralText:
 
     @property
     def texts(self) -> list[str]:
-        """All three parts together."""
+        """The texts of all three parts."""
         return [*self.fit, *self.tune, *self.check]
 
     @classmethod
     def split(cls, texts: Sequence[str], seed: int = 0, name: str = "custom") -> "NeutralText":
-        """Divide texts at random: 30% to fit, 35% to tune, 35% to check.
+        """Divide texts at random: 30% to fit, 35% to tune, 35% to check. Duplicates are dropped.
 
         Raises:
-            ToxlocError: fewer than 12 texts.
+            ToxlocError: fewer than 12 different texts, or an empty text.
+
+        Example:
+            >>> neutral = NeutralText.split([f"Sentence {i}." for i in range(20)])
+            >>> len(neutral.fit), len(neutral.tune), len(neutral.check)
+            (6, 7, 7)
         """
         texts = list(dict.fromkeys(texts))
         if len(texts) < 12:

@@ -1,13 +1,10 @@
 """Prompt sets: openings for a model to complete."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ..errors import ToxlocError
 from .drawing import check_texts, shuffled
 
-if TYPE_CHECKING:
-    pass
 PROVOCATIVE, EVERYDAY = "provocative", "everyday"
 
 
@@ -17,9 +14,16 @@ class PromptSet:
 
     Attributes:
         texts: the openings.
-        kinds: "provocative" or "everyday" for each, where known.
-        scores: the opening's own toxicity from 0 to 1, where known.
-        name: where they come from.
+        kinds: "provocative" or "everyday" for each opening, or None if unknown.
+        scores: toxicity of each opening itself, from 0 to 1, or None if unknown.
+        name: where the openings come from.
+
+    Raises:
+        ToxlocError: no texts, or an empty text.
+
+    Example:
+        >>> len(PromptSet(["You are such a", "The soup needs"], ["provocative", "everyday"]).only("everyday"))
+        1
     """
 
     texts: list[str]
@@ -43,11 +47,11 @@ class PromptSet:
         return self.take(kept) if kept else None
 
     def sampled(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts of all kinds together, drawn at random, in their old order."""
+        """Return at most `count` prompts drawn at random from all kinds together. They keep their order."""
         return self.take(sorted(shuffled(len(self.texts), seed)[:count]))
 
     def limited(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts of each kind, drawn at random, in their old order."""
+        """Return at most `count` prompts drawn at random from each kind. They keep their order."""
         kinds = self.kinds or [""] * len(self.texts)
         kept = []
         for kind in dict.fromkeys(kinds):
@@ -56,34 +60,37 @@ class PromptSet:
         return self.take(sorted(kept))
 
     def cut(self, words: int) -> "PromptSet":
-        """Return the first `words` words of each text that has more; of those that begin alike, one.
+        """Truncate longer texts to `words` words; drop shorter ones and duplicates.
+
+        A text of exactly `words` words is dropped too: a prompt is the beginning of a longer text.
 
         Raises:
-            ToxlocError: no text has more.
+            ToxlocError: no text has more than `words` words.
 
         Example:
             >>> PromptSet(["Once upon a time there was a cat", "The end"]).cut(4).texts
             ['Once upon a time']
         """
-        heads = {i: " ".join(text.split()[:words]) for i, text in enumerate(self.texts) if len(text.split()) > words}
-        kept = {head: i for i, head in reversed(heads.items())}  # the first of those alike
-        if not kept:
+        beginnings = {i: " ".join(text.split()[:words])
+                      for i, text in enumerate(self.texts) if len(text.split()) > words}
+        if not beginnings:
             raise ToxlocError(f"No text of {self.name!r} has more than {words} words; take fewer.")
-        short = self.take(sorted(kept.values()))
-        return replace(short, texts=[heads[i] for i in sorted(kept.values())])
+        first = {beginning: i for i, beginning in reversed(beginnings.items())}  # of several duplicates, the first
+        kept = sorted(first.values())
+        return replace(self.take(kept), texts=[beginnings[i] for i in kept])
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[PromptSet, PromptSet]":
-        """Divide at random into two sets, the first with `fraction` of the prompts, each in the old order.
+        """Divide at random into two sets; the first gets `fraction` of the prompts. Both keep their order.
 
         Raises:
-            ToxlocError: a side would be empty.
+            ToxlocError: a set would be empty.
         """
         order = shuffled(len(self.texts), seed)
         cut = round(fraction * len(order))
         return self.take(sorted(order[:cut])), self.take(sorted(order[cut:]))
 
     def take(self, kept: list[int]) -> "PromptSet":
-        """Return the prompts at these places."""
+        """Return the prompts at these positions, in this order."""
         return PromptSet([self.texts[i] for i in kept],
                          None if self.kinds is None else [self.kinds[i] for i in kept],
                          None if self.scores is None else [self.scores[i] for i in kept], self.name)

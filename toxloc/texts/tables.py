@@ -1,4 +1,4 @@
-"""Rows out of files and hub datasets, all read by the `datasets` library."""
+"""Rows of text files and hub datasets. The `datasets` library reads all of them."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..errors import ToxlocError
 Row = dict[str, Any]
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
-    # Tab-separated corpora carry bare quotes inside their texts; none of them quotes a field.
+    # Tab-separated corpora have unescaped quotes inside their texts, and do not quote fields.
     ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
@@ -22,11 +22,14 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
     """Read every row of a CSV, TSV, JSON Lines, Parquet or text file, or of a hub dataset.
 
     Args:
-        source: a file, or a hub dataset's id, with `:config` after it where it has several.
-        split: of a hub dataset.
+        source: path of a file, or id of a hub dataset (`id:config` if it has several configurations).
+        split: which split of a hub dataset to read.
+
+    Returns:
+        One dictionary per row, from column to value.
 
     Raises:
-        ToxlocError: no such file or dataset, an unknown file type, unreadable or empty content.
+        ToxlocError: no such file or dataset, an unknown file type, or content that is empty or cannot be read.
 
     Example:
         >>> read_rows("texts.csv")        # doctest: +SKIP
@@ -62,7 +65,7 @@ def _read_file(datasets: Any, path: Path) -> list[Row]:
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
         return list(table)
-    except Exception as error:  # datasets wraps each reader's own errors in types of its own
+    except Exception as error:  # datasets wraps the errors of each reader in several types
         if "corresponds to no data" in str(error):
             return []
         cause = error.__cause__ or error

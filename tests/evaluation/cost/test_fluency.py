@@ -6,7 +6,7 @@ import torch
 from tests.conftest import TEXTS
 from toxloc import Meow2X, ToxlocError
 from toxloc.evaluation.cost.fluency import Unedited, measure_fluency
-from toxloc.evaluation.cost.perplexity import completion_perplexity, mean_nll, nll_of_endings, strided_perplexity
+from toxloc.evaluation.cost.perplexity import mean_nll
 
 
 def token_logps(lm, text):
@@ -38,7 +38,7 @@ def test_an_unedited_model_costs_nothing(tiny):
     assert found.perplexity == pytest.approx(math.exp(mean_nll(tiny, TEXTS)), rel=1e-6)
 
 
-def test_the_intervention_is_in_force_again_afterwards(tiny):
+def test_the_intervention_is_applied_again_afterwards(tiny):
     meow = Meow2X(layers=[0], mode="weights")
     with meow.applied(tiny):
         weight = tiny.W_out(0).clone()
@@ -50,10 +50,12 @@ def test_the_intervention_is_in_force_again_afterwards(tiny):
 def test_nothing_to_predict(tiny):
     tiny.prepend_bos = False
     with pytest.raises(ToxlocError, match="two tokens"):
-        mean_nll(tiny, ["a"])
+        measure_fluency(tiny, ["a"])
+    with pytest.raises(ToxlocError, match="two tokens"):
+        Unedited(tiny, ["a"])
 
 
-def test_what_is_kept_of_the_unedited_model_gives_the_same(tiny):
+def test_a_snapshot_gives_the_same_as_measuring_twice(tiny):
     unedited, cheap = Unedited(tiny, TEXTS), Unedited(tiny, TEXTS, kl=False)
     with Meow2X(layers=[0], scale=0.5).applied(tiny):
         found, expected, less = unedited.compare(), measure_fluency(tiny, TEXTS), cheap.compare()
@@ -64,55 +66,10 @@ def test_what_is_kept_of_the_unedited_model_gives_the_same(tiny):
     assert math.isnan(less.kl) and math.isnan(less.top_1)
 
 
-def slow_strided(lm, texts, window, stride, bos):
-    """Token by token: each is predicted alone, from what the first window that holds it holds before it."""
-    row = lm.tokenizer("\n\n".join(texts))["input_ids"]
-    total = count = 0
-    for at in range(len(row)):
-        start = 0
-        while start + window <= at:
-            start += stride
-        before = [0] * bos + row[start:at]
-        if before:
-            with torch.no_grad():
-                logp = lm.hf(torch.tensor([before])).logits[0, -1].double().log_softmax(-1)
-            total, count = total - logp[row[at]].item(), count + 1
-    return math.exp(total / count)
-
-
-@pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 8), (9, 2), (7, 1), (60, 20)])
-def test_strided_perplexity_equals_a_slow_reference(tiny, window, stride, bos):
-    tiny.prepend_bos = bos
-    found = strided_perplexity(tiny, TEXTS, window=window, stride=stride)
-    assert found == pytest.approx(slow_strided(tiny, TEXTS, window, stride, bos), rel=1e-5)
-
-
-def test_more_context_makes_text_more_likely(lm):
-    text = [" ".join(TEXTS)]
-    assert strided_perplexity(lm, text, window=64, stride=16) < strided_perplexity(lm, text, window=8, stride=8)
-
-
-@pytest.mark.parametrize("bad", [dict(window=1), dict(window=9999), dict(window=8, stride=9), dict(stride=0)])
-def test_windows_that_cannot_be(tiny, bad):
-    with pytest.raises(ToxlocError, match=r"(window|stride)=\d+"):
-        strided_perplexity(tiny, TEXTS, **bad)
-
-
-def test_endings_by_hand(lm):
-    _, own = token_logps(lm, "He said that the soup was cold.")
-    known = 1 + len(lm.tokenizer("He said that")["input_ids"])
-    nll, count = nll_of_endings(lm, ["He said that", "He"], [" the soup was cold.", " said that the soup was cold."])
-    assert nll[0] == pytest.approx(-own[known - 1 :].sum().item(), rel=1e-5)
-    assert nll[1] > nll[0]
-    assert count.tolist() == [len(own) - known + 1, len(own) - 1]
-
-
-def test_completions_are_judged_by_the_model_without_its_edits(tiny):
-    prompts, completions = ["a b", "c", "d"], [["", " c d"], [" e f g"], [" "]]
-    nll, count = nll_of_endings(tiny, ["a b", "c"], [" c d", " e f g"])
-    with Meow2X(layers=[0], scale=0.0).applied(tiny):
-        found = completion_perplexity(tiny, prompts, completions)
-        assert len(tiny.applied) == 1
-    assert found == pytest.approx(math.exp(nll.sum() / count.sum()), rel=1e-6)
-    assert math.isnan(completion_perplexity(tiny, ["a"], [[""]]))
+def test_a_snapshot_of_an_edited_model_is_of_its_state_at_that_time(tiny):
+    with Meow2X(layers=[0], scale=0.5).applied(tiny):
+        snapshot = Unedited(tiny, TEXTS)
+        same = snapshot.compare()
+    assert (same.perplexity_ratio, same.top_1) == (pytest.approx(1), 1)
+    assert same.kl == pytest.approx(0, abs=1e-9)
+    assert snapshot.compare().kl > 0

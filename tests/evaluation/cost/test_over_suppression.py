@@ -22,7 +22,8 @@ def test_figures_by_hand(lm):
     shift = found.words["anger"]
     assert (shift.before, shift.after) == (pytest.approx(np.mean(words[0][2:])), pytest.approx(np.mean(words[1][2:])))
     assert shift.difference == pytest.approx(shift.after - shift.before)
-    assert shift.ci[0] <= shift.difference <= shift.ci[1]
+    apart = np.array([words[1][2] - words[0][2], words[1][3] - words[0][3]])
+    assert shift.ci == (apart.min(), apart.max())  # of two prompts, a quarter of all draws has the same one twice
     assert found.n_prompts == {"identity": 2, "anger": 2, "all": 4}
     apart = []
     for i, other in enumerate([1, 0, 3, 2]):  # the next prompt of the same kind
@@ -54,8 +55,8 @@ def test_the_built_in_prompts_are_ninety_different_ones_of_three_kinds():
     assert {kind: prompts.kinds.count(kind) for kind in prompts.kinds} == {"identity": 30, "anger": 30, "illness": 30}
 
 
-def test_what_cannot_be_compared(lm):
-    with pytest.raises(ToxlocError, match="No intervention is in force on toxloc-tiny"):
+def test_nothing_to_compare(lm):
+    with pytest.raises(ToxlocError, match="No intervention is applied to toxloc-tiny"):
         over_suppression(lm)
-    with pytest.raises(ToxlocError, match="one prompt of the kind 'b'"), Meow2X(layers=[0]).applied(lm):
+    with pytest.raises(ToxlocError, match="only one prompt of the kind 'b'"), Meow2X(layers=[0]).applied(lm):
         over_suppression(lm, PromptSet(["x", "y", "z"], ["a", "a", "b"]))

@@ -6,5 +6,5 @@ def test_by_hand():
     assert found == Wording(median_words=1.5, distinct_2=3 / 4, repetition=1 / 4, empty=1 / 4)
 
 
-def test_nothing_said():
+def test_empty_completions():
     assert wording([[""]]) == Wording(median_words=0.0, distinct_2=0.0, repetition=0.0, empty=1.0)

@@ -33,7 +33,7 @@ def test_of_several_toxic_classes_the_sum(save):
     np.testing.assert_allclose(Classifier(folder).score(TEXTS)["toxicity"], expected, atol=1e-6)
 
 
-def test_classes_that_go_together(save):
+def test_several_classes_may_apply(save):
     folder, model = save(["Hate_speech", "threat", "insult"], "multi_label_classification")
     found = Classifier(folder).score(TEXTS)
     each = np.array([logits(model, text).sigmoid().tolist() for text in TEXTS])
@@ -44,7 +44,7 @@ def test_classes_that_go_together(save):
     np.testing.assert_allclose(Classifier(folder).score(TEXTS)["toxicity"], expected, atol=1e-6)
 
 
-def test_which_class_is_toxic_can_be_said_and_must_be_where_no_name_tells(save):
+def test_toxic_classes_can_be_given_and_must_be_if_no_name_is_usual(save):
     folder, model = save(["LABEL_0", "LABEL_1"])
     with pytest.raises(ToxlocError, match="has the classes LABEL_0, LABEL_1; say which of them mean toxic"):
         Classifier(folder).prepare()
@@ -61,6 +61,6 @@ def test_long_texts_are_cut_to_the_models_length(save):
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_one_that_cannot_be_had():
+def test_a_classifier_that_cannot_be_loaded():
     with pytest.raises(ToxlocError, match="download it on a connected machine and give the folder"):
         Classifier("no/such-classifier").prepare()

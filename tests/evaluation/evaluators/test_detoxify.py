@@ -46,7 +46,7 @@ def test_a_checkpoint_of_detoxify(checkpoint):
 
 
 def test_a_plain_folder(save):
-    folder, model = save(JIGSAW, "single_label_classification")  # what a folder says of it is not always right
+    folder, model = save(JIGSAW, "single_label_classification")  # some folders say this wrongly
     found = get_evaluators([f"detoxify-unbiased={folder}@0.8"])[0]
     assert (found.name, found.threshold) == ("detoxify-unbiased", 0.8)
     np.testing.assert_allclose(np.stack(list(found.score(TEXTS).values()), 1), by_hand(model), atol=1e-6)
@@ -68,7 +68,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-def test_what_is_no_checkpoint_and_what_cannot_be_had(tmp_path, checkpoint):
+def test_checkpoints_that_cannot_be_loaded(tmp_path, checkpoint):
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(ToxlocError, match=r"it lacks 'config'"):
         Detoxify("original", str(tmp_path / "other.ckpt")).prepare()
@@ -87,7 +87,7 @@ def test_the_base_may_lie_beside_the_checkpoint(checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_without_a_network_it_says_where_to_get_it(monkeypatch, tmp_path):
+def test_without_a_network_the_error_names_the_address(monkeypatch, tmp_path):
     from urllib.error import URLError
 
     def no_network(url, **settings):

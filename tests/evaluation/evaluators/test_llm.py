@@ -52,9 +52,9 @@ def test_presets_use_the_models_own_chat_template():
 def test_names_and_errors():
     judge, = get_evaluators(["instruct=toxloc-tiny"])
     assert judge.name == "instruct:toxloc-tiny"
-    with pytest.raises(ToxlocError, match="no judge's template 'oracle'; there are instruct, llama-guard"):
+    with pytest.raises(ToxlocError, match="no template 'oracle' for a judge; there are instruct, llama-guard"):
         LLMJudge("toxloc-tiny", "oracle")
-    with pytest.raises(ToxlocError, match="words for yes and no begin with one token"):
+    with pytest.raises(ToxlocError, match="words for yes and no begin with the same token"):
         LLMJudge("toxloc-tiny", Template(TINY.prompt, (" yes",), (" yes",))).prepare()
     with pytest.raises(ToxlocError, match="instruct needs a language model to ask: write instruct=PATH"):
         get_evaluators(["instruct"])

@@ -1,69 +1,73 @@
-import json
-
-import numpy as np
 import pytest
 
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators import registry
 from toxloc.evaluation.evaluators.base import FunctionEvaluator
-from toxloc.evaluation.evaluators.guard import FOLDER, Guard, normalise
-from toxloc.evaluation.evaluators.profanity import ProfanityCheck
-from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
+from toxloc.evaluation.evaluators.registry import (
+    DEFAULT,
+    EVALUATORS,
+    Wanted,
+    check_evaluator_names,
+    get_evaluators,
+    register,
+)
 
-TOXIC = ["You are a fucking idiot.", "shut up you stupid bitch", "What a worthless piece of shit."]
-CALM = ["Good morning, how are you?", "The train leaves at nine.", "She painted the fence green."]
-
-
-@pytest.mark.parametrize("make", [Guard, ProfanityCheck])
-def test_toxic_over_calm(make):
-    judge = make()
-    scores = judge.score([*TOXIC, *CALM])[judge.label]
-    assert scores.dtype == np.float64
-    assert scores[:3].min() >= judge.threshold
-    assert scores[3:].max() < judge.threshold
-    assert judge.card["blind_to"]
-
-
-@pytest.mark.parametrize("make", [Guard, ProfanityCheck])
-def test_order_and_company_do_not_matter_and_empty_texts_score_nothing(make):
-    judge = make()
-    texts = ["", *TOXIC, " ...", *CALM * 60]
-    scores = judge.score(texts)["toxicity"]
-    assert scores[0] == 0
-    np.testing.assert_allclose(judge.score(texts[::-1])["toxicity"][::-1], scores, atol=1e-5)
-    np.testing.assert_allclose([judge.score([t])["toxicity"][0] for t in texts[:6]], scores[:6], atol=1e-5)
-    assert len(judge.score([])["toxicity"]) == 0
+WRONG = [
+    (["gard"], "no evaluator 'gard'; there are toxloc-guard, profanity-check"),
+    (["toxloc-guard", "toxloc-guard"], "different names"),
+    (["toxloc-guard", "toxloc-guard@0.7"], "different names"),
+    ([], "At least one evaluator is needed; there are toxloc-guard"),
+    (["toxloc-guard=folder"], "toxloc-guard takes no source; write toxloc-guard, not toxloc-guard=folder"),
+    (["classifier"], "classifier needs a sequence classifier: write classifier=PATH or classifier=HUB-ID"),
+    (["instruct="], "instruct needs a language model to ask: write instruct=PATH"),
+    (["detoxify-original="], "detoxify-original needs a folder or hub id"),
+    (["toxloc-guard@0"], "the threshold 0 is out of range"),
+    (["toxloc-guard@1.5"], r"'toxloc-guard@1\.5': the threshold 1\.5 is out of range"),
+    ([""], "no evaluator ''"),
+]
 
 
-def test_the_guard_reads_the_text_and_not_its_formatting():
-    guard = Guard()
-    a, b = guard.score(["You IDIOT!!!", '@someone you "idiot" https://x.org/y'])["toxicity"]
-    assert a == pytest.approx(b, abs=1e-6)
-    assert normalise("Hey  @you , LOOK at http://a.b/c ... \u201cnow\u201d!!") == "hey, look at. now"
+@pytest.mark.parametrize(("names", "message"), WRONG)
+def test_wrong_names_are_refused_with_and_without_loading(names, message):
+    for check in (check_evaluator_names, get_evaluators):
+        with pytest.raises(ToxlocError, match=message):
+            check(names)
 
 
-def test_the_guards_threshold_is_the_calibrated_one_and_says_how_it_came_about():
-    calibration = json.loads((FOLDER / "calibration.json").read_text())
-    assert Guard().threshold == calibration["threshold"]
-    assert calibration["everyday_rate"] == pytest.approx(0.01, abs=0.002)
-    assert "benchmarks.calibrate_guard" in calibration["command"]
-
-
-def test_a_users_function():
-    judge = FunctionEvaluator("loud", lambda texts: [float(t.isupper()) for t in texts], threshold=0.9)
-    assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1.0, 0.0]
-    with pytest.raises(ToxlocError, match="'loud' must return one number from 0 to 1"):
-        FunctionEvaluator("loud", lambda texts: [2.0 for _ in texts]).score(["a"])
-    with pytest.raises(ToxlocError, match="one number"):
-        FunctionEvaluator("loud", lambda texts: [0.5]).score(["a", "b"])
-
-
-def test_names():
+def test_names_sources_and_thresholds():
     assert [judge.name for judge in get_evaluators(DEFAULT)] == list(DEFAULT)
-    with pytest.raises(ToxlocError, match="no evaluator 'gard'; there are toxloc-guard"):
-        get_evaluators(["gard"])
-    with pytest.raises(ToxlocError, match="different names"):
-        get_evaluators(["toxloc-guard", "toxloc-guard"])
-    with pytest.raises(ToxlocError, match="different names"):
-        get_evaluators([FunctionEvaluator("any", lambda t: [0.0] * len(t))])
-    with pytest.raises(ToxlocError, match="At least one"):
-        get_evaluators([])
+    check_evaluator_names(["toxloc-guard", "classifier=a", "classifier=b", "detoxify-unbiased"])
+    wanted = Wanted.parse("classifier=a/b@c@0.25")
+    assert (wanted.maker.name, wanted.source, wanted.threshold) == ("classifier", "a/b@c", 0.25)
+    judge, = get_evaluators(["profanity-check@.7"])
+    assert (judge.threshold, judge.card["threshold"]) == (0.7, "set by the user")
+    assert get_evaluators(["profanity-check"])[0].threshold == 0.5
+
+
+@pytest.mark.parametrize("name", ["any", "all", "both"])
+def test_reserved_names(name):
+    with pytest.raises(ToxlocError, match="none of them 'any', 'all', 'both'; got"):
+        get_evaluators([FunctionEvaluator(name, lambda texts: [0.0] * len(texts))])
+    with pytest.raises(ToxlocError, match="none of them"):
+        register(name)
+
+
+def test_a_registered_function(monkeypatch):
+    monkeypatch.setattr(registry, "EVALUATORS", dict(EVALUATORS))
+    register("shouting", threshold=0.9)(lambda texts: [float(text.isupper()) for text in texts])
+    judge, = get_evaluators(["shouting"])
+    assert judge.threshold == 0.9
+    assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1, 0]
+    check_evaluator_names(["shouting"])
+    with pytest.raises(ToxlocError, match="an evaluator 'shouting' already"):
+        register("shouting")
+    with pytest.raises(ToxlocError, match="shouting takes no source"):
+        get_evaluators(["shouting=x"])
+
+
+def test_the_table_names_what_it_makes():
+    assert all(maker.name == name for name, maker in EVALUATORS.items())
+    made = {name: EVALUATORS[name]() for name in EVALUATORS if EVALUATORS[name].source != "needed"}
+    assert {name: judge.name for name, judge in made.items()} == {name: name for name in made}
+    assert EVALUATORS["llama-guard"]("a/b").name == "llama-guard:b"
+    assert EVALUATORS["classifier"]("a/b").name == "b"

@@ -1,4 +1,4 @@
-"""What an intervention costs: perplexity, and how far the next-token distribution moved, against the unedited model."""
+"""Cost of an intervention: perplexity, and how far the next-token distribution moved from the unedited model's."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...models.batching import batches
 from ...models.likelihood import logit_rows, predicting, targets, token_nll
 from ...models.loaded import LoadedModel
-from .perplexity import exp, some
+from .perplexity import check_count, safe_exp
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Fluency:
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood per predicted token.
-        perplexity_ratio: that over the unedited model's; 1 if nothing is applied.
+        perplexity_ratio: perplexity over that of the unedited model; 1 if no intervention is applied.
         kl: mean over tokens of KL(unedited || edited) of the next-token distribution, in nats.
-        top_1: share of tokens at which the most likely next token is still the unedited model's.
-        n_tokens: predicted tokens.
+        top_1: share of tokens at which the most likely next token is still that of the unedited model.
+        n_tokens: number of predicted tokens.
     """
 
     perplexity: float
@@ -37,9 +37,56 @@ class Fluency:
         return asdict(self)
 
 
+@dataclass
+class _Sums:
+    """Sums over tokens, from which `Fluency` is computed."""
+
+    nll: float = 0.0
+    nll_unedited: float = 0.0
+    kl: float = 0.0
+    same: float = 0.0
+    tokens: int = 0
+
+    def add_nll(self, lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]) -> None:
+        """Add texts of which only the likelihood is wanted."""
+        self.nll += token_nll(lm, hidden, token).sum().item()
+        self.tokens += len(token)
+
+    def add(self, lm: LoadedModel, unedited: Float[Tensor, "n d_model"], edited: Float[Tensor, "n d_model"],
+            token: Int[Tensor, " n"]) -> None:
+        """Add texts from the final hidden states of both models; neither edits the unembedding, so both go through it.
+
+        Logits are made some rows at a time, since a whole batch of them takes too much memory.
+        """
+        nll_unedited = nll = divergence = 0.0  # of the batch first: adding rows to the total would round differently
+        for (rows, q), (_, p) in zip(logit_rows(lm, edited), logit_rows(lm, unedited), strict=True):
+            p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
+            nll_unedited -= p.gather(1, own).sum().item()
+            nll -= q.gather(1, own).sum().item()
+            self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
+            divergence += (p.exp() * (p - q)).sum().item()
+        self.nll_unedited += nll_unedited
+        self.nll += nll
+        self.kl += divergence
+        self.tokens += len(token)
+
+    def fluency(self) -> Fluency:
+        n = check_count(self.tokens)
+        return Fluency(safe_exp(self.nll / n), safe_exp((self.nll - self.nll_unedited) / n), self.kl / n,
+                       self.same / n, n)
+
+
 @torch.inference_mode()
 def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 256) -> Fluency:
-    """Compare the model as it is now with the same model without its interventions, batch by batch.
+    """Compare the model in its current state with the same model without its interventions, batch by batch.
+
+    Each text is read alone, with padding masked. To compare several edits on the same texts, use `Unedited`, which
+    reads the texts with the unedited model only once.
+
+    Args:
+        lm: the model with its applied interventions.
+        texts: texts to read.
+        max_length: tokens read of each text.
 
     Raises:
         ToxlocError: no text has two tokens.
@@ -49,34 +96,29 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
         >>> measure_fluency(load_model(), ["The cat sat on the mat."]).perplexity_ratio
         1.0
     """
-    edited = unedited = divergence = same = 0.0
-    count = 0
+    sums = _Sums()
     for batch in batches(lm, texts, max_length=max_length, describe="perplexity and KL"):
-        now, token = predicting(lm, batch), targets(batch)
-        count += len(token)
-        if not lm.applied:
-            edited += token_nll(lm, now, token).sum().item()
-            continue
-        with lm.unedited():
-            before = predicting(lm, batch)
-        sums = _compare(lm, before, now, token)
-        unedited, edited = unedited + sums[0], edited + sums[1]
-        divergence, same = divergence + sums[2], same + sums[3]
-    count = some(count)
+        edited, token = predicting(lm, batch), targets(batch)
+        if lm.applied:
+            with lm.unedited():
+                unedited = predicting(lm, batch)
+            sums.add(lm, unedited, edited, token)
+        else:
+            sums.add_nll(lm, edited, token)
     if not lm.applied:
-        unedited, same = edited, count
-    return Fluency(exp(edited / count), exp((edited - unedited) / count), divergence / count, same / count, count)
+        sums.nll_unedited, sums.same = sums.nll, sums.tokens
+    return sums.fluency()
 
 
 class Unedited:
-    """What the model as it is now says of some texts, kept, so that each edit is compared with it in one pass.
+    """Snapshot of the model's current predictions on some texts, to compare edits against, in one pass per edit.
 
-    Kept are the final hidden states, [n_tokens, d_model], on the model's device.
+    The final hidden states, [n_tokens, d_model], are kept on the model's device.
 
     Args:
         lm: the model.
-        texts: what to compare on.
-        kl: measure KL and top-1 too; without it nothing but the perplexity is kept, and `compare` gives nan for them.
+        texts: texts to compare on.
+        kl: also measure KL and top-1. If False, no hidden states are kept, and `compare` gives nan for both.
         max_length: tokens read of each text.
 
     Raises:
@@ -85,6 +127,7 @@ class Unedited:
     Example:
         >>> unedited = Unedited(lm, neutral.tune)                          # doctest: +SKIP
         >>> with edit.applied(lm): unedited.compare().perplexity_ratio     # doctest: +SKIP
+        1.01
     """
 
     @torch.inference_mode()
@@ -92,42 +135,26 @@ class Unedited:
         self.lm, self.kl = lm, kl
         self._batches = list(batches(lm, texts, max_length=max_length, describe="perplexity"))
         self._hidden = []
-        self._nll, self._count = 0.0, 0
+        sums = _Sums()
         for batch in self._batches:
-            hidden, token = predicting(lm, batch), targets(batch)
-            self._nll += token_nll(lm, hidden, token).sum().item()
-            self._count += len(token)
+            hidden = predicting(lm, batch)
+            sums.add_nll(lm, hidden, targets(batch))
             if kl:
                 self._hidden.append(hidden)
-        some(self._count)
+        check_count(sums.tokens)
+        self._nll = sums.nll
 
     @torch.inference_mode()
     def compare(self) -> Fluency:
-        """Compare the model as it is now."""
-        edited, divergence, same = 0.0, *((0.0, 0.0) if self.kl else (math.nan, math.nan))
+        """Compare the model in its current state with the snapshot."""
+        sums = _Sums()
         for i, batch in enumerate(self._batches):
-            now, token = predicting(self.lm, batch), targets(batch)
+            edited, token = predicting(self.lm, batch), targets(batch)
             if self.kl:
-                _, nll, kl, top_1 = _compare(self.lm, self._hidden[i], now, token)
-                edited, divergence, same = edited + nll, divergence + kl, same + top_1
+                sums.add(self.lm, self._hidden[i], edited, token)
             else:
-                edited += token_nll(self.lm, now, token).sum().item()
-        n = self._count
-        return Fluency(exp(edited / n), exp((edited - self._nll) / n), divergence / n, same / n, n)
-
-
-def _compare(lm: LoadedModel, before: Float[Tensor, "n d_model"], now: Float[Tensor, "n d_model"],
-             token: Int[Tensor, " n"]) -> tuple[float, float, float, int]:
-    """Return the summed NLL before and now, the summed KL(before || now), and where the most likely token is the same.
-
-    No intervention edits the unembedding, so both are read through it as it is.
-    """
-    nll_before = nll_now = divergence = 0.0
-    same = 0
-    for (rows, q), (_, p) in zip(logit_rows(lm, now), logit_rows(lm, before), strict=True):
-        p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
-        nll_before -= p.gather(1, own).sum().item()
-        nll_now -= q.gather(1, own).sum().item()
-        same += int((p.argmax(-1) == q.argmax(-1)).sum())
-        divergence += (p.exp() * (p - q)).sum().item()
-    return nll_before, nll_now, divergence, same
+                sums.add_nll(self.lm, edited, token)
+        sums.nll_unedited = self._nll
+        if not self.kl:
+            sums.kl = sums.same = math.nan
+        return sums.fluency()

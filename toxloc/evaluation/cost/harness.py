@@ -1,4 +1,4 @@
-"""The clean model for EleutherAI's lm-evaluation-harness, with whatever lies in its weights. Needs toxloc[lm-eval]."""
+"""A model with its applied interventions for EleutherAI's lm-evaluation-harness. Needs toxloc[lm-eval]."""
 
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def harness_model(lm: LoadedModel, batch_size: int = 8) -> "HFLM":
-    """Hand a model over to lm-evaluation-harness, as it is now: interventions in force count.
+    """Wrap a model for lm-evaluation-harness; interventions that are applied while it runs take effect.
 
-    Texts begin with BOS if the model's do.
+    Texts begin with BOS if the model's texts do.
 
     Args:
-        lm: the model; its `hf` is used, not copied.
-        batch_size: requests at a time.
+        lm: the model; its `hf` is used and not copied.
+        batch_size: number of requests per batch.
 
     Raises:
         ToxlocError: lm-eval is not installed.

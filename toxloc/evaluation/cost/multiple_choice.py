@@ -1,4 +1,4 @@
-"""Multiple choice: does a model still give the right ending of several the highest likelihood?"""
+"""Multiple choice: does a model give the right ending a higher likelihood than the wrong ones?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,13 @@ from .perplexity import nll_of_endings
 
 @dataclass(frozen=True)
 class Choice:
-    """A text's beginning, several endings, and the place of the right one."""
+    """A multiple-choice item.
+
+    Attributes:
+        beginning: how the text begins.
+        endings: several ways to end it.
+        right: index of the right ending.
+    """
 
     beginning: str
     endings: list[str]
@@ -30,8 +36,8 @@ class Accuracy:
 
     Attributes:
         value: the share.
-        ci: its 95% interval (Clopper and Pearson).
-        n: items.
+        ci: its 95% interval (Clopper and Pearson 1934).
+        n: number of items.
     """
 
     value: float
@@ -44,7 +50,14 @@ class Accuracy:
 
 
 def accuracy(lm: LoadedModel, choices: Sequence[Choice]) -> Accuracy:
-    """Answer items with the model as it is now; see `answered_right`.
+    """Answer multiple-choice items with the model in its current state; see `answered_right`.
+
+    Args:
+        lm: the model.
+        choices: the items.
+
+    Raises:
+        ToxlocError: there are no items, or an item does not fit into the context.
 
     Example:
         >>> accuracy(lm, load_choices("hellaswag.jsonl", 400)).value     # doctest: +SKIP
@@ -60,10 +73,10 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
 
     Args:
         source: a JSON Lines or Parquet file, or a hub dataset's id.
-        limit: the first so many; None for all.
+        limit: number of items to keep, from the first on; None for all.
 
     Raises:
-        ToxlocError: nothing readable there, or another layout.
+        ToxlocError: the source cannot be read, or has another layout.
 
     Example:
         >>> load_choices("hellaswag.jsonl", 400)     # doctest: +SKIP
@@ -73,25 +86,29 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
         endings, label = row.get("endings"), row.get("label")
         if not (row.get("ctx") and endings and str(label).isdigit() and int(str(label)) < len(endings)):
             raise ToxlocError(f"Row {i} of {source} is no multiple-choice item; HellaSwag's layout is needed: ctx, "
-                              "endings, and label, the place of the right ending.")
+                              "endings, and label, the index of the right ending.")
     return [Choice(row["ctx"], list(row["endings"]), int(row["label"])) for row in rows]
 
 
 def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarray, " n"]:
-    """Whether the right ending is the most likely one, per character, after each beginning.
+    """Whether the right ending has the highest log-likelihood per character, for each item.
 
-    That is `acc_norm` of lm-evaluation-harness: the ending's summed log-likelihood over its length, which keeps short
-    endings from winning. Its mean is the accuracy.
+    This is `acc_norm` of lm-evaluation-harness: the summed log-likelihood of an ending after its beginning, divided by
+    its number of characters, so that short endings have no advantage. The mean is the accuracy.
+
+    Args:
+        lm: the model in its current state.
+        choices: the items.
 
     Raises:
-        ToxlocError: no items, or an ending that leaves no room in the context for its beginning.
+        ToxlocError: there are no items, or a beginning and an ending do not fit into the context together.
 
     Example:
         >>> answered_right(lm, load_choices("hellaswag.jsonl")).mean()     # doctest: +SKIP
         0.43
     """
     if not choices:
-        raise ToxlocError("There are no multiple-choice items to answer.")
+        raise ToxlocError("There are no multiple-choice items to answer; give at least one.")
     beginnings = [one.beginning for one in choices for _ in one.endings]
     nll, _ = nll_of_endings(lm, beginnings, [f" {ending}" for one in choices for ending in one.endings],
                             "multiple choice")

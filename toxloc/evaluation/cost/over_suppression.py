@@ -1,7 +1,7 @@
-"""Does a model still talk of what may be talked of? What turning toxicity down too far does to harmless prompts.
+"""Over-suppression: does an edited model still answer harmless prompts?
 
 A model that answers every mention of an identity, of anger or of illness with nothing, or with the same evasion, has a
-low toxicity and is of no use to those who are mentioned.
+low toxicity, but it fails the people it mentions.
 """
 
 import re
@@ -33,10 +33,10 @@ class Shift:
     """A figure without and with the interventions.
 
     Attributes:
-        before: without.
-        after: with.
-        difference: after less before.
-        ci: its paired 95% bootstrap interval over prompts.
+        before: the figure without the interventions.
+        after: the figure with the interventions.
+        difference: after - before.
+        ci: paired 95% bootstrap interval of the difference over prompts.
     """
 
     before: float
@@ -47,15 +47,15 @@ class Shift:
 
 @dataclass(frozen=True)
 class OverSuppression:
-    """What changed in the completions of harmless prompts, for each kind of prompt and for "all".
+    """Changes in the completions of harmless prompts, for each kind of prompt and for "all".
 
     Attributes:
         empty: share of completions without a word.
-        evasive: share of those that decline to speak, by a list of phrases (English).
+        evasive: share of completions that decline to answer, recognised by a list of English phrases.
         words: mean length in words.
-        relevance: nats per token by which, to the unedited model, their own prompt makes completions likelier than the
-            next prompt of the same kind does. Text that would follow any prompt alike has 0.
-        n_prompts: prompts of each kind.
+        relevance: log-likelihood of the completions after their prompt, minus that after the next prompt of the same
+            kind, under the unedited model, in nats per token. Text that follows every prompt equally well has 0.
+        n_prompts: number of prompts of each kind.
         samples: completions per prompt.
     """
 
@@ -75,24 +75,25 @@ class OverSuppression:
 
 def over_suppression(lm: LoadedModel, prompts: PromptSet | None = None, *, samples: int = 2, seed: int = 0,
                      max_new_tokens: int = 20) -> OverSuppression:
-    """Complete harmless prompts with the interventions in force and without them, with the same noise, and compare.
+    """Complete harmless prompts with and without the applied interventions, with the same random numbers, and compare.
 
     Args:
-        lm: the model with its interventions in force.
-        prompts: harmless ones, by kind; by default 90 written for toxloc, that mention identities, anger and illness.
+        lm: the model with its applied interventions.
+        prompts: harmless prompts with their kinds; by default 90 prompts written for toxloc, which mention identities,
+            anger and illness.
         samples: completions per prompt.
-        seed: see `generate`.
-        max_new_tokens: length of a completion.
+        seed: seed for the sampling (see `generate`) and the bootstrap.
+        max_new_tokens: length of a completion in tokens.
 
     Raises:
-        ToxlocError: nothing is in force, or a kind has a single prompt.
+        ToxlocError: no intervention is applied, or a kind has only one prompt.
 
     Example:
         >>> with edit.applied(lm): over_suppression(lm).empty["identity"].difference     # doctest: +SKIP
         0.0
     """
     if not lm.applied:
-        raise ToxlocError(f"No intervention is in force on {lm.name}, so there is nothing to compare; use it inside "
+        raise ToxlocError(f"No intervention is applied to {lm.name}, so there is nothing to compare; call this inside "
                           "`with intervention.applied(lm):`.")
     prompts = load_prompts("sensitive") if prompts is None else prompts
     kinds = np.array(prompts.kinds or [ALL] * len(prompts))
@@ -123,14 +124,14 @@ def _next_of_same_kind(kinds: Sequence[str]) -> list[int]:
         places.setdefault(kind, []).append(i)
     for kind, own in places.items():
         if len(own) < 2:
-            raise ToxlocError(f"There is one prompt of the kind {kind!r}; relevance needs at least two of each.")
+            raise ToxlocError(f"There is only one prompt of the kind {kind!r}; give at least two of each kind.")
     following = {i: own[(k + 1) % len(own)] for own in places.values() for k, i in enumerate(own)}
     return [following[i] for i in range(len(kinds))]
 
 
 def _relevance(lm: LoadedModel, prompts: Sequence[str], completions: Sequence[Sequence[str]],
                other: Sequence[int]) -> Float64[np.ndarray, " n_prompts"]:
-    """Mean over each prompt's completions that hold a word; 0 if none does."""
+    """Relevance of each prompt: the mean over its completions that are not empty; 0 if all are empty."""
     said = [(i, text) for i, several in enumerate(completions) for text in several if text.strip()]
     endings = [text for _, text in said]
     own, count = nll_of_endings(lm, [prompts[i] for i, _ in said], endings)

@@ -12,29 +12,45 @@ from ...models.batching import batches, encode, pad
 from ...models.likelihood import predicting, summed_nll, targets, token_nll
 from ...models.loaded import LoadedModel
 
-TOKENS_PER_WINDOWS = 4096  # read at a time
+TOKENS_AT_ONCE = 4096  # of overlapping windows, read in one batch
 
 
 @torch.inference_mode()
 def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, describe: str = "perplexity") -> float:
-    """Mean negative log-likelihood per predicted token, in nats, of the model as it is now.
+    """Mean negative log-likelihood per predicted token, in nats, under the model in its current state.
 
-    Each text is read alone from its first token, with padding masked.
+    Each text is read alone from its first token, with padding masked. exp of the result is the perplexity.
+
+    Args:
+        lm: the model.
+        texts: texts to read, none of them empty.
+        max_length: tokens read of each text.
+        describe: label of the progress bar.
 
     Raises:
         ToxlocError: no text has two tokens.
+
+    Example:
+        >>> mean_nll(load_model(), ["The cat sat on the mat."])     # doctest: +SKIP
+        4.1
     """
     total, count = 0.0, 0
     for batch in batches(lm, texts, max_length=max_length, describe=describe):
         loss, n = summed_nll(lm, batch)
         total, count = total + loss.item(), count + n
-    return total / some(count)
+    return total / check_count(count)
 
 
 @torch.inference_mode()
 def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
                  ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Summed negative log-likelihood of each text, in nats, and how many of its tokens are predicted."""
+    """Summed negative log-likelihood of each text, in nats, and its number of predicted tokens.
+
+    Args:
+        lm: the model in its current state.
+        texts: texts to read, none of them empty.
+        max_length: tokens read of each text.
+    """
     nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
     for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
         losses = token_nll(lm, predicting(lm, batch), targets(batch))
@@ -47,21 +63,21 @@ def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
 @torch.inference_mode()
 def strided_perplexity(lm: LoadedModel, texts: Sequence[str], *, window: int | None = None,
                        stride: int | None = None) -> float:
-    """Perplexity of texts read on as one document, in windows that overlap.
+    """Perplexity of texts read as one document, in overlapping windows.
 
-    The texts are joined by blank lines and tokenised as one. A window has `window` tokens of it, with BOS before them
-    if the model's texts begin so; the next one begins `stride` tokens later, and only tokens that no earlier window
-    held are counted, each once. So every token but those of the first window is predicted from at least `window -
-    stride` tokens before it. A token with nothing before it, not even BOS, is not counted.
+    The texts are joined by blank lines and tokenised together. A window has `window` tokens of the document, after BOS
+    if the model's texts begin with BOS. The next window begins `stride` tokens later, and only the tokens that are in
+    no earlier window are counted. So every token after the first window is predicted from at least `window - stride`
+    tokens. A token with nothing before it, not even BOS, is not counted.
 
     Args:
-        lm: the model as it is now.
-        texts: in the order of the document.
-        window: tokens; by default the model's context (less the BOS), or 1,024 if that is shorter.
-        stride: tokens; by default half of the window.
+        lm: the model in its current state.
+        texts: texts in the order of the document.
+        window: tokens in a window; by default the model's context (minus BOS), or 1,024 if that is less.
+        stride: tokens between the beginnings of two windows; by default half of the window.
 
     Raises:
-        ToxlocError: a window or stride that cannot be, or a document of one token.
+        ToxlocError: window or stride is out of range, or the document has only one token.
 
     Example:
         >>> strided_perplexity(lm, wikitext, window=1024, stride=512)     # doctest: +SKIP
@@ -79,7 +95,7 @@ def strided_perplexity(lm: LoadedModel, texts: Sequence[str], *, window: int | N
     starts = range(0, max(1, len(row) - window + stride), stride)
     rows = [[*[lm.tokenizer.bos_token_id] * first, *row[start : start + window]] for start in starts]
     fresh = [len(rows[0])] + [min(window, len(row) - start) - (window - stride) for start in starts[1:]]
-    total, count, size = 0.0, 0, max(1, TOKENS_PER_WINDOWS // window)
+    total, count, size = 0.0, 0, max(1, TOKENS_AT_ONCE // window)
     for at in range(0, len(rows), size):
         batch = pad(lm, rows[at : at + size], list(range(at, min(at + size, len(rows)))), "right")
         losses = token_nll(lm, predicting(lm, batch), targets(batch)).double()
@@ -87,14 +103,19 @@ def strided_perplexity(lm: LoadedModel, texts: Sequence[str], *, window: int | N
                                           strict=True):
             own = losses_of_one[max(0, len(losses_of_one) - counted) :]  # a window's first token has nothing before it
             total, count = total + own.sum().item(), count + len(own)
-    return exp(total / some(count))
+    return safe_exp(total / check_count(count))
 
 
 @torch.inference_mode()
 def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: Sequence[Sequence[str]]) -> float:
-    """Perplexity, under the model without its interventions, of completions after their prompts.
+    """Perplexity of completions after their prompts, under the model without its interventions.
 
-    Of each prompt's first completion that is not empty; nan if there is none.
+    Only the first completion of each prompt that is not empty is read; nan if all are empty.
+
+    Args:
+        lm: the model.
+        prompts: the prompts.
+        completions: the completions of each prompt.
 
     Example:
         >>> completion_perplexity(lm, ["The weather is"], [[" a bit cold."]])    # doctest: +SKIP
@@ -106,18 +127,25 @@ def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: 
         return math.nan
     with lm.unedited():
         nll, count = nll_of_endings(lm, [prompt for prompt, _ in said], [text for _, text in said])
-    return exp(float(nll.sum() / max(1.0, count.sum())))
+    return safe_exp(float(nll.sum() / max(1.0, count.sum())))
 
 
 @torch.inference_mode()
 def nll_of_endings(lm: LoadedModel, beginnings: Sequence[str], endings: Sequence[str], describe: str = "endings"
                    ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Summed negative log-likelihood in nats of each ending after its beginning, and its number of tokens.
+    """Summed negative log-likelihood of each ending after its beginning, in nats, and its number of tokens.
 
-    Both are tokenised together, and the ending's tokens are those after as many as the beginning has alone.
+    Beginning and ending are tokenised together; if the beginning alone has k tokens, the ending's are those after the
+    first k.
+
+    Args:
+        lm: the model in its current state.
+        beginnings: how the texts begin.
+        endings: how they end, as many as beginnings.
+        describe: label of the progress bar.
 
     Raises:
-        ToxlocError: an ending does not fit into the context with its beginning.
+        ToxlocError: a beginning and its ending do not fit into the context together.
     """
     whole = [beginning + ending for beginning, ending in zip(beginnings, endings, strict=True)]
     if any(len(row) == lm.context for row in encode(lm, whole, lm.context)):  # cut, or just about to be
@@ -137,12 +165,17 @@ def nll_of_endings(lm: LoadedModel, beginnings: Sequence[str], endings: Sequence
     return nll, count
 
 
-def exp(value: float) -> float:
-    """Exp that says inf where a float is too small to hold it (a destroyed model)."""
+def safe_exp(value: float) -> float:
+    """Return exp(value), or inf where a float cannot hold it, as for a destroyed model."""
     return math.exp(value) if value < 700 else math.inf
 
 
-def some(count: int) -> int:
-    if count == 0:
+def check_count(n_tokens: int) -> int:
+    """Return the number of predicted tokens, of which there must be at least one.
+
+    Raises:
+        ToxlocError: it is 0.
+    """
+    if n_tokens == 0:
         raise ToxlocError("No text has two tokens, so there is no perplexity; give longer texts.")
-    return count
+    return n_tokens

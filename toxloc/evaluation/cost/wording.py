@@ -1,4 +1,4 @@
-"""Do completions still read like text? Damage that perplexity on everyday text does not show."""
+"""Length, variety and repetition of completions: damage that perplexity on everyday text does not show."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Wording:
-    """Of all completions together, in words parted by spaces.
+    """Figures of all completions together; words are separated by spaces.
 
     Attributes:
         median_words: median length in words.
-        distinct_2: different pairs of neighbouring words over all pairs (Li et al. 2016, arXiv:1510.03055). It falls
-            with the number of completions: compare only equally many.
-        repetition: share of neighbouring words that are the same word twice.
+        distinct_2: number of different pairs of neighbouring words over the number of pairs (Li et al. 2016,
+            arXiv:1510.03055). It falls with the number of completions: compare only equal numbers of completions.
+        repetition: share of pairs of neighbouring words that are the same word twice.
         empty: share of completions without a word.
     """
 
@@ -30,7 +30,7 @@ class Wording:
 
 
 def wording(completions: Sequence[Sequence[str]]) -> Wording:
-    """Measure the wording of completions [n_prompts][samples].
+    """Measure length, variety and repetition of completions [n_prompts][samples].
 
     Example:
         >>> wording([["a b a b", "so so"]])

@@ -1,4 +1,4 @@
-"""Judges of text, several at a time: a single evaluator underestimates toxicity."""
+"""Evaluators score texts; several are used together, since a single one underestimates toxicity."""
 
 import lazy_loader
 

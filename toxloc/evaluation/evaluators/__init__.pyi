@@ -8,5 +8,6 @@ from .llm import Template as Template
 from .profanity import ProfanityCheck as ProfanityCheck
 from .registry import DEFAULT as DEFAULT
 from .registry import EVALUATORS as EVALUATORS
+from .registry import check_evaluator_names as check_evaluator_names
 from .registry import get_evaluators as get_evaluators
 from .registry import register as register

@@ -1,4 +1,4 @@
-"""What judges a text: a name, a score from 0 to 1, and the threshold over which a text counts as toxic."""
+"""Evaluators: a name, a score from 0 to 1 for each text, and the threshold from which on a text is toxic."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,15 +14,16 @@ REMEMBERED = 1 << 19  # texts whose scores an evaluator keeps
 
 
 class Evaluator(ABC):
-    """Scores texts; sees nothing but texts.
+    """Base class: scores texts.
 
-    Each text is scored once: scores are kept as long as the evaluator is, whose version never changes.
+    An evaluator gets only the texts, not the prompts before them. Each different text is scored once, and its score is
+    kept in memory, since the score of a text does not change.
 
     Attributes:
-        name: what it is called in results.
-        label: the entry of `score` that decides.
-        threshold: a text is toxic if that entry is at least this.
-        card: what it was trained on, what it is blind to, how its threshold came about.
+        name: name in results.
+        label: the label of `score` that decides whether a text is toxic.
+        threshold: a text is toxic if its score for that label is at least this.
+        card: its training data, its blind spots, and how its threshold was chosen.
     """
 
     name: str
@@ -32,38 +33,41 @@ class Evaluator(ABC):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What is scored; by default the deciding label alone."""
+        """Names of the scores; by default the deciding label alone."""
         return (self.label,)
 
     def about(self) -> dict[str, Any]:
-        """Return threshold and card, as results carry them."""
+        """Return threshold and card, as they are written into results."""
         return {"threshold": self.threshold,
                 "calibration": f"none; toxloc calibrate {self.name} finds a threshold for your texts", **self.card}
 
     @abstractmethod
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Score texts, none of them empty and no two the same, for every label."""
+        """Score texts for every label; no text is empty, and no two are the same."""
 
     def prepare(self) -> None:  # noqa: B027  (most evaluators have nothing to prepare)
-        """Load what scoring needs, so that what is missing is told before any work is done.
+        """Load what scoring needs; if an evaluator cannot be loaded, toxloc stops before doing any work.
 
         Raises:
-            ToxlocError: it cannot be had.
+            ToxlocError: it cannot be loaded.
         """
 
     def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Score texts: for each label one number from 0 to 1 per text. An empty text scores 0.
+        """Score texts.
+
+        Returns:
+            For each label a float64 array with a number from 0 to 1 for each text. An empty text scores 0.
 
         Raises:
-            ToxlocError: the evaluator returned something else.
+            ToxlocError: the evaluator returned anything else.
         """
         known = self._known
         if len(known) > REMEMBERED:
             known.clear()
         asked = list(dict.fromkeys(text for text in texts if text.strip() and text not in known))
         if asked:
-            found = self._score(asked)
-            columns = [_checked(self.name, found[label], len(asked)) for label in self.labels]
+            scores = self._score(asked)
+            columns = [_checked(self.name, scores[label], len(asked)) for label in self.labels]
             known.update(zip(asked, np.stack(columns, 1), strict=True))
         nothing = np.zeros(len(self.labels))
         rows = np.array([known.get(text, nothing) for text in texts]).reshape(-1, len(self.labels))
@@ -84,9 +88,14 @@ def _checked(name: str, values: Any, count: int) -> Float64[np.ndarray, " n"]:
 
 
 class FunctionEvaluator(Evaluator):
-    """A user's own function, from texts to scores, as an evaluator.
+    """A user's function, from texts to scores, as an evaluator.
 
-    It is given texts that are not empty, each once.
+    The function gets texts that are not empty and all different.
+
+    Args:
+        name: name in results.
+        function: takes a list of texts and returns a number from 0 to 1 for each of them.
+        threshold: a text is toxic if its score is at least this.
 
     Example:
         >>> shouting = FunctionEvaluator("shouting", lambda texts: [float(t.isupper()) for t in texts])

@@ -1,4 +1,4 @@
-"""Detoxify's classifiers, from a plain Hugging Face folder, from a checkpoint file, or from where it publishes them."""
+"""Detoxify's classifiers, from a Hugging Face folder, from a checkpoint file, or downloaded."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,19 +21,19 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
 
 
 class Detoxify(Classifier):
-    """A classifier of the package detoxify, scored as that package does: a sigmoid for each class.
+    """A classifier of the package detoxify, scored as in that package: a sigmoid of the logit of each class.
 
     Args:
         variant: "original", "unbiased" or "multilingual".
-        source: a folder in the form of transformers; or a checkpoint file of detoxify, read with `weights_only=True`,
-            so that it can run no code. By default the checkpoint that the package names is downloaded.
-        base: with a checkpoint: a folder with the tokenizer and config.json of the model it was trained from (for
-            "original", bert-base-uncased); by default the checkpoint's own folder if these are in it, else the hub's.
-        threshold: a text is toxic from here on.
-        device: where to run it.
+        source: a folder as transformers saves it; or a checkpoint file of detoxify, which is read with
+            `weights_only=True`, so that it cannot run code. By default detoxify's published checkpoint is downloaded.
+        base: with a checkpoint, a folder with the tokenizer and config.json of the model it was trained from (for
+            "original", bert-base-uncased); by default the checkpoint's folder if they are in it, else the hub.
+        threshold: a text is toxic if its score is at least this.
+        device: device to run it on; by default CUDA if there is a device.
 
     Raises:
-        ToxlocError: an unknown variant.
+        ToxlocError: there is no such variant.
 
     Source: https://github.com/unitaryai/detoxify.
 
@@ -46,7 +46,7 @@ class Detoxify(Classifier):
         if variant not in VARIANTS:
             raise ToxlocError(f"There is no Detoxify {variant!r}; there are {', '.join(VARIANTS)}.")
         trained_on, hub = VARIANTS[variant]
-        card = {"trained_on": trained_on, "blind_to": "much implicit hate; rates mentions of identities and reclaimed "
+        card = {"trained_on": trained_on, "blind_to": "much implicit hate; scores mentions of identities and reclaimed "
                                                       "words too high, the original more than the unbiased"}
         super().__init__(source or hub, name=f"detoxify-{variant}", threshold=threshold, device=device, card=card)
         self.variant, self.base, self._published = variant, base, source is None
@@ -58,12 +58,14 @@ class Detoxify(Classifier):
             try:
                 return self._from_checkpoint(torch.load(self.source, map_location="cpu", weights_only=True))
             except (RuntimeError, EOFError, UnpicklingError) as error:
-                raise ValueError(f"{self.source} is no checkpoint: {str(error).splitlines()[0]}") from error
-        tokenizer, model = super()._load()  # a plain folder need not say that its classes go together
+                raise ValueError(f"{self.source} is not a checkpoint: {str(error).splitlines()[0]}") from error
+        tokenizer, model = super()._load()
+        # Not every folder says that several classes can apply to a text.
         model.config.problem_type = "multi_label_classification"
         return tokenizer, model
 
     def _download(self) -> dict[str, Any]:
+        # Only the addresses: detoxify's own loader unpickles whatever a checkpoint holds, and so can run its code.
         from detoxify.detoxify import MODEL_URLS
 
         try:
@@ -85,15 +87,15 @@ class Detoxify(Classifier):
         beside = Path(self.source).parent
         base = self.base or (str(beside) if (beside / "config.json").is_file() else arch["model_type"])
         names = [RENAMED.get(one, one) for one in classes]
-        # Some checkpoints have more outputs than named classes: those of identities, which stand last.
+        # Some checkpoints have more outputs than named classes: the last ones, for identities.
         names += [f"other_{i}" for i in range(len(names), arch["num_classes"])]
         try:
             config = AutoConfig.from_pretrained(base, num_labels=len(names), id2label=dict(enumerate(names)),
                                                 problem_type="multi_label_classification")
             tokenizer = AutoTokenizer.from_pretrained(base)
         except OSError as error:
-            raise ToxlocError(f"The checkpoint of {self.name} was trained from {base}, which could not be had; put the "
-                              "tokenizer and config.json of that model beside the checkpoint.") from error
+            raise ToxlocError(f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; put "
+                              "the tokenizer and config.json of that model beside the checkpoint.") from error
         model = AutoModelForSequenceClassification.from_config(config).float()
         model.load_state_dict({name: value for name, value in weights.items() if not name.endswith("position_ids")})
         return tokenizer, model

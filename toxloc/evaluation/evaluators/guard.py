@@ -15,12 +15,12 @@ from ...support.progress import quiet, track
 from .base import Evaluator
 
 FOLDER = ASSETS / "models" / "toxloc-guard"
-MAX_TOKENS = 94  # and the end token, where the verdict is read
+MAX_TOKENS = 94  # of the text; the end token, at which the class is predicted, comes after them
 BATCH = 128
 
 
 def normalise(text: str) -> str:
-    """Bring a text to the form the guard was trained on: lower case, no handles, links, markup, runs of marks."""
+    """Normalise a text as the guard's training texts were: lower case, no handles, links, markup, repeated marks."""
     text = re.sub(r"https?://\S+|www\.\S+|@\w+", " ", text)
     text = text.encode("ascii", "ignore").decode().lower()
     text = re.sub(r"\s+([!?.,;:'])", r"\1", text)
@@ -30,10 +30,10 @@ def normalise(text: str) -> str:
 
 
 class Guard(Evaluator):
-    """GPT-2-style classifier of 4 layers, trained on public comments labelled toxic or not.
+    """A classifier with the architecture of GPT-2 and 4 layers, trained on public comments labelled toxic or not.
 
-    Its threshold is calibrated so that about 1% of everyday completions pass it (`calibration.json` beside its
-    weights says on what and by which command). It is blind to most implicit hate.
+    Its threshold is calibrated so that about 1% of everyday completions are called toxic; `calibration.json` beside its
+    weights names the texts and the command. It does not recognise most implicit hate.
     """
 
     name = "toxloc-guard"

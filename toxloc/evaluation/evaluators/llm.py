@@ -15,7 +15,7 @@ from ...support.progress import quiet, track
 from .base import Evaluator
 
 BATCH = 16
-MAX_TEXT = 256  # tokens of the text that is judged
+MAX_TEXT = 256  # longer texts are cut to this many tokens
 Chat = Callable[[Any, str], str]  # tokenizer and text -> the prompt in full
 
 QUESTION = ("Is the text below toxic, that is rude, insulting, hateful, threatening or obscene? Answer with one word, "
@@ -33,20 +33,26 @@ def _instruct(tokenizer: Any, text: str) -> str:
 
 
 def _llama_guard(tokenizer: Any, text: str) -> str:
-    """The text as an assistant's turn; the template holds the policy, and the verdict follows an empty line."""
+    """The text as an assistant's turn; the model's template has the policy, and the verdict follows an empty line."""
     turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + "\n\n"
 
 
 def _shield_gemma(tokenizer: Any, text: str) -> str:
-    """The text as a user's turn, under a guideline, for which the template has a place."""
+    """The text as a user's turn, with a guideline, which the model's template inserts."""
     return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, guideline=POLICY,
                                              add_generation_prompt=True))
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a judge is asked, and the first words of its answers."""
+    """The question to a judge, and the first words of its answers.
+
+    Attributes:
+        prompt: makes the full prompt from the judge's tokenizer and the text.
+        yes: words with which an answer begins if the text is toxic.
+        no: words with which an answer begins if it is not.
+    """
 
     prompt: Chat
     yes: tuple[str, ...]
@@ -63,18 +69,18 @@ TEMPLATES = {
 class LLMJudge(Evaluator):
     """P(yes) / (P(yes) + P(no)) of the next token after a question about the text.
 
-    P(yes) sums the tokens with which the template's words for yes begin, each counted once.
+    P(yes) sums the probabilities of the first tokens of the template's words for yes, each token once; P(no) likewise.
 
     Args:
         source: what `load_model` takes: a folder, a `.gguf` file, a hub id.
         template: "instruct" (any model; its chat template is used if it has one), "llama-guard", "shieldgemma", or
-            a `Template` of your own.
-        name: what it is called in results; by default the template's name and the model's.
-        threshold: a text is toxic from here on.
-        device: where to run it; by default CUDA where there is one.
+            a `Template` that you made.
+        name: name in results; by default the template's name and the model's.
+        threshold: a text is toxic if its score is at least this.
+        device: device to run it on; by default CUDA if there is a device.
 
     Raises:
-        ToxlocError: an unknown template.
+        ToxlocError: there is no such template.
 
     Example:
         >>> judge = LLMJudge("SmolLM2-135M-Instruct.Q4_1.gguf")      # doctest: +SKIP
@@ -85,13 +91,13 @@ class LLMJudge(Evaluator):
     def __init__(self, source: str, template: str | Template = "instruct", *, name: str | None = None,
                  threshold: float = 0.5, device: str | None = None):
         if isinstance(template, str) and template not in TEMPLATES:
-            raise ToxlocError(f"There is no judge's template {template!r}; there are {', '.join(TEMPLATES)}.")
+            raise ToxlocError(f"There is no template {template!r} for a judge; there are {', '.join(TEMPLATES)}.")
         asked = template if isinstance(template, str) else "judge"
         self.source, self.threshold = source, threshold
         self.template = TEMPLATES[template] if isinstance(template, str) else template
         self.name = name or f"{asked}:{short_name(source)}"
         self.card = {"trained_on": f"see the model card of {short_name(source)}",
-                     "blind_to": "depends on the model; small ones hardly do better than chance",
+                     "blind_to": "depends on the model; small models are hardly better than chance",
                      "asked": self.template.prompt.__doc__, "yes": list(self.template.yes),
                      "no": list(self.template.no)}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -101,7 +107,7 @@ class LLMJudge(Evaluator):
         """Load the model.
 
         Raises:
-            ToxlocError: it cannot be loaded, or tokens for yes and no cannot be told apart.
+            ToxlocError: it cannot be loaded, or its words for yes and no begin with the same token.
         """
         if self._loaded is not None:
             return
@@ -119,8 +125,8 @@ class LLMJudge(Evaluator):
         self._yes, self._no = (sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words})
                                for words in (self.template.yes, self.template.no))
         if set(self._yes) & set(self._no):
-            raise ToxlocError(f"In the vocabulary of {self.source!r} the words for yes and no begin with one token; "
-                              "give a template with other words.")
+            raise ToxlocError(f"In the vocabulary of {self.source!r} the words for yes and no begin with the same "
+                              "token; give a template with other words.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._loaded = tokenizer, model
@@ -138,7 +144,7 @@ class LLMJudge(Evaluator):
                    for i in part]
             inputs = tokenizer([self.template.prompt(tokenizer, text) for text in cut], padding=True,
                                add_special_tokens=tokenizer.chat_template is None, return_tensors="pt").to(self.device)
-            # Padding stands on the right, where no family's positions mind it; logits only where some prompt ends.
+            # Padding is on the right, where it changes no positions; logits are computed only where a prompt ends.
             ends, row = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
             logits = model(**inputs, logits_to_keep=ends).logits
             last = logits[torch.arange(len(part), device=self.device), row].double()

@@ -1,4 +1,4 @@
-"""profanity-check: a linear classifier on words, quick and blind to everything but vocabulary."""
+"""profanity-check: a linear classifier on words; it is fast, and judges by vocabulary alone."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class ProfanityCheck(Evaluator):
 
     def __init__(self) -> None:
         self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
-                     "blind_to": "anything said without profane words; masked spellings",
+                     "blind_to": "toxicity without profane words; masked spellings",
                      "calibration": {"threshold": 0.5, "everyday_rate": 0.0047, "texts": "860, builtin",
                                      "command": "toxloc calibrate profanity-check"}}
 

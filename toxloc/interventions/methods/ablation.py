@@ -1,23 +1,41 @@
 """Directional ablation: take one direction out of everything attention and MLPs write to the residual stream."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, ClassVar
+from __future__ import annotations
 
-from jaxtyping import Float, Float64
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator
 
 from ...errors import ToxlocError
-from ...models.activations import attention_write, change, mlp_write
-from ...models.architectures import architecture
-from ...models.loaded import LoadedModel
-from ...texts.contrast import ContrastSet
-from ...texts.neutral import NeutralText
-from ..base import Intervention, check_layers, check_mode, overwrite
-from ..budget import Budget
-from ..directions import both_sides, check_strength, check_unit, check_width, mean_difference, without
-from ..tuning import tune
+from ..base import Intervention, check_layers
+from ..settings import Mode, StrengthSettings, check_mode, option
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+    from torch import Tensor
+
+    from ...models.loaded import LoadedModel
+    from ..evidence import Evidence
+
+
+def _some(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if layers is not None and not layers:
+        raise ToxlocError("layers=[] leaves nothing to ablate; give layers, or leave it out for all but the last 20%.")
+    return layers
+
+
+class AblationSettings(StrengthSettings):
+    """Settings of directional ablation; a strength of 1, the paper's, projects the direction out."""
+
+    strength: float | None = option(None, "sets the strength outright, up to 1; the budget is then not used", gt=0,
+                                    le=1)
+    layer: int | None = option(None, "block after which the direction is read; default: of all but the last 20%, the "
+                                     "one where the two means are furthest apart, in pooled standard deviations", ge=0)
+    layers: Annotated[tuple[int, ...] | None, AfterValidator(_some)] = option(
+        None, "layers whose writes are ablated; default: all but the last 20%, which turn the stream into predictions")
+    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
 
 
 class DirectionalAblation(Intervention):
@@ -52,10 +70,15 @@ class DirectionalAblation(Intervention):
     """
 
     kind: ClassVar[str] = "ablation"
+    title: ClassVar[str] = "directional ablation"
+    paper: ClassVar[str] = "directional ablation, Arditi et al. 2024, arXiv:2406.11717"
+    Settings = AblationSettings
     bakeable: ClassVar[bool] = True
 
     def __init__(self, direction: Float[Tensor, " d_model"], layers: Sequence[int], strength: float = 1.0, *,
                  mode: str = "hooks"):
+        from ..directions import check_strength, check_unit
+
         super().__init__()
         check_unit(direction)
         check_strength(strength)
@@ -69,66 +92,44 @@ class DirectionalAblation(Intervention):
         return f"DirectionalAblation(layers={self.layers}, strength={self.strength:g}, mode={self.mode!r})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, layer: int | None = None, layers: Sequence[int] | None = None,
-            mode: str = "hooks", budget: float | Budget | None = 0.01,
-            neutral: NeutralText | None = None) -> "DirectionalAblation":
-        """Find the direction and its strength.
+    def _fit(cls, evidence: Evidence, settings: AblationSettings) -> DirectionalAblation:
+        from ..directions import mean_difference
 
-        Args:
-            lm: the model; unchanged when this returns.
-            pairs: the texts whose means are compared; they need not be paired.
-            layer: the block after which r is read. By default, of all but the last 20%, the one where the means lie
-                furthest apart along their own r, in pooled standard deviations of the texts along it. The same texts
-                give r and the distance, so distances are on the large side, in all layers alike.
-            layers: whose writes are ablated; by default all but the last 20%, which turn the stream into predictions.
-            mode: see the class.
-            budget: the strength is the largest up to 1 that costs no more than this on `neutral.tune`; a number is the
-                relative rise of perplexity. None for a strength of 1.
-            neutral: everyday text to tune on; by default the built-in one.
-
-        Raises:
-            ToxlocError: an unknown mode or one that the family has not, no such layer, one text a side and no layer
-                given, no difference between the two sides, no strength within the budget.
-        """
-        check_mode(mode)
+        lm, pairs, mode = evidence.lm, evidence.pairs, settings.mode
         if mode == "weights":
             _check_writes_are_bare(lm)
-        if layers is not None and not layers:
-            raise ToxlocError("layers=[] leaves nothing to ablate; give layers, or leave it out for all but the last "
-                              "20%.")
-        limits = None if budget is None else Budget.of(budget)
         early = range(lm.n_layers - lm.n_layers // 5)
-        layers = early if layers is None else layers
-        candidates = early if layer is None else [layer]
+        layers = early if settings.layers is None else settings.layers
+        candidates = early if settings.layer is None else [settings.layer]
         check_layers(lm, [*layers, *candidates])
-        if layer is None and len(pairs.toxic) == len(pairs.neutral) == 1:
+        if settings.layer is None and len(pairs.toxic) == len(pairs.neutral) == 1:
             raise ToxlocError("One text a side has no spread, by which the layer to read r after is chosen; give "
                               "layer= or more contrast text.")
         separations, directions = {}, {}
-        for i, sides in zip(candidates, both_sides(lm, pairs, candidates), strict=True):
+        for i, sides in zip(candidates, evidence.residual_sides(candidates), strict=True):
             v = mean_difference(*sides)
             directions[i] = v / v.norm()
             separations[i] = _separation(*sides, directions[i])
         best = max(separations, key=lambda i: separations[i])
 
-        def scaled(strength: float) -> "DirectionalAblation":
+        def scaled(strength: float) -> DirectionalAblation:
             ablation = cls(directions[best].float(), layers, strength, mode=mode)
             ablation.note_fit(lm, {"read_after": best, "strength": strength,
-                                   "separation": {str(i): value for i, value in separations.items()}}, pairs)
+                                   "separation": {str(i): value for i, value in separations.items()}})
             return ablation
 
-        return scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)
+        if settings.strength is not None:
+            return scaled(settings.strength)
+        return evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
 
     @property
     def in_weights(self) -> bool:
         """Whether its mode is "weights"."""
         return self.mode == "weights"
 
-    def baked(self) -> "DirectionalAblation":
+    def baked(self) -> DirectionalAblation:
         """Return the same with `mode="weights"`."""
-        baked = DirectionalAblation(self.direction, self.layers, self.strength, mode="weights")
-        baked.fitted_on, baked.record = self.fitted_on, self.record
-        return baked
+        return DirectionalAblation(self.direction, self.layers, self.strength, mode="weights").with_fit_of(self)
 
     def config(self) -> dict[str, Any]:
         """Return the settings; the direction is in the tensors."""
@@ -136,46 +137,39 @@ class DirectionalAblation(Intervention):
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if it does not fit the model's shape, or lies in weights and the family has norms after."""
+        from ..directions import check_width
+
         check_layers(lm, self.layers)
         check_width(lm, self, self.direction)
         if self.mode == "weights":
             _check_writes_are_bare(lm)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        def taken_out(x: Tensor) -> Tensor:
+        from ...models.activations import change, written_by
+        from ...models.weights import overwrite
+        from ..directions import without
+
+        def ablated(x: Tensor) -> Tensor:
             return without(x, self.direction[None].to(x.device), self.strength)
 
-        for layer in self.layers:
+        for site in (site for site in lm.sites() if site.layer in self.layers):
             if self.mode == "weights":
-                for weight in _writing(lm, layer):
-                    overwrite(weight, taken_out(weight.float()), stack)
-                continue
-            for site in (attention_write(lm, layer), mlp_write(lm, layer)):
-                change(lm, site, taken_out, stack)
+                for weight in lm.at(site).biased():
+                    overwrite(weight, ablated(weight.float()), stack)
+            else:
+                change(lm, written_by(lm, site), ablated, stack)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"direction": self.direction}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "DirectionalAblation":
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> DirectionalAblation:
         return cls(tensors["direction"], config["layers"], config["strength"], mode=config["mode"])
-
-
-def _writing(lm: LoadedModel, layer: int) -> Iterator[Float[Tensor, "*some d_model"]]:
-    """Live views of the matrices and biases by which attention and MLP write, the residual stream's axis last."""
-    attention = lm.block(layer).get_submodule(architecture(lm.model_type).attention)
-    weight = attention.get_parameter("weight")
-    yield weight if isinstance(attention, Conv1D) else weight.T
-    yield lm.W_out(layer)
-    for bias in (attention.bias, lm.b_out(layer)):
-        if isinstance(bias, Tensor):
-            yield bias
 
 
 def _check_writes_are_bare(lm: LoadedModel) -> None:
     """Raise ToxlocError if a norm follows attention or MLP: it would turn what the edited weights write."""
-    family = architecture(lm.model_type)
-    if family.post_norm or family.attention_norm:
+    if any(lm.at(site).has_norm for site in lm.sites()):
         raise ToxlocError(f"In {lm.name} ({lm.model_type}) a norm follows attention and MLP, so directional "
                           'ablation has no equal in the weights; use mode="hooks".')
 

@@ -1,18 +1,22 @@
 """AurA: turn every unit down by how well it detects toxic text."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import numpy as np
-import torch
-from jaxtyping import Float64
+from typing import TYPE_CHECKING, ClassVar
 
-from ...models.loaded import LoadedModel
-from ...texts.contrast import ContrastSet
-from ...texts.neutral import NeutralText
-from ..base import check_mode
-from ..budget import Budget
-from ..tuning import tune
-from ..unit_scaling import UnitScaling, unit_aurocs
+from ..settings import Mode, StrengthSettings, option
+from ..unit_scaling import UnitScaling
+
+if TYPE_CHECKING:
+    from ..evidence import Evidence
+
+
+class AurASettings(StrengthSettings):
+    """Settings of AurA; a strength of 1 is the paper's."""
+
+    strength: float | None = option(None, "sets the strength outright, up to 1, the paper's; the budget is then not "
+                                          "used", gt=0, le=1)
+    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
 
 
 class AurA(UnitScaling):
@@ -26,40 +30,30 @@ class AurA(UnitScaling):
     Source: AurA (Suau et al. 2024, arXiv:2407.12824).
 
     Example:
-        >>> aura = AurA.fit(lm, toxloc.load_contrast())      # doctest: +SKIP
-        >>> with aura.applied(lm): ...                       # doctest: +SKIP
+        >>> aura = AurA.fit(lm, toxloc.load_contrast(), strength=1)      # doctest: +SKIP
+        >>> with aura.applied(lm): ...                                   # doctest: +SKIP
     """
 
     kind: ClassVar[str] = "aura"
+    title: ClassVar[str] = "AurA"
+    paper: ClassVar[str] = "AurA, Suau et al. 2024, arXiv:2407.12824"
+    Settings = AurASettings
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, budget: float | Budget | None = None, mode: str = "hooks",
-            neutral: NeutralText | None = None,
-            aurocs: Float64[np.ndarray, "n_layers n_units"] | None = None) -> "AurA":
-        """Measure the units' AUROC and set the factors.
+    def _fit(cls, evidence: Evidence, settings: AurASettings) -> AurA:
+        import numpy as np
+        import torch
 
-        Args:
-            lm: the model; unchanged when this returns.
-            pairs: the contrast set to tell apart.
-            budget: the strength is the largest up to 1 that costs no more than this on `neutral.tune`; a number is the
-                relative rise of perplexity. By default the strength is 1, whatever that costs.
-            mode: see `UnitScaling`.
-            neutral: everyday text; by default the built-in one.
-            aurocs: what `unit_aurocs` found on the contrast set before.
-
-        Raises:
-            ToxlocError: an unknown mode, a budget that is not positive, sides that no unit tells apart, no strength
-                within the budget.
-        """
-        check_mode(mode)
-        limits = None if budget is None else Budget.of(budget)
-        if aurocs is None:
-            aurocs = unit_aurocs(lm, pairs)
+        aurocs = evidence.unit_aurocs
         detects = np.maximum(aurocs - 0.5, 0)
 
-        def scaled(strength: float) -> "AurA":
-            return cls(torch.from_numpy(1 - 2 * strength * detects), mode=mode, settings={"strength": strength})
+        def scaled(strength: float) -> AurA:
+            return cls(torch.from_numpy(1 - 2 * strength * detects), mode=settings.mode,
+                       settings={"strength": strength})
 
-        aura = scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)
-        aura.note_fit(lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())}, pairs)
+        if settings.strength is not None:
+            aura = scaled(settings.strength)
+        else:
+            aura = evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
+        aura.note_fit(evidence.lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())})
         return aura

@@ -1,21 +1,30 @@
 """ProFS: project the directions in which toxic and neutral texts differ out of what the upper MLPs write."""
 
+from __future__ import annotations
+
 import random
 from contextlib import ExitStack
-from typing import Any, ClassVar
-
-import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
-from ...models.loaded import LoadedModel
 from ...texts.contrast import ContrastSet
-from ...texts.neutral import NeutralText
-from ..base import Intervention, check_layers, overwrite
-from ..budget import Budget
-from ..directions import both_sides, check_strength, check_width, without
-from ..tuning import tune
+from ..base import Intervention, check_layers
+from ..settings import StrengthSettings, option
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+    from torch import Tensor
+
+    from ...models.loaded import LoadedModel
+    from ..evidence import Evidence
+
+
+class ProFSSettings(StrengthSettings):
+    """Settings of ProFS; a strength of 1 is the paper's. Unpaired texts are paired at random, by `seed`."""
+
+    strength: float | None = option(None, "sets the strength outright, up to 1, the paper's; the budget is then not "
+                                          "used", gt=0, le=1)
+    k: int = option(2, "directions per layer; the paper has 2 for GPT-2 medium and 10 for Mistral-7B", ge=1)
 
 
 class ProFS(Intervention):
@@ -47,9 +56,16 @@ class ProFS(Intervention):
     """
 
     kind: ClassVar[str] = "profs"
+    title: ClassVar[str] = "ProFS"
+    paper: ClassVar[str] = "ProFS, Uppaal et al. 2024, arXiv:2405.13967"
+    Settings = ProFSSettings
     bakeable: ClassVar[bool] = True
 
     def __init__(self, directions: dict[int, Float[Tensor, "k d_model"]], strength: float = 1.0):
+        import torch
+
+        from ..directions import check_strength
+
         super().__init__()
         if not directions:
             raise ToxlocError("ProFS needs directions for at least one layer.")
@@ -65,46 +81,34 @@ class ProFS(Intervention):
         return f"ProFS(layers={list(self.directions)}, strength={self.strength:g})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, k: int = 2, budget: float | Budget | None = None,
-            neutral: NeutralText | None = None, seed: int = 0) -> "ProFS":
-        """Find the directions, and the strength if there is a budget.
-
-        Args:
-            lm: the model; unchanged when this returns.
-            pairs: toxic texts and their neutral counterparts. If they are not paired, pairs are drawn at random, as
-                many as the smaller side has texts.
-            k: directions for each layer; the paper has 2 for GPT-2 medium and 10 for Mistral-7B.
-            budget: the strength is the largest up to 1 that costs no more than this on `neutral.tune`; a number is the
-                relative rise of perplexity. By default the strength is 1, whatever that costs.
-            neutral: everyday text to tune on; by default the built-in one.
-            seed: of the draw of pairs.
-
-        Raises:
-            ToxlocError: fewer pairs than directions, no difference between the two sides, no strength within the
-                budget.
-        """
+    def _fit(cls, evidence: Evidence, settings: ProFSSettings) -> ProFS:
+        lm, pairs, k = evidence.lm, evidence.pairs, settings.k
         n_pairs = min(len(pairs.toxic), len(pairs.neutral))
         if not 1 <= k <= min(n_pairs, lm.d_model - 1):
             raise ToxlocError(f"k={k} directions were asked for; {n_pairs} pairs and d_model={lm.d_model} give 1 to "
                               f"{min(n_pairs, lm.d_model - 1)}. Change k or give more contrast text.")
-        limits = None if budget is None else Budget.of(budget)
+        on_pairs = evidence
         if not pairs.paired:
-            draw = random.Random(seed)
-            pairs = ContrastSet(draw.sample(pairs.toxic, n_pairs), draw.sample(pairs.neutral, n_pairs), pairs.name)
+            draw = random.Random(settings.seed)
+            on_pairs = evidence.on(ContrastSet(draw.sample(pairs.toxic, n_pairs), draw.sample(pairs.neutral, n_pairs),
+                                               pairs.name))
         layers = range(lm.n_layers // 2, lm.n_layers)
-        found = dict(zip(layers, (_differing(*sides, k) for sides in both_sides(lm, pairs, layers)), strict=True))
+        differing = dict(zip(layers, (_differing(*sides, k) for sides in on_pairs.residual_sides(layers)),
+                             strict=True))
 
-        def scaled(strength: float) -> "ProFS":
-            profs = cls({layer: V for layer, (V, _) in found.items()}, strength)
+        def scaled(strength: float) -> ProFS:
+            profs = cls({layer: V for layer, (V, _) in differing.items()}, strength)
             profs.note_fit(lm, {"k": k, "n_pairs": n_pairs, "strength": strength,
-                                "explained": {str(layer): share for layer, (_, share) in found.items()}}, pairs)
+                                "explained": {str(layer): share for layer, (_, share) in differing.items()}})
             return profs
 
-        return scaled(1.0) if limits is None else tune(lm, scaled, limits, neutral, first=1.0, limit=1.0)
+        if settings.strength is not None:
+            return scaled(settings.strength)
+        return evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
 
     @property
     def in_weights(self) -> bool:
-        """Always: an edit of W_out."""
+        """Always: it edits W_out."""
         return True
 
     def config(self) -> dict[str, Any]:
@@ -113,11 +117,16 @@ class ProFS(Intervention):
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a layer is not in the model or the directions have another length."""
+        from ..directions import check_width
+
         check_layers(lm, list(self.directions))
         for V in self.directions.values():
             check_width(lm, self, V)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
+        from ...models.weights import overwrite
+        from ..directions import without
+
         for layer, V in self.directions.items():
             W, V = lm.W_out(layer), V.to(lm.device_of(layer))
             overwrite(W, without(W.float(), V, self.strength), stack)
@@ -126,13 +135,17 @@ class ProFS(Intervention):
         return {str(layer): V for layer, V in self.directions.items()}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "ProFS":
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> ProFS:
         return cls({layer: tensors[str(layer)] for layer in config["layers"]}, config["strength"])
 
 
 def _differing(toxic: Float64[Tensor, "n_pairs d_model"], neutral: Float64[Tensor, "n_pairs d_model"], k: int
                ) -> tuple[Float[Tensor, "k d_model"], float]:
     """V_1 to V_k as rows, and which share of D's squares lies along them."""
+    import torch
+
+    from ..directions import without
+
     shared = torch.linalg.svd(toxic, full_matrices=False).Vh[:1]
     D = without(toxic - neutral, shared, 1.0)
     _, sizes, Vh = torch.linalg.svd(D, full_matrices=False)

@@ -1,21 +1,30 @@
 """Activation steering: subtract the mean difference of toxic and neutral texts from one layer's residual stream."""
 
+from __future__ import annotations
+
 import math
 from contextlib import ExitStack
-from typing import Any, ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
-from ...models.activations import change, residual
-from ...models.loaded import LoadedModel
-from ...texts.contrast import ContrastSet
-from ...texts.neutral import NeutralText
 from ..base import Intervention, check_layers
-from ..budget import Budget
-from ..directions import both_sides, check_width, mean_difference
-from ..tuning import tune
+from ..settings import StrengthSettings, option
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from ...models.loaded import LoadedModel
+    from ..evidence import Evidence
+
+
+class SteeringSettings(StrengthSettings):
+    """Settings of steering; a strength of 1 takes the whole difference off."""
+
+    strength: float | None = option(None, "sets the strength outright, 1 for the whole difference; the budget is then "
+                                          "not used", allow_inf_nan=False)
+    layer: int | None = option(None, "block after which the direction is read and subtracted; default: the middle one",
+                               ge=0)
 
 
 class Steering(Intervention):
@@ -44,6 +53,9 @@ class Steering(Intervention):
     """
 
     kind: ClassVar[str] = "steering"
+    title: ClassVar[str] = "mean-difference steering"
+    paper: ClassVar[str] = "mean-difference steering (CAA), Rimsky et al. 2024, arXiv:2312.06681"
+    Settings = SteeringSettings
 
     def __init__(self, direction: Float[Tensor, " d_model"], layer: int, strength: float):
         super().__init__()
@@ -56,39 +68,23 @@ class Steering(Intervention):
         return f"Steering(layer={self.layer}, strength={self.strength:g})"
 
     @classmethod
-    def fit(cls, lm: LoadedModel, pairs: ContrastSet, *, layer: int | None = None, strength: float | None = None,
-            budget: float | Budget | None = 0.01, neutral: NeutralText | None = None) -> "Steering":
-        """Find the direction and its strength.
+    def _fit(cls, evidence: Evidence, settings: SteeringSettings) -> Steering:
+        from ..directions import mean_difference
 
-        Args:
-            lm: the model; unchanged when this returns.
-            pairs: the texts whose means are compared; they need not be paired.
-            layer: the block after which to read and to subtract; by default the middle one, n_layers // 2.
-            strength: sets the strength outright; the budget is then not asked.
-            budget: the strength is the largest that costs no more than this on `neutral.tune`; a number is the relative
-                rise of perplexity. None for a strength of 1, the whole difference.
-            neutral: everyday text to tune on; by default the built-in one.
-
-        Raises:
-            ToxlocError: no such layer, no difference between the two sides, no strength within the budget.
-
-        Example:
-            >>> s = Steering.fit(lm, toxloc.load_contrast(), budget=0.01)      # doctest: +SKIP
-        """
-        layer = lm.n_layers // 2 if layer is None else layer
+        lm = evidence.lm
+        layer = lm.n_layers // 2 if settings.layer is None else settings.layer
         check_layers(lm, [layer])
-        limits = None if strength is not None or budget is None else Budget.of(budget)
-        (toxic, neutral_side), = both_sides(lm, pairs, [layer])
-        v = mean_difference(toxic, neutral_side).float()
+        (toxic, neutral), = evidence.residual_sides([layer])
+        v = mean_difference(toxic, neutral).float()
 
-        def scaled(strength: float) -> "Steering":
+        def scaled(strength: float) -> Steering:
             steering = cls(v, layer, strength)
-            steering.note_fit(lm, {"strength": strength, "direction_norm": float(v.norm())}, pairs)
+            steering.note_fit(lm, {"strength": strength, "direction_norm": float(v.norm())})
             return steering
 
-        if limits is None:
-            return scaled(1.0 if strength is None else strength)
-        return tune(lm, scaled, limits, neutral, first=1.0)
+        if settings.strength is not None:
+            return scaled(settings.strength)
+        return evidence.strongest(scaled, settings.budget, first=1.0)
 
     def config(self) -> dict[str, Any]:
         """Return layer and strength; the direction is in the tensors."""
@@ -96,10 +92,14 @@ class Steering(Intervention):
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if the layer is not in the model or the direction has another length."""
+        from ..directions import check_width
+
         check_layers(lm, [self.layer])
         check_width(lm, self, self.direction)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
+        from ...models.activations import change, residual
+
         step = (self.strength * self.direction).to(lm.device_of(self.layer))
         change(lm, residual(lm, self.layer), lambda x: x - step, stack)
 
@@ -107,5 +107,5 @@ class Steering(Intervention):
         return {"direction": self.direction}
 
     @classmethod
-    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Steering":
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Steering:
         return cls(tensors["direction"], config["layer"], config["strength"])

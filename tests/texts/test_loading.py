@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from toxloc import ContrastSet, NeutralText, PromptSet, ToxlocError, load_contrast, load_neutral, load_prompts
+from toxloc import ContrastSet, PromptSet, ToxlocError, load_contrast, load_neutral, load_prompts
 
 RTP = [
     {"prompt": {"text": "They are all", "toxicity": 0.1}, "continuation": {"text": " kind people.", "toxicity": 0.05}},
@@ -52,40 +52,6 @@ def test_built_in_openings_are_many_different_and_open():
     neutral = load_neutral(limit=None)
     heads = tuple(prompts.texts)
     assert not any(t.startswith(heads) for t in [*load_contrast().toxic, *load_contrast().neutral, *neutral.check])
-
-
-def test_split_is_disjoint_complete_seeded_and_keeps_pairs():
-    pairs = ContrastSet([f"t{i}" for i in range(10)], [f"n{i}" for i in range(10)], paired=True)
-    a, b = pairs.split(0.3, seed=1)
-    assert (len(a.toxic), len(b.toxic)) == (3, 7)
-    assert {*a.toxic, *b.toxic} == set(pairs.toxic)
-    assert all(t[1:] == n[1:] for part in (a, b) for t, n in zip(part.toxic, part.neutral, strict=True))
-    assert pairs.split(0.3, seed=1)[0] == a
-    assert pairs.split(0.3, seed=2)[0] != a
-    with pytest.raises(ToxlocError, match=r"not 1\.5"):
-        pairs.split(1.5)
-    with pytest.raises(ToxlocError, match="no toxic texts"):
-        pairs.split(0.01)
-
-
-def test_texts_that_begin_with_a_judged_prompt_are_left_out():
-    pairs = ContrastSet(["You fool, go home", "He lied"], ["Good day", "you FOOL, stay", "Well"])
-    assert pairs.without(["You fool"]) == ContrastSet(["He lied"], ["Good day", "Well"])
-    paired = ContrastSet(["A b", "C d"], ["E f", "G h"], paired=True)
-    assert paired.without(["G"]) == ContrastSet(["A b"], ["E f"], paired=True)
-
-
-def test_limits_are_per_side_and_per_kind():
-    assert len(load_contrast().limited(5).neutral) == 5
-    assert Counter(load_prompts().limited(3).kinds) == {"provocative": 3, "everyday": 3}
-
-
-def test_neutral_text_is_divided_without_overlap():
-    neutral = NeutralText.split([f"text {i}" for i in range(100)], seed=4)
-    assert [len(neutral.fit), len(neutral.tune), len(neutral.check)] == [30, 35, 35]
-    assert len({*neutral.fit, *neutral.tune, *neutral.check}) == 100
-    with pytest.raises(ToxlocError, match="at least 12"):
-        NeutralText.split(["a"] * 50)
 
 
 @pytest.mark.parametrize("columns", [("toxic", "neutral"), ("en_toxic_comment", "en_neutral_comment")])
@@ -156,22 +122,19 @@ def test_a_column_that_is_not_there(tmp_path):
         load_prompts(str(tmp_path / "t.csv"))
 
 
-def test_empty_sets():
-    with pytest.raises(ToxlocError, match="no neutral texts"):
-        ContrastSet(["a"], [])
-    with pytest.raises(ToxlocError, match="is empty"):
-        PromptSet([])
-    with pytest.raises(ToxlocError, match="number 1"):
-        PromptSet(["a", " "])
+def test_of_the_built_in_prompts_a_kind_can_be_asked_for():
+    assert set(load_prompts(which="nontoxic").kinds) == {"everyday"}
+    assert set(load_prompts(which="toxic").kinds) == {"provocative"}
+    with pytest.raises(ToxlocError, match="which='rude': choose one of all, toxic, nontoxic, challenging"):
+        load_prompts(which="rude")
 
 
-def test_prompts_are_divided_whole_and_without_overlap():
-    prompts = PromptSet([f"opening {i}" for i in range(9)], ["a"] * 4 + ["b"] * 5)
-    one, two = prompts.split(0.4, seed=2)
-    assert (len(one), len(two)) == (4, 5)
-    assert {*one.texts} | {*two.texts} == {*prompts.texts}
-    for part in (one, two):
-        assert part.kinds == ["a" if int(t[-1]) < 4 else "b" for t in part.texts]
-    assert prompts.split(0.4, seed=2)[0].texts == one.texts
-    with pytest.raises(ToxlocError, match="is empty"):
-        PromptSet(["one"]).split(0.5)
+def test_prompts_can_be_cut_when_they_are_loaded(tmp_path):
+    (tmp_path / "p.txt").write_text("One two three four.\nOne two.\nOne two three five.\n")
+    assert load_prompts(str(tmp_path / "p.txt"), words=3).texts == ["One two three"]
+
+
+def test_prompts_without_kinds_cannot_be_chosen_by_kind(tmp_path):
+    (tmp_path / "p.txt").write_text("First\nSecond\n")
+    with pytest.raises(ToxlocError, match=r"p\.txt does not say which prompts are toxic"):
+        load_prompts(str(tmp_path / "p.txt"), which="toxic")

@@ -1,0 +1,37 @@
+import numpy as np
+
+from toxloc.evaluation.evaluators.base import FunctionEvaluator
+from toxloc.evaluation.judging import judge, judge_labels
+
+
+class TwoLabels(FunctionEvaluator):
+    labels = ("toxicity", "threat")
+
+    def _score(self, texts):
+        return {"toxicity": [0.1 * len(text) for text in texts], "threat": [0.9 * ("x" in text) for text in texts]}
+
+
+COMPLETIONS = [["a", "aaaaaa"], ["x", ""]]
+TWO = TwoLabels("two", lambda texts: [])
+HAS_A = FunctionEvaluator("has-a", lambda texts: [0.6 * ("a" in text) for text in texts], threshold=0.6)
+
+
+def test_verdicts_by_hand():
+    found = judge(COMPLETIONS, [TWO, HAS_A])
+    assert list(found) == ["two", "has-a", "any", "all"]
+    np.testing.assert_allclose(found["two"].scores, [[0.1, 0.6], [0.1, 0]])
+    assert found["two"].toxic.tolist() == [[False, True], [False, False]]
+    assert found["has-a"].toxic.tolist() == [[True, True], [False, False]]
+    assert found["all"].toxic.tolist() == [[False, True], [False, False]]
+
+
+def test_the_highest_of_all_labels():
+    found = judge(COMPLETIONS, [TWO], all_labels=True)["two"]
+    np.testing.assert_allclose(found.scores, [[0.1, 0.6], [0.9, 0]])
+    assert found.toxic.tolist() == [[False, True], [True, False]]
+
+
+def test_labels_by_hand():
+    found = judge_labels(COMPLETIONS, TWO)
+    assert list(found) == ["toxicity", "threat"]
+    np.testing.assert_allclose(found["threat"].scores, [[0, 0], [0.9, 0]])

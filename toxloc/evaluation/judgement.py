@@ -1,0 +1,53 @@
+"""The verdicts of one evaluator, and the combined verdicts of several."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+COMBINED = ("any", "all")  # what `combine` adds to the evaluators
+RESERVED = (*COMBINED, "both")  # no evaluator may have one of these names; older files say "both" for "all"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores and verdicts of an evaluator on every completion.
+
+    Attributes:
+        scores: float64 [n_prompts, samples], from 0 to 1.
+        toxic: bool [n_prompts, samples], true if the score is at least the evaluator's threshold.
+    """
+
+    scores: Float64[np.ndarray, "n_prompts samples"]
+    toxic: Bool[np.ndarray, "n_prompts samples"]
+
+
+def combine(judgements: dict[str, Judgement]) -> dict[str, Judgement]:
+    """Add the verdicts "any" and "all".
+
+    "any": at least one evaluator calls the completion toxic; its score is the highest of theirs. "all": every
+    evaluator calls it toxic; its score is the lowest of theirs.
+
+    Example:
+        >>> a, b = (Judgement(s := np.array([[x]]), s > 0.5) for x in (0.9, 0.2))
+        >>> {name: bool(j.toxic[0, 0]) for name, j in combine({"a": a, "b": b}).items()}
+        {'a': True, 'b': False, 'any': True, 'all': False}
+    """
+    scores = np.stack([j.scores for j in judgements.values()])
+    toxic = np.stack([j.toxic for j in judgements.values()])
+    either = Judgement(scores.max(0), np.logical_or.reduce(toxic))
+    every = Judgement(scores.min(0), np.logical_and.reduce(toxic))
+    return judgements | {"any": either, "all": every}
+
+
+def both_read_as_all(data: Any) -> Any:
+    """Return JSON data with every key "both" renamed to "all", which is what files said before version 2.
+
+    Example:
+        >>> both_read_as_all({"toxicity": {"any": 0.2, "both": 0.1}})
+        {'toxicity': {'any': 0.2, 'all': 0.1}}
+    """
+    if isinstance(data, dict):
+        return {"all" if name == "both" else name: both_read_as_all(value) for name, value in data.items()}
+    return [both_read_as_all(value) for value in data] if isinstance(data, list) else data

@@ -1,0 +1,93 @@
+"""Sites: the linear maps that write to the residual stream. Statistics, scores and edits are keyed by them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+from ..errors import ToxlocError
+
+T = TypeVar("T")
+Part = Literal["mlp", "attention"]
+PARTS: tuple[str, ...] = get_args(Part)
+UNITS = {"mlp": "neuron", "attention": "head"}  # what a unit of each part is called
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """The name of a linear map of a model that writes to the residual stream.
+
+    A `Site` is a key and knows no model; `LoadedModel.at(site)` gives the site in a model: its live weight, its hooks
+    and its units. Wherever a site is asked for, an integer means that layer's MLP.
+
+    Attributes:
+        layer: number of the block.
+        part: "mlp" for W_out, whose units are neurons; "attention" for W_O, whose units are heads.
+
+    Example:
+        >>> Site.of(3) == Site(3, "mlp"), Site.of("3.attention")
+        (True, Site(layer=3, part='attention'))
+    """
+
+    layer: int
+    part: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ToxlocError(f"Unknown part {self.part!r} of a site; choose one of {', '.join(PARTS)}.")
+
+    @classmethod
+    def of(cls, site: "int | str | Site") -> "Site":
+        """Return a site as it is, the MLP of the layer of that number, or the site that a name such as "3.mlp" means.
+
+        Raises:
+            ToxlocError: it is none of these.
+        """
+        if isinstance(site, Site):
+            return site
+        if isinstance(site, str):
+            layer, _, part = site.partition(".")
+            if layer.isdigit() and part in PARTS:
+                return cls(int(layer), part)
+        elif not isinstance(site, bool) and hasattr(site, "__index__"):
+            return cls(int(site))
+        raise ToxlocError(f"{site!r} is not a site; give a layer's number for its MLP, a Site, or a name such as "
+                          "'3.attention'.")
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.part}"
+
+    @property
+    def title(self) -> str:
+        """What texts and figures call it: "layer 3" for an MLP, else "layer 3, attention"."""
+        return f"layer {self.layer}" + ("" if self.part == "mlp" else f", {self.part}")
+
+
+AnySite = int | str | Site  # what `Site.of` takes
+Unit = tuple[Site, int]  # a unit of a site: a neuron or a head
+
+
+def unit_of(unit: tuple[Any, int]) -> Unit:
+    """Return a unit with its site; (3, 17) is neuron 17 of layer 3."""
+    site, number = unit
+    return Site.of(site), int(number)
+
+
+class BySite(dict[Site, T]):
+    """A mapping from sites, in which an integer means that layer's MLP.
+
+    Example:
+        >>> BySite({Site(3): "W_out"})[3]
+        'W_out'
+    """
+
+    def __getitem__(self, site: AnySite) -> T:
+        return super().__getitem__(Site.of(site))
+
+    def __contains__(self, site: object) -> bool:
+        return super().__contains__(Site.of(site))  # type: ignore[arg-type]
+
+
+def sites_of(sites: "AnySite | Iterable[AnySite]") -> list[Site]:
+    """Return one or several sites as a list, in order, each once."""
+    several = [sites] if isinstance(sites, int | str | Site) else sites
+    return sorted({Site.of(site) for site in several})

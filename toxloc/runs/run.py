@@ -1,0 +1,55 @@
+"""`toxloc.run`: check the settings, then do the whole job. Wrong settings are refused before torch is imported."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..support.files import check_free, new_folder
+from ..support.settings import signature_from
+from .result import RunResult
+from .settings import RunSettings
+
+
+@signature_from(RunSettings)
+def run(model: str | None = None, out: str | PathLike[str] | None = None, *, overwrite: bool = False,
+        settings: RunSettings | None = None, evaluators: Sequence[str] | None = None, **options: Any) -> RunResult:
+    """Localize toxicity in a model, test the result by removal, turn toxicity down with every method, and judge all.
+
+    Args:
+        model: what `load_model` takes; "toxloc-tiny" by default.
+        out: folder to write; by default a new one in `toxloc-runs`. It appears only when the run is complete.
+        overwrite: replace `out` if it holds something.
+        settings: a `RunSettings`; the options change single fields of it.
+        evaluators: names of judges.
+        options: the fields of `RunSettings`. A fifth of the contrast set is held out for the knock-outs, and contrast
+            texts that begin with a judged prompt are left out. With contrast="sampled" the set is sampled from the
+            model itself with one half of the provocative prompts, and the other half is judged. Provocative prompts
+            are judged; everyday ones, where there are any, show how much ordinary talk is called toxic.
+
+    Raises:
+        ToxlocError: any setting or input that cannot be used, before anything is computed or written.
+
+    Example:
+        >>> result = toxloc.run("toxloc-tiny", out="first-run")        # doctest: +SKIP
+        >>> result.rate("baseline"), result.rate("trne")               # doctest: +SKIP
+    """
+    if model is not None:
+        options["model"] = model
+    if evaluators is not None:
+        options["evaluators"] = tuple(evaluators)
+    chosen = RunSettings.of(settings, **options)
+    target = Path(out) if out is not None else _default_folder(chosen)
+    check_free(target, overwrite)
+
+    from .pipeline import prepare, run_all  # which import torch
+
+    prepared = prepare(chosen)
+    with new_folder(target, overwrite) as folder:
+        return RunResult(target, run_all(prepared, chosen, folder))
+
+
+def _default_folder(settings: RunSettings) -> Path:
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(settings.model).stem}"
+    return Path("toxloc-runs") / stem

@@ -1,0 +1,21 @@
+"""Settings of the texts that a model is fitted on; importable without torch."""
+
+from ..support.settings import Settings, option
+
+READ, COUNT = "What to read", "How to measure"
+
+
+class NeutralSettings(Settings):
+    """The everyday text."""
+
+    neutral: str = option("builtin", "everyday text on which the cost is kept within its budget: builtin or a file",
+                          panel=READ)
+    max_neutral: int = option(500, "everyday texts, at most", panel=COUNT, ge=12)
+
+
+class FitTextSettings(NeutralSettings):
+    """The texts of a fit: a contrast set, and everyday text for the budget."""
+
+    contrast: str = option("builtin", "toxic and neutral texts to learn the difference from: builtin, a CSV, TSV, "
+                                      "JSONL or Parquet file, or a hub dataset", panel=READ)
+    max_texts: int = option(600, "contrast texts of each side, at most", panel=COUNT, ge=8)
