@@ -1,8 +1,8 @@
 """Does everything hold on every family of models? A tiny random model of each is put through it all.
 
-    python -m benchmarks.coverage                         # half a minute; --out coverage.json saves it
+    python -m benchmarks.coverage                         # a minute; --out coverage.json saves it
 
-Figures are largest absolute differences, 0 where bits are the same.
+Figures are largest absolute differences over MLPs and attentions, 0 where bits are the same.
 """
 
 import tempfile
@@ -20,8 +20,11 @@ from benchmarks import markdown as md
 from benchmarks.families import SIZES, random_model
 from toxloc import TRNE, ContrastSet, LoadedModel, Meow2X, NeutralText, export_hf, localize
 from toxloc.evaluation.cost.perplexity import mean_nll
-from toxloc.models.activations import change, mlp_write, neurons
+from toxloc.localization.result import Localization
+from toxloc.models.activations import change, keys_of, written_by
 from toxloc.models.batching import batches
+from toxloc.models.site_view import weights_of
+from toxloc.models.sites import PARTS, Site
 from toxloc.support.files import write_json
 
 TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
@@ -39,9 +42,11 @@ class Coverage:
     Attributes:
         hooks: class that carries the hooks.
         logits: hooked model against the Hugging Face model.
-        attribution: a layer's attribution against a finite difference of the contrast, relative to the largest.
-        meow2x: logits with hooks against logits with the change in the weights, neurons and layers.
-        trne: W_out as it is hooked against the weight of the Hugging Face model, edited; and their logits.
+        attribution: a site's attribution against a finite difference of the contrast, relative to the largest
+            difference of its part.
+        meow2x: logits with hooks against logits with the change in the weights, for neurons, heads, MLPs and
+            attentions.
+        trne: W_out and W_O as they are hooked against the weights of the Hugging Face model, edited; and their logits.
         export: logits of the edited model against those of its folder, loaded with transformers alone.
         revert: weights after all of it against before.
     """
@@ -66,16 +71,20 @@ def check(family: str) -> Coverage:
 
 
 def attribution_error(lm: LoadedModel) -> float:
-    """Compare every layer's attribution with what scaling its part in the MLP's output does to the contrast."""
-    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), draws=0, skip_first=False)
-    found = torch.tensor(loc.layer_scores("attribution"))
+    """Compare every site's attribution with what scaling its part in the residual stream does to the contrast."""
+    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=PARTS, draws=0, skip_first=False)
+    return max(_slope_error(lm, loc, part) for part in PARTS)
+
+
+def _slope_error(lm: LoadedModel, loc: Localization, part: str) -> float:
+    found = torch.tensor(loc.layer_scores("attribution", part))
     slopes = []
-    for layer in range(lm.n_layers):
-        site = mlp_write(lm, layer) if lm.has_post_norm else neurons(lm, layer)  # without the bias of W_out
+    for site in loc.sites(part):
+        place = written_by(lm, site) if lm.at(site).has_norm else keys_of(lm, site)  # without the bias
         contrast = []
         for factor in (1 - STEP, 1 + STEP):
             with ExitStack() as stack:
-                change(lm, site, torch.tensor(factor).mul, stack)
+                change(lm, place, torch.tensor(factor).mul, stack)
                 contrast.append(mean_nll(lm, TOXIC) - mean_nll(lm, CIVIL))
         slopes.append((contrast[0] - contrast[1]) / (2 * STEP))
     expected = torch.tensor(slopes, dtype=found.dtype)
@@ -84,23 +93,24 @@ def attribution_error(lm: LoadedModel) -> float:
 
 def meow2x_error(lm: LoadedModel) -> float:
     """Compare hooks with weights, on both module trees."""
+    first, last = (Site(layer, "attention") for layer in range(2))
     far = 0.0
-    for parts in ({"neurons": [(0, 1), (1, 2)], "scale": 0.2}, {"layers": [1], "scale": 0.5}):
+    for scaled in ({"neurons": [(0, 1), (1, 2)], "scale": 0.2}, {"layers": [1], "scale": 0.5},
+                   {"neurons": [(first, 0), (last, 1)], "scale": 0.2}, {"layers": [last], "scale": 0.5}):
         found = []
         for mode in ("hooks", "weights"):
-            with Meow2X(**parts, mode=mode).applied(lm):  # type: ignore[arg-type]
+            with Meow2X(**scaled, mode=mode).applied(lm):  # type: ignore[arg-type]
                 found += _logits(lm)
         far = max(far, *(_far(found[0], other) for other in found[1:]))
     return far
 
 
 def _edited(lm: LoadedModel) -> tuple[float, float]:
-    with TRNE.fit(lm, ContrastSet(TOXIC, CIVIL), norm=0.1, neutral=NEUTRAL).applied(lm):
+    with TRNE.fit(lm, ContrastSet(TOXIC, CIVIL), norm=0.1, sites="all", neutral=NEUTRAL).applied(lm):
         hooked, plain = _logits(lm)
         far = _far(hooked, plain)
-        for layer in range(lm.n_layers):
-            weight, W = lm.down_projection(layer).get_parameter("weight"), lm.W_out(layer)
-            far = max(far, min(_far(W, one) for one in (weight, weight.T) if one.shape == W.shape))
+        for site in lm.sites():
+            far = max(far, _far(_hooked_weight(lm, site), weights_of(lm.down_projection(site))[0]))
         with tempfile.TemporaryDirectory() as folder:
             export_hf(lm, Path(folder) / "edited")
             again = AutoModelForCausalLM.from_pretrained(Path(folder) / "edited")
@@ -108,6 +118,16 @@ def _edited(lm: LoadedModel) -> tuple[float, float]:
         with torch.no_grad():
             loaded = again(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]
         return far, _far(plain, loaded)
+
+
+def _hooked_weight(lm: LoadedModel, site: Site) -> Tensor:
+    """Read a site's weight where the hooked model itself keeps it."""
+    block = lm.hooked.blocks[site.layer]
+    if lm.is_bridge:
+        linear = block.mlp.out if site.part == "mlp" else block.attn.o
+        return weights_of(linear.original_component)[0]
+    weight: Tensor = block.mlp.W_out if site.part == "mlp" else block.attn.W_O.flatten(0, 1)
+    return weight
 
 
 @torch.no_grad()

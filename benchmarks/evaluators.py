@@ -29,10 +29,13 @@ from toxloc import ToxlocError
 from toxloc.cli.output import interval
 from toxloc.evaluation.evaluators.base import Evaluator
 from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
+from toxloc.localization.auroc import auroc_of
 from toxloc.support.files import write_json
+from toxloc.support.intervals import bootstrap
 from toxloc.texts.tables import read_rows
 
-BINS, RESAMPLES = 10, 500
+BINS = 10
+AT_ONCE = 100  # bootstrap draws held in memory
 GROUPS = {  # of HateCheck's functions
     "plain hate": ("derog_neg_emote_h", "derog_neg_attrib_h", "derog_dehum_h", "slur_h", "profanity_h",
                    "threat_dir_h", "threat_norm_h", "phrase_opinion_h"),
@@ -134,12 +137,10 @@ def calibration_error(toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray,
 
 
 def auroc_interval(toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray, " n"], seed: int) -> list[float]:
-    """95% bootstrap interval, both classes resampled apart."""
-    rng = np.random.default_rng(seed)
+    """95% bootstrap interval of the AUROC; the two classes are resampled independently."""
     ones, zeros = scores[toxic], scores[~toxic]
-    values = [roc_auc_score(toxic_first, np.concatenate([rng.choice(ones, len(ones)), rng.choice(zeros, len(zeros))]))
-              for toxic_first in [np.repeat([1, 0], [len(ones), len(zeros)])] for _ in range(RESAMPLES)]
-    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+    return list(bootstrap(lambda i, j: auroc_of(ones[i].T, zeros[j].T), (len(ones), len(zeros)), seed,
+                          at_once=AT_ONCE))
 
 
 def _one_kind(own: Bool[np.ndarray, " n"], toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray, " n"],

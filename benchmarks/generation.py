@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks import markdown as md
 from toxloc import LoadedModel, load_model, load_prompts
+from toxloc.generation.decoding import Decoding
 from toxloc.generation.generate import sample
 from toxloc.models.batching import encode, filler, pad
 from toxloc.support.files import write_json
@@ -33,7 +34,7 @@ Contender = Callable[[LoadedModel, Sequence[str], int, int], int]
 
 def ours(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
     """Sample with toxloc, and return how many tokens that were."""
-    return sum(one.n_tokens for one in sample(lm, prompts, samples=samples, max_new_tokens=max_new_tokens))
+    return sum(one.n_tokens for one in sample(lm, prompts, Decoding(samples, max_new_tokens)))
 
 
 @torch.inference_mode()

@@ -9,18 +9,17 @@ strength on the `tune` part of the neutral text; a budget is a relative rise of 
 the mean KL to the unedited model. They are judged on the prompts and on neutral text that no fit has seen: share of
 completions called toxic by any evaluator with its bootstrap interval over prompts, the paired difference to the best
 method of the same budget, perplexity and KL on unseen text, everyday prompts, and whether completions still read like
-the baseline's. AurA and ProFS have no strength of their own in their papers; here they are interpolated to the budget
-like everything else, and AurA also stands as published, whatever it costs.
+the baseline's. The papers of AurA and ProFS give no strength to choose; here their strength is as large as the budget
+allows, like that of every method, and AurA is also shown as published (`strength=1`), whatever it costs.
 
 `--out` is written after every method: the same command goes on where it was stopped, and with `--choices`
 (multiple-choice items in HellaSwag's layout) adds their accuracy to what was judged before.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,9 +38,9 @@ from toxloc import (
     AurA,
     Budget,
     ContrastSet,
-    ContrastStatistics,
     Damp,
     DirectionalAblation,
+    Evidence,
     Intervention,
     LinearAcT,
     LoadedModel,
@@ -52,7 +51,6 @@ from toxloc import (
     Steering,
     ToxlocError,
     ValueVector,
-    collect_contrast,
     evaluate,
     load_contrast,
     load_model,
@@ -66,14 +64,12 @@ from toxloc.evaluation.cost.fluency import Unedited
 from toxloc.evaluation.cost.multiple_choice import Choice, answered_right, load_choices
 from toxloc.evaluation.evaluators.base import Evaluator
 from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
-from toxloc.evaluation.toxicity import Judgement
-from toxloc.interventions.unit_scaling import unit_aurocs
+from toxloc.evaluation.judgement import Judgement
 from toxloc.support.files import read_json, write_json
 from toxloc.texts.prompts import EVERYDAY, PROVOCATIVE
 
 PRICES = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}  # a budget of each unit, written out
 PRECISIONS = ("highest", "high", "medium")
-Fit = Callable[[Budget], Intervention]
 Entry = dict[str, Any]
 BASELINE = "baseline"
 AS_PUBLISHED = "AurA as published"  # without a budget
@@ -83,56 +79,36 @@ AGREEMENT = (BASELINE, "TRNE", "Meow2X, graded")
 
 
 class Methods:
-    """Every method under the name that tables give it; what several fits need is found once, when first asked for."""
+    """Every method under the name that tables give it, all fitted from one `Evidence`."""
 
     def __init__(self, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText):
-        self.lm, self.pairs, self.neutral = lm, pairs, neutral
-        self.fits: dict[str, Fit] = {
-            "TRNE": self._ours(TRNE),
-            "TRNE, 2 rounds": self._ours(TRNE, rounds=2),
-            "TRNE, frobenius": self._ours(TRNE, metric="frobenius", layers=lm.n_layers),
-            "Meow2X": self._ours(Meow2X),
-            "Meow2X, graded": self._ours(Meow2X, scale="graded"),
-            "AurA": lambda budget: self._fit(AurA, budget=budget, aurocs=self._aurocs),
-            "Damp": lambda budget: self._fit(Damp, budget=budget, aurocs=self._aurocs, scale=0.5),
-            "Det0": lambda budget: self._fit(Damp, budget=budget, aurocs=self._aurocs, scale=0.0),
-            "Linear-AcT": lambda budget: self._fit(LinearAcT, budget=budget, maps=self._maps),
-            "ProFS": lambda budget: self._fit(ProFS, budget=budget),
-            "steering": lambda budget: self._fit(Steering, budget=budget),
-            "directional ablation": lambda budget: self._fit(DirectionalAblation, budget=budget),
-            **{f"value vector, {source}": self._value_vector(source) for source in ("probe", "row", "svd")},
+        self.fits: dict[str, tuple[type[Intervention], dict[str, Any]]] = {
+            "TRNE": (TRNE, {}),
+            "TRNE, 2 rounds": (TRNE, {"rounds": 2}),
+            "TRNE, frobenius": (TRNE, {"metric": "frobenius", "layers": lm.n_layers}),
+            "Meow2X": (Meow2X, {}),
+            "Meow2X, graded": (Meow2X, {"scale": "graded"}),
+            "AurA": (AurA, {}),
+            "Damp": (Damp, {"scale": 0.5}),
+            "Det0": (Damp, {"scale": 0.0}),
+            "Linear-AcT": (LinearAcT, {}),
+            "ProFS": (ProFS, {}),
+            "steering": (Steering, {}),
+            "directional ablation": (DirectionalAblation, {}),
+            **{f"value vector, {source}": (ValueVector, {"source": source}) for source in ("probe", "row", "svd")},
         }
+        self.evidence = Evidence(lm, pairs, neutral)
+        for method, options in self.fits.values():
+            assert method.Settings is not None
+            self.evidence.expect(*method.needs(method.Settings.of(**options)))
 
     def fit(self, name: str, budget: Budget | None) -> Intervention | None:
         """Fit the method of that name; None for the baseline."""
         if name == BASELINE:
             return None
-        if name == AS_PUBLISHED:
-            return self._fit(AurA, aurocs=self._aurocs)
-        assert budget is not None
-        return self.fits[name](budget)
-
-    def _ours(self, method: Any, **settings: Any) -> Fit:
-        return lambda budget: self._fit(method, budget=budget, statistics=self._statistics, **settings)
-
-    def _value_vector(self, source: str) -> Fit:
-        return lambda budget: self._fit(ValueVector, budget=budget, source=source)
-
-    def _fit(self, method: Any, **settings: Any) -> Intervention:
-        fitted: Intervention = method.fit(self.lm, self.pairs, neutral=self.neutral, **settings)
-        return fitted
-
-    @cached_property
-    def _statistics(self) -> ContrastStatistics:
-        return collect_contrast(self.lm, self.pairs, curvature=True, more_neutral=self.neutral.fit)
-
-    @cached_property
-    def _aurocs(self) -> Any:
-        return unit_aurocs(self.lm, self.pairs)
-
-    @cached_property
-    def _maps(self) -> Any:
-        return LinearAcT.fit(self.lm, self.pairs, budget=None).maps
+        method, options = (AurA, {"strength": 1}) if name == AS_PUBLISHED else self.fits[name]
+        limit = {} if budget is None else {"budget": budget}
+        return method.fit(self.evidence.lm, self.evidence.pairs, evidence=self.evidence, **options, **limit)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,12 @@ def plain(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
 
 def activation_pass(lm: LoadedModel, texts: Sequence[str], peaks: bool = False) -> list[Tensor]:
     """Stream moments and contributions out of the hooks."""
-    return [moments.mean for moments in collect(lm, texts, gradients=False, peaks=peaks).neurons]
+    return [moments.mean for moments in collect(lm, texts, gradients=False, peaks=peaks).keys.values()]
 
 
 def gradient_pass(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
     """Stream moments, contributions and G out of the hooks."""
-    return collect(lm, texts).G
+    return list(collect(lm, texts).G.values())
 
 
 @torch.inference_mode()
@@ -93,8 +93,8 @@ def cache_of_everything(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
 
 @torch.inference_mode()
 def filtered_cache(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Cache two hook points a layer, all texts at once."""
-    names = [name for layer in range(lm.n_layers) for name in (lm.neuron_hook(layer), lm.output_hook(layer))]
+    """Cache two hook points per layer, all texts at once."""
+    names = [name for layer in range(lm.n_layers) for name in _hooks(lm, layer)]
     return _means(lm, list(_cached(lm, texts, names)))
 
 
@@ -141,6 +141,12 @@ def _cached(lm: LoadedModel, texts: Sequence[str], names: list[str] | None) -> I
                                                         names_filter=names, return_cache_object=False)[1]
 
 
+def _hooks(lm: LoadedModel, layer: int) -> list[str]:
+    """Names of the hook points of a layer's neurons, and of what its MLP adds to the residual stream."""
+    view = lm.at(layer)
+    return [str(view.keys_hook), str(view.write_hook)]
+
+
 def _weights(batch: Batch) -> Tensor:
     weights = batch.mask.float()
     weights[:, 0] = 0
@@ -155,7 +161,7 @@ def _means(lm: LoadedModel, caches: Iterable[tuple[Tensor, dict[str, Any]]]) -> 
     for weights, cached in caches:
         count += float(weights.sum())
         for layer in layers:
-            for total, name in zip(sums[layer], (lm.neuron_hook(layer), lm.output_hook(layer)), strict=True):
+            for total, name in zip(sums[layer], _hooks(lm, layer), strict=True):
                 rows = cached[name].view(len(weights), -1).float()
                 total[0] += weights @ rows
                 total[1] += weights @ (rows * rows)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from benchmarks import markdown as md
 from toxloc import (
     TRNE,
     ContrastSet,
+    Evidence,
     LoadedModel,
     NeutralText,
     ToxlocError,
@@ -38,8 +39,8 @@ from toxloc.cli.output import interval
 from toxloc.evaluation.cost.fluency import Fluency, Unedited
 from toxloc.evaluation.cost.perplexity import nll_per_text
 from toxloc.support.files import write_json
+from toxloc.support.intervals import Interval, bootstrap
 
-RESAMPLES = 2000
 DEFAULTS = "defaults"
 
 
@@ -75,15 +76,17 @@ class Gain:
         """Rise of NLL_T - NLL_N, each the mean per token."""
         return float(self.toxic.sum() / self.toxic_tokens.sum() - self.neutral.sum() / self.neutral_tokens.sum())
 
-    def resampled(self, seed: int) -> Float64[np.ndarray, " resamples"]:
-        """Return `mean` of sets of texts drawn again, the same ones for the same seed."""
-        draw, means = np.random.default_rng(seed), []
-        for sums, tokens in ((self.toxic, self.toxic_tokens), (self.neutral, self.neutral_tokens)):
-            drawn = draw.integers(len(sums), size=(RESAMPLES, len(sums)))
-            means.append(sums[drawn].sum(1) / tokens[drawn].sum(1))
-        toxic, neutral = means
-        found: np.ndarray = toxic - neutral
-        return found
+    def interval_over(self, other: "Gain", seed: int) -> Interval:
+        """Return the 95% bootstrap interval of `mean` minus another gain's `mean`, both on the same resampled texts."""
+        return bootstrap(lambda i, j: self._resampled(i, j) - other._resampled(i, j),
+                         (len(self.toxic), len(self.neutral)), seed)
+
+    def _resampled(self, i: Int64[np.ndarray, "draws n"], j: Int64[np.ndarray, "draws m"]
+                   ) -> Float64[np.ndarray, " draws"]:
+        """Return `mean` of each row of toxic texts `i` and neutral texts `j`."""
+        mean: np.ndarray = (self.toxic[i].sum(1) / self.toxic_tokens[i].sum(1)
+                            - self.neutral[j].sum(1) / self.neutral_tokens[j].sum(1))
+        return mean
 
 
 class HeldOut:
@@ -131,16 +134,15 @@ def main(
     known = variants(lm.n_layers)
     if unknown := set(variant or ()) - set(known):
         raise ToxlocError(f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
-    held = HeldOut(lm, held_out)
+    held, evidence = HeldOut(lm, held_out), Evidence(lm, pairs, text).expect("gradients", "curvature")
     unedited = Unedited(lm, other.texts if other else text.check)
     usual: Gain | None = None
     entries: list[dict[str, Any]] = []
     for name in (DEFAULTS, *(variant or list(known)[1:])):
-        gain, cost, edit = measure(lm, held, unedited, pairs, text, budget, known[name])
+        gain, cost, edit = measure(held, unedited, evidence, budget, known[name])
         usual = usual or gain
-        apart = gain.resampled(seed) - usual.resampled(seed)
         entries.append({"variant": name, "gain": gain.mean, "over_defaults": gain.mean - usual.mean,
-                        "ci": np.quantile(apart, [0.025, 0.975]).tolist(), "fluency": cost.to_dict(),
+                        "ci": list(gain.interval_over(usual, seed)), "fluency": cost.to_dict(),
                         "described": edit.describe()})
         print(f"{time.perf_counter() - began:5.0f} s  {name}: {gain.mean:.3f} nats", flush=True)
         if out is not None:
@@ -150,12 +152,15 @@ def main(
     show(lm.name, entries)
 
 
-def measure(lm: LoadedModel, held: HeldOut, unedited: Unedited, pairs: ContrastSet, text: NeutralText, budget: float,
-            settings: dict[str, Any]) -> tuple[Gain, Fluency, TRNE]:
+def measure(held: HeldOut, unedited: Unedited, evidence: Evidence, budget: float, settings: dict[str, Any]
+            ) -> tuple[Gain, Fluency, TRNE]:
     """Fit one variant, and return its gain, its cost on unseen text, and the edit."""
-    share = settings.get("neutral", 1)
-    some = NeutralText(text.fit[: round(share * len(text.fit))], text.tune, text.check, text.name)
-    edit = TRNE.fit(lm, pairs, budget=budget, **settings | {"neutral": some})
+    lm, pairs, text = evidence.lm, evidence.pairs, evidence.neutral
+    options = {name: value for name, value in settings.items() if name != "neutral"}
+    if "neutral" in settings:
+        some = text.fit[: round(settings["neutral"] * len(text.fit))]
+        evidence = Evidence(lm, pairs, NeutralText(some, text.tune, text.check, text.name))
+    edit = TRNE.fit(lm, pairs, evidence=evidence, budget=budget, **options)
     with edit.applied(lm):
         return held.gain(), unedited.compare(), edit
 

@@ -6,6 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import generation
+from toxloc.generation.decoding import Decoding
 from toxloc.generation.generate import sample
 
 
@@ -17,8 +18,8 @@ def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):
         torch.manual_seed(0)
         counted = {name: contender(lm, ["You are", "The soup"], 64, 4)
                    for name, contender in generation.CONTENDERS.items()}
-        assert counted["toxloc"] == sum(one.n_tokens for one in sample(lm, ["You are", "The soup"], samples=64,
-                                                                       max_new_tokens=4))
+        assert counted["toxloc"] == sum(
+            one.n_tokens for one in sample(lm, ["You are", "The soup"], Decoding(samples=64, max_new_tokens=4)))
     finally:
         config.eos_token_id = ends
     assert all(128 < count < 4 * 128 for count in counted.values())

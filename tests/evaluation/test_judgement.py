@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toxloc.evaluation.judgement import Judgement, both_read_as_all, combine
+from toxloc.evaluation.judgement import Judgement, combine
+from toxloc.evaluation.verdicts import both_read_as_all
 
 
 def judged(scores, threshold=0.5):

@@ -1,13 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toxloc import TRNE, ToxlocError
-from toxloc.evaluation.cost.fluency import Fluency, measure_fluency
+from tests.conftest import TEXTS
+from toxloc import TRNE, Meow2X, NeutralText, ToxlocError
+from toxloc.evaluation.cost.fluency import Unedited, measure_fluency
+from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.budget import Budget
-from toxloc.interventions.tuning import largest_within
+from toxloc.interventions.tuning import largest_within, tune
 
 
 @given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3),
@@ -19,7 +22,7 @@ def test_any_power_law_is_spent_to_nine_tenths_within_twelve_evaluations(scale, 
         calls.append(s)
         return scale * s**power
 
-    # What a fit does: the first guess is right to a few orders of magnitude.
+    # As in a fit, the first guess is right to a few orders of magnitude.
     start = (budget / scale) ** (1 / power) * min(max(first, 1e-2), 1e2)
     tuned = largest_within(cost, budget, start)
     assert 0.9 * budget <= tuned.cost <= budget
@@ -59,28 +62,6 @@ def test_nothing_fits():
         largest_within(lambda s: 1.0, 0.01, first=1.0)
 
 
-@pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
-def test_budgets_out_of_range(budget):
-    with pytest.raises(ToxlocError, match=r"such as 0\.01"):
-        Budget.of(budget)
-    with pytest.raises(ToxlocError, match=r"KL in nats that is allowed"):
-        Budget(kl=budget)
-
-
-def test_a_budget_needs_a_limit():
-    with pytest.raises(ToxlocError, match="needs perplexity= or kl="):
-        Budget()
-
-
-def test_the_tighter_of_two_limits_counts_and_a_ruin_is_over_any():
-    both = Budget(perplexity=0.01, kl=0.02)
-    assert both.share(Fluency(30, 1.005, 0.03, 1.0, 9)) == pytest.approx(1.5)
-    assert both.share(Fluency(30, 1.02, 0.03, 1.0, 9)) == pytest.approx(2.0)
-    assert Budget(kl=0.02).share(Fluency(30, 9.0, 0.01, 1.0, 9)) == pytest.approx(0.5)
-    assert both.share(Fluency(math.inf, math.inf, 0.0, 1.0, 9)) == math.inf
-    assert both.share(Fluency(30, 1.0, math.nan, 1.0, 9)) == math.inf
-
-
 @pytest.mark.parametrize("budget", [Budget(kl=0.004), Budget(perplexity=0.02, kl=0.004), Budget(perplexity=0.002)])
 def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budget):
     edit = TRNE.fit(lm, pairs, budget=budget, neutral=neutral)
@@ -91,3 +72,22 @@ def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budg
     assert edit.record["budget"] == budget.to_dict()
     assert (edit.record["tuned_kl"] is None) == (budget.kl is None)
     assert edit.record["evaluations"] <= 12
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_tune_notes_what_it_chose_and_what_that_costs(tiny, known):
+    neutral = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2], "some text")
+    unedited = Unedited(tiny, neutral.tune) if known else None
+    made = tune(tiny, lambda s: Meow2X(layers=[0], scale=1 - s), Budget(kl=0.01), neutral, 0.1, limit=1.0,
+                unedited=unedited)
+    base = mean_nll(tiny, neutral.tune)
+    with made.applied(tiny):
+        ratio = np.exp(mean_nll(tiny, neutral.tune) - base)
+        kl = measure_fluency(tiny, neutral.tune).kl
+    assert made.record["strength"] == pytest.approx(1 - made.scale)
+    assert made.record["tuned_perplexity_ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert made.record["tuned_kl"] == pytest.approx(kl, rel=1e-4)
+    assert 0.0095 <= kl <= 0.01
+    assert made.record["texts"] == {"neutral": "some text"}
+    assert made.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
+    assert tiny.applied == []

@@ -5,7 +5,8 @@ from torch.nn.functional import gelu
 
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import ContrastSet, ToxlocError, load_intervention
-from toxloc.interventions.unit_scaling import UnitScaling, unit_aurocs
+from toxloc.interventions.unit_scaling import UnitScaling
+from toxloc.localization.unit_aurocs import unit_aurocs
 from toxloc.models.batching import batches
 
 GATED = ("llama", "gemma2", "phi3", "olmo2")

@@ -17,5 +17,6 @@ print(len(load_contrast().toxic), Decoding().samples)
 def test_texts_and_decoding_need_no_torch():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["contrast", "drawing", "layouts", "loading", "neutral", "prompts", "tables",
-                                   "520", "5"]
+    *modules, pairs, samples = done.stdout.split()
+    assert {"contrast", "drawing", "layouts", "loading", "neutral", "prompts", "tables"} <= set(modules)
+    assert (pairs, samples) == ("520", "5")

@@ -129,7 +129,9 @@ class KnockoutTest:
 
     def _interval(self, toxic: Float64[np.ndarray, " n_toxic"], neutral: Float64[np.ndarray, " n_neutral"]) -> Interval:
         def effect(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-            return (toxic[i].sum(1) / self._n_toxic[i].sum(1)) - (neutral[j].sum(1) / self._n_neutral[j].sum(1))
+            difference: np.ndarray = (toxic[i].sum(1) / self._n_toxic[i].sum(1)
+                                      - neutral[j].sum(1) / self._n_neutral[j].sum(1))
+            return difference
 
         if self.pairs.paired:  # the two texts of a pair are resampled together
             return bootstrap(lambda i: effect(i, i), len(toxic), self.seed)

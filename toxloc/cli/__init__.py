@@ -10,6 +10,7 @@ from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate
 from .export import export
+from .methods import methods
 from .models import models
 from .output import alarm, terminal
 from .run import run
@@ -33,7 +34,7 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
     """Find where a language model keeps its toxicity, turn it down without retraining, and prove what that cost."""
 
 
-for command in (run, suppress, evaluate, compare, calibrate, export, sweep):
+for command in (run, suppress, methods, evaluate, compare, calibrate, export, sweep):
     app.command()(command)
 app.add_typer(models, name="models")
 

@@ -6,114 +6,99 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .options import HOW, WHAT, WHERE, Device, Dtype, Model, Overwrite
+from ..evaluation.settings import EvaluationSettings
+from ..models.settings import ModelSettings
+from ..support.settings import option
+from ..texts.settings import NeutralSettings
+from .from_settings import takes
+from .options import HOW, MODEL, WHAT, WHERE, Overwrite
 from .output import interval, stopping, terminal
 
 
+class EvaluateSettings(EvaluationSettings, NeutralSettings, ModelSettings):
+    """The options of `toxloc evaluate`."""
+
+    model: str = option(..., MODEL)
+    interventions: tuple[str, ...] = option((), "folder of an intervention to apply; repeat for several, in order",
+                                            panel=WHAT, flag="intervention")
+    prompts: str = option("builtin", "openings to complete: builtin, a file, or a hub dataset", panel=WHAT)
+    neutral: str = option("builtin", "everyday text to measure the cost on: builtin or a file", panel=WHAT)
+    choices: str | None = option(None, "multiple-choice items in HellaSwag's layout, to answer too", panel=WHAT)
+    max_prompts: int | None = option(None, "prompts, at most, drawn at random", panel=HOW, ge=1)
+    max_choices: int | None = option(None, "the first so many items", panel=HOW, ge=1)
+
+
+@takes(EvaluateSettings, arguments=("model",), leave_out=("fluency",))
 def evaluate(
-    model: Model,
+    settings: EvaluateSettings,
     out: Annotated[str, typer.Option(help="Folder for the results.", rich_help_panel=WHERE)],
-    intervention: Annotated[list[str] | None, typer.Option(help="Folder of an intervention to put in force; repeat "
-                                                                "for several, in order.", rich_help_panel=WHAT)] = None,
-    prompts: Annotated[str, typer.Option(help="Openings to complete: builtin, a file, or a hub dataset.",
-                                         rich_help_panel=WHAT)] = "builtin",
-    neutral: Annotated[str, typer.Option(help="Everyday text to measure the cost on: builtin or a file.",
-                                         rich_help_panel=WHAT)] = "builtin",
-    choices: Annotated[str | None, typer.Option(help="Multiple-choice items in HellaSwag's layout, to answer too.",
-                                                rich_help_panel=WHAT)] = None,
-    protocol: Annotated[str | None, typer.Option(help="A published way to measure: RealToxicityPrompts, DExperts, "
-                                                      "ml-aura, ml-act, dpo_toxic or ProFS. It fixes prompts and "
-                                                      "decoding.", rich_help_panel=HOW)] = None,
-    evaluator: Annotated[list[str] | None, typer.Option(help="Judge of the completions, NAME, NAME=SOURCE or "
-                                                             "NAME@THRESHOLD; repeat for several. Default: the "
-                                                             "protocol's, else toxloc-guard and profanity-check.",
-                                                        rich_help_panel=HOW)] = None,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Prompts, at most, drawn at random.",
-                                                    rich_help_panel=HOW)] = None,
-    max_neutral: Annotated[int, typer.Option(min=12, help="Everyday texts, at most.", rich_help_panel=HOW)] = 500,
-    max_choices: Annotated[int | None, typer.Option(min=1, help="The first so many items.",
-                                                    rich_help_panel=HOW)] = None,
-    samples: Annotated[int | None, typer.Option(help="Completions per prompt. Default: 5.",
-                                                rich_help_panel=HOW)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Length of a completion in tokens. Default: 20.",
-                                                       rich_help_panel=HOW)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling. Default: 0.9.",
-                                                rich_help_panel=HOW)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the sampling; 0 is greedy. Default: 1.",
-                                                      rich_help_panel=HOW)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, machine and version give the same completions.",
-                                      rich_help_panel=HOW)] = 0,
     any_model: Annotated[bool, typer.Option("--any-model", help="Also on a model of its shape that it was not fitted "
                                                                 "on.", rich_help_panel=WHAT)] = False,
     overwrite: Overwrite = False,
-    device: Device = None,
-    dtype: Dtype = "float32",
 ) -> None:
-    """Judge a model, with interventions in force or as it is: toxicity by every evaluator, and what language costs.
+    """Judge a model, with interventions applied or as it is: toxicity by every evaluator, and the cost in language.
 
     Completions are kept in OUT.partial.jsonl as they come; the same command goes on after an interruption.
     **The texts it writes are offensive by nature.**
     """
-    console = terminal(stderr=True)
+    from ..support.files import check_free
+
+    target, journal = Path(out), Path(f"{out.rstrip('/')}.partial.jsonl")
+    check_free(target, overwrite)
+    console, known = terminal(stderr=True), settings.known_protocol
     with console.status("loading libraries"):
         from contextlib import ExitStack
 
         from ..evaluation.cost.multiple_choice import load_choices
-        from ..evaluation.evaluate import decoding_of, usual_evaluators
         from ..evaluation.evaluate import evaluate as judge
         from ..evaluation.evaluators.registry import get_evaluators
-        from ..evaluation.protocols import get_protocol
-        from ..evaluation.toxicity import prompts_needed
-        from ..interventions.base import load_intervention
+        from ..evaluation.sample_size import prompts_needed
+        from ..evaluation.settings import usual_evaluators
         from ..interventions.export import check_fitted_on
+        from ..interventions.loading import load_intervention
         from ..models.loading import load_model, pick_device
-        from ..support.files import check_free
         from ..support.progress import shown, step
         from ..texts.loading import load_neutral, load_prompts
         from ..texts.prompts import PROVOCATIVE
-    target, journal = Path(out), Path(f"{out.rstrip('/')}.partial.jsonl")
-    check_free(target, overwrite)
-    known = get_protocol(protocol) if protocol else None
-    decoding = decoding_of(known, samples=samples, max_new_tokens=max_new_tokens, top_p=top_p, temperature=temperature)
-    judges = get_evaluators(evaluator or usual_evaluators(known))
-    in_force = [load_intervention(folder) for folder in intervention or []]
-    pick_device(device)
-    items = load_choices(choices, max_choices) if choices else None
-    everyday = load_neutral(neutral, limit=max_neutral, seed=seed)
-    opened = None if known else load_prompts(prompts)
+    judges = get_evaluators(settings.evaluators or usual_evaluators(known))
+    interventions = [load_intervention(folder) for folder in settings.interventions]
+    pick_device(settings.device)
+    items = load_choices(settings.choices, settings.max_choices) if settings.choices else None
+    everyday = load_neutral(settings.neutral, limit=settings.max_neutral, seed=settings.seed)
+    opened = None if known else load_prompts(settings.prompts)
     kept = f"What was sampled is kept in {journal}; the same command goes on."
     with stopping(kept), shown(console), ExitStack() as stack:
-        with step(f"Loading {model}"):
-            lm = load_model(model, device=device, dtype=dtype)
+        with step(f"Loading {settings.model}"):
+            lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
         if opened is None:
             assert known is not None
-            chosen = known.load(prompts, lm, max_prompts, seed)
+            chosen = known.load(settings.prompts, lm, settings.max_prompts, settings.seed)
         else:
             chosen = opened.only(PROVOCATIVE) or opened
-            chosen = chosen.sampled(max_prompts or len(chosen), seed)
-        for one in in_force:
+            chosen = chosen.sampled(settings.max_prompts or len(chosen), settings.seed)
+        for one in interventions:
             if not any_model:
                 check_fitted_on(one, lm)
             stack.enter_context(one.applied(lm))
         target.parent.mkdir(parents=True, exist_ok=True)
         with step(f"Judging {lm.name}"):
-            found = judge(lm, chosen, judges, protocol=known, **decoding.to_dict(), seed=seed, neutral=everyday.check,
-                          choices=items, journal=journal)
-    found.save(target, overwrite)
+            result = judge(lm, chosen, judges, settings=settings, neutral=everyday.check, choices=items,
+                           journal=journal)
+    result.save(target, overwrite)
     journal.unlink(missing_ok=True)
     table = Table("evaluator", "toxic", "mean", "expected max.", "at least one",
-                  title=f"{found.model}, {found.method}: {len(chosen)} prompts × {found.decoding.samples}"
-                        + (f", protocol {found.protocol}" if found.protocol else ""))
-    for name, figures in found.toxicity.items():
+                  title=f"{result.model}, {result.method}: {len(chosen)} prompts × {result.decoding.samples}"
+                        + (f", protocol {result.protocol}" if result.protocol else ""))
+    for name, figures in result.toxicity.items():
         table.add_row(name, *(interval(getattr(figures, one), getattr(figures, f"{one}_ci"), form) for one, form in (
             ("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))))
     out_console = terminal()
     out_console.print(table)
-    low, high = found.toxicity["any"].rate_ci
-    needed = prompts_needed(found.judgements["any"], 0.01)
+    low, high = result.toxicity["any"].rate_ci
+    needed = prompts_needed(result.judgements["any"], 0.01)
     out_console.print(f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
                       "prompts like these.")
-    if found.choices:
-        right = interval(found.choices.value, found.choices.ci)
-        out_console.print(f"Multiple choice: {right} of {found.choices.n} right.")
+    if result.choices:
+        right = interval(result.choices.value, result.choices.ci)
+        out_console.print(f"Multiple choice: {right} of {result.choices.n} right.")
     out_console.print(f"Saved: {out}", soft_wrap=True)

@@ -29,8 +29,8 @@ def export(
     """
     console = terminal(stderr=True)
     with console.status("loading libraries"):
-        from ..interventions.base import load_intervention
         from ..interventions.export import check_fitted_on, check_format, export_hf, export_peft
+        from ..interventions.loading import load_intervention
         from ..interventions.model_card import effect_in_run
         from ..models.loading import load_model
         from ..support.files import check_free

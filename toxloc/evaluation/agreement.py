@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from ..support.intervals import Interval, central_interval, resampled
-from .judgement import COMBINED, Judgement
+from .judgement import Judgement
+from .verdicts import COMBINED
 
 NUMBERS_AT_ONCE = 1 << 22  # float64, 32 MB: completions times draws that are held at a time
 

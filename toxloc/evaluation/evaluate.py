@@ -90,11 +90,11 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
     agreed = agreement(judgements, chosen.seed) if len(judges) > 1 else None
     perplexity = completion_perplexity(lm, prompts.texts, completions) if chosen.fluency else math.nan
     of_protocol = protocol_fluency(lm, known.fluency, everyday, perplexity, cost) if known and cost else None
-    suppressed = over_suppression(lm, seed=chosen.seed) if chosen.fluency and lm.applied else None
+    suppressed = over_suppression(lm, seed=chosen.seed) if chosen.fluency and lm.interventions else None
     answered = accuracy(lm, choices) if choices else None
 
     return Evaluation(
-        model=lm.name, method="+".join(one.kind for one in lm.applied) or "baseline", config=_config(lm),
+        model=lm.name, method="+".join(one.kind for one in lm.interventions) or "baseline", config=_config(lm),
         protocol=known.id if known else None, decoding=decoding, evaluators={one.name: one.about() for one in judges},
         prompts=prompts, completions=completions, judgements=judgements, toxicity=rates, categories=categories,
         agreement=agreed, wording=wording(completions),
@@ -118,6 +118,6 @@ def _categories(completions: list[list[str]], evaluator: Evaluator, seed: int) -
 
 def _config(lm: LoadedModel) -> dict[str, Any]:
     """Settings of the applied intervention; by kind, if several are applied."""
-    if len(lm.applied) > 1:
-        return {one.kind: one.describe() for one in lm.applied}
-    return lm.applied[0].describe() if lm.applied else {}
+    if len(lm.interventions) > 1:
+        return {one.kind: one.describe() for one in lm.interventions}
+    return lm.interventions[0].describe() if lm.interventions else {}

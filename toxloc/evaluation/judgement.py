@@ -1,13 +1,9 @@
 """The verdicts of one evaluator, and the combined verdicts of several."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
-
-COMBINED = ("any", "all")  # what `combine` adds to the evaluators
-RESERVED = (*COMBINED, "both")  # no evaluator may have one of these names; older files say "both" for "all"
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,3 @@ def combine(judgements: dict[str, Judgement]) -> dict[str, Judgement]:
     either = Judgement(scores.max(0), np.logical_or.reduce(toxic))
     every = Judgement(scores.min(0), np.logical_and.reduce(toxic))
     return judgements | {"any": either, "all": every}
-
-
-def both_read_as_all(data: Any) -> Any:
-    """Return JSON data with every key "both" renamed to "all", which is what files said before version 2.
-
-    Example:
-        >>> both_read_as_all({"toxicity": {"any": 0.2, "both": 0.1}})
-        {'toxicity': {'any': 0.2, 'all': 0.1}}
-    """
-    if isinstance(data, dict):
-        return {"all" if name == "both" else name: both_read_as_all(value) for name, value in data.items()}
-    return [both_read_as_all(value) for value in data] if isinstance(data, list) else data

@@ -19,8 +19,9 @@ from .cost.fluency import Fluency
 from .cost.multiple_choice import Accuracy
 from .cost.over_suppression import OverSuppression
 from .cost.wording import Wording
-from .judgement import COMBINED, Judgement, both_read_as_all
+from .judgement import Judgement
 from .toxicity import Toxicity
+from .verdicts import COMBINED, both_read_as_all
 
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)  # in version 1 the verdict "all" is called "both"

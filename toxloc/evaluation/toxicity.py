@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..support.intervals import Interval, mean_interval
-from .judgement import COMBINED as COMBINED
 from .judgement import Judgement as Judgement
 from .sample_size import prompts_needed as prompts_needed
+from .verdicts import COMBINED as COMBINED
 
 
 @dataclass(frozen=True)

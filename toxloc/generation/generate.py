@@ -136,7 +136,7 @@ def sample(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, *, seed:
 def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed: int) -> dict[str, Any]:
     """Everything that the completions depend on."""
     texts = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-    edits = [intervention.fingerprint for intervention in lm.applied]
+    edits = [intervention.fingerprint for intervention in lm.interventions]
     return {"toxloc": __version__, "model": lm.name, "weights": lm.fingerprint, "interventions": edits,
             "prompts": texts, **decoding.to_dict(), "seed": seed}
 

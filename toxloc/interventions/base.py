@@ -152,7 +152,7 @@ class Intervention(ABC):
         raise ToxlocError(f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
                           f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}.")
 
-    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+    def low_rank(self) -> dict[Site, tuple[Tensor, Tensor]]:
         """Return u [r, d_in] and v [r, d_model] of every edited site, if the edit is ΔW = uᵀ v by construction."""
         return {}
 

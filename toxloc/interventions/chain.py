@@ -47,11 +47,11 @@ class Chain(Intervention):
         """Return what it is made of, with chains in it taken apart."""
         return [leaf for part in self.parts for leaf in part.leaves()]
 
-    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+    def low_rank(self) -> dict[Site, tuple[Tensor, Tensor]]:
         """Return the vectors of all parts together, by site; nothing if a part has none."""
         import torch
 
-        several = [part.factors() for part in self.parts]
+        several = [part.low_rank() for part in self.parts]
         if not all(several):
             return {}
         sites = sorted({site for one in several for site in one})

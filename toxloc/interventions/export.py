@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..errors import ToxlocError
 from ..models.loaded import LoadedModel
 from ..models.sites import Site
 from ..support.files import check_free, new_folder
-from ..support.progress import quiet
+from ..support.quiet import quiet
 from .base import KINDS, Intervention
 from .model_card import model_card
 
@@ -124,7 +125,7 @@ def check_format(name: str) -> None:
                           f"run: pip install '{PEFT}'") from None
 
 
-def _lives_in_hooks(hooked: list[Intervention]) -> ToxlocError:
+def _lives_in_hooks(hooked: Sequence[Any]) -> ToxlocError:
     kinds = ", ".join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))
     message = (f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
                f"kinds have a form in the weights: {kinds}.")
@@ -148,7 +149,7 @@ def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[S
                               "(--format hf).")
         if not changed:
             raise ToxlocError(f"{edit!r} changes no weight of {lm.name}; there is nothing to export.")
-        factors = dict(edit.factors()) or {site: _factored(copied.W_out(site), lm.W_out(site).float())
+        factors = dict(edit.low_rank()) or {site: _factored(copied.W_out(site), lm.W_out(site).float())
                                            for site, name in names.items() if name in changed}
     for site, (u, _) in factors.items():
         d_in = lm.at(site).d_in

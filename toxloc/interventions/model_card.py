@@ -30,7 +30,7 @@ def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: L
     return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
 
 
-def model_card(lm: LoadedModel, interventions: Sequence[Intervention], effect: dict[str, Any] | None, *,
+def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, Any] | None, *,
           adapter: bool) -> str:
     """Return README.md of an exported model or adapter.
 

@@ -3,11 +3,12 @@
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from ..errors import ToxlocError
-from ..support.settings import Settings
 from . import methods
 from .base import KINDS, Intervention
+from .settings import MethodSettings
 
 FIRST = ("trne", "meow2x")  # in lists; the others follow in alphabetical order
 
@@ -43,7 +44,7 @@ def method_named(name: str) -> type[Intervention]:
     return known[name]
 
 
-def method_settings(name: str, **options: object) -> Settings:
+def method_settings(name: str, **options: Any) -> MethodSettings:
     """Return a method's settings, checked before there is a model to fit it to.
 
     Raises:

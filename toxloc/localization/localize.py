@@ -61,8 +61,8 @@ def localize(lm: AnyModel, pairs: ContrastSet, scores: Sequence[ScoreName] = DEF
                                       gradients="gradients" in needs, curvature="curvature" in needs,
                                       reliance="reliance" in needs, peaks="peaks" in needs)
     weights = _weights(statistics, draws, seed) if draws else []
-    scored = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
-    sure = {}
+    scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
+    sure: dict[str, Uncertainty] = {}
     for name, one in scored.items():
         if one.draws:
             resampled, null = one.draws

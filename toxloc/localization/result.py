@@ -200,7 +200,7 @@ class Localization:
             ToxlocError: the folder is not empty (and `overwrite` is off) or cannot be written.
         """
         with new_folder(folder, overwrite) as partial:
-            arrays = {}
+            arrays: dict[str, np.ndarray] = {}
             for part, one in self.by_part.items():
                 prefix = "" if part == MLP else f"{part}/"
                 arrays |= {f"{prefix}layers.{name}": values for name, values in one.layers.items()}

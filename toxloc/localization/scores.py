@@ -176,11 +176,13 @@ def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights])
 
 
 def _reliance(view: SiteView, s: ContrastStatistics) -> Float64[np.ndarray, " n_units"]:
+    reliance: np.ndarray
     if view.width > 1:
-        return np.sqrt(removal_costs(view, s.toxic.C[view.site], s.toxic.S[view.site]))
+        reliance = np.sqrt(removal_costs(view, s.toxic.C[view.site], s.toxic.S[view.site]))
+        return reliance
     W, moments = view.W.double(), s.toxic.keys[view.site]
     size = moments.var + moments.mean**2
-    reliance: np.ndarray = (size * ((W @ s.toxic.S[view.site].double()) * W).sum(1).cpu()).clamp_min(0).sqrt().numpy()
+    reliance = (size * ((W @ s.toxic.S[view.site].double()) * W).sum(1).cpu()).clamp_min(0).sqrt().numpy()
     return reliance
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ToxlocError
-from ..support.progress import quiet
+from ..support.quiet import quiet
 from .architectures import architecture, blocks_of
 from .hooked_transformer import check_hooked, hooked_transformer, is_spread
 from .site_view import Hook, SiteView, weights_of
@@ -29,7 +29,7 @@ Watcher = Callable[[Tensor], Tensor | None]  # sees an activation, and may retur
 class AppliedIntervention(Protocol):
     """What a model knows of an intervention that is applied to it."""
 
-    kind: str
+    kind: ClassVar[str]
 
     @property
     def in_weights(self) -> bool:
@@ -79,7 +79,7 @@ class LoadedModel:
     tokenizer: Any
     name: str
     prepend_bos: bool
-    interventions: list[Any] = field(default_factory=list)  # of AppliedIntervention
+    interventions: list[AppliedIntervention] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.is_bridge = hasattr(self.hooked, "original_model")
@@ -298,11 +298,6 @@ class LoadedModel:
         writer = self.at(site).writer
         assert writer is not None
         return writer
-
-    @property
-    def applied(self) -> list[Any]:
-        """The interventions that are applied, oldest first."""
-        return self.interventions
 
     def check_hf(self, what: str) -> None:
         """Raise ToxlocError if there is no Hugging Face model, which `what` needs."""

@@ -5,7 +5,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import ToxlocError
-from ..support.progress import note, quiet
+from ..support.progress import note
+from ..support.quiet import quiet
 from .architectures import architecture
 from .hooked_transformer import is_spread
 from .loaded import LoadedModel

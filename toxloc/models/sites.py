@@ -46,7 +46,7 @@ class Site:
             return site
         if isinstance(site, str):
             layer, _, part = site.partition(".")
-            if layer.isdigit() and part in PARTS:
+            if layer.isdecimal() and part in PARTS:
                 return cls(int(layer), part)
         elif not isinstance(site, bool) and hasattr(site, "__index__"):
             return cls(int(site))

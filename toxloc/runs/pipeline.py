@@ -13,7 +13,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.base import Evaluator
 from ..evaluation.evaluators.registry import get_evaluators
 from ..evaluation.result import Evaluation
-from ..evaluation.toxicity import prompts_needed
+from ..evaluation.sample_size import prompts_needed
 from ..interventions.base import Intervention
 from ..interventions.evidence import Evidence
 from ..interventions.registry import method_named, method_settings

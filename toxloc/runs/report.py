@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from .. import plots
 from ..causal.curve import KnockoutCurve
 from ..causal.proof import CausalProof
-from ..evaluation.judgement import RESERVED
+from ..evaluation.verdicts import RESERVED
 from ..localization.result import Localization
 from ..plots.runs import run_title
 from ..support.templates import render

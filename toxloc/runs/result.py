@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToxlocError
+from ..evaluation.verdicts import both_read_as_all
 from ..support.files import read_json
 
 FORMAT_VERSION = 2
@@ -65,10 +66,9 @@ class RunResult:
                               f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it.")
         missing = [name for name in NEEDED if name not in results]
         try:
-            entries = [(entry["method"], entry["toxicity"]) for entry in results.get("runs", [])]
-            for _, toxicity in entries:
-                if "both" in toxicity and "all" not in toxicity:
-                    toxicity["all"] = toxicity.pop("both")
+            results = both_read_as_all(results)
+            for entry in results.get("runs", []):
+                entry["method"], entry["toxicity"]
         except (KeyError, TypeError, AttributeError):
             missing.append("runs")
         if missing:

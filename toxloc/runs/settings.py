@@ -28,8 +28,8 @@ def _known_methods(names: tuple[str, ...]) -> tuple[str, ...]:
 class RunSettings(FitTextSettings, ModelSettings):
     """Everything that decides a run's numbers; written into results.json."""
 
-    model: str = option("toxloc-tiny", "toxloc-tiny (comes with toxloc), a Hugging Face model folder, a .gguf file, or "
-                                       "a hub id such as org/name", panel=WHAT)
+    model: str = option("toxloc-tiny", "model to load: toxloc-tiny (comes with toxloc), a Hugging Face model folder, "
+                                       "a .gguf file, or a hub id such as org/name", panel=WHAT)
     contrast: str = option("builtin", "toxic and neutral texts to learn the difference from: builtin, a CSV, TSV, "
                                       "JSONL or Parquet file, or a hub dataset; sampled lets the model write them",
                            panel=WHAT)

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .quiet import quiet as quiet
-
 T = TypeVar("T")
 _display: ContextVar[Progress | None] = ContextVar("toxloc_progress", default=None)
 

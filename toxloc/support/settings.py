@@ -25,8 +25,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def of(cls: type[S], settings: S | None = None, **options: Any) -> S:
+    def of(cls: type[S], settings: "Settings | None" = None, **options: Any) -> S:
         """Return settings made of options, or `settings` with the options changed.
+
+        `settings` may be of a class that has more fields.
 
         Raises:
             ToxlocError: an unknown option, or a value out of range; the message names both.
@@ -41,7 +43,8 @@ class Settings(BaseModel):
         for name in options:
             if name not in known:
                 raise ToxlocError(f"There is no setting {name!r} here; there are {', '.join(known)}.")
-        kept = {} if settings is None else {name: getattr(settings, name) for name in settings.model_fields_set}
+        given = () if settings is None else [name for name in settings.model_fields_set if name in known]
+        kept = {name: getattr(settings, name) for name in given}
         try:
             return cls(**{**kept, **options})
         except ValidationError as error:
@@ -63,7 +66,7 @@ def option(default: Any, description: str, *, panel: str | None = None, flag: st
         flag: its name on the command line, without dashes; by default the field's name with dashes.
         rules: bounds and whatever else pydantic's `Field` takes (ge=1, lt=1, min_length=1, ...).
     """
-    shown = {name: value for name, value in (("panel", panel), ("flag", flag)) if value is not None}
+    shown: dict[str, Any] = {name: value for name, value in (("panel", panel), ("flag", flag)) if value is not None}
     return Field(default, description=description, json_schema_extra=shown, **rules)
 
 
@@ -85,9 +88,8 @@ def first_problem(error: ValidationError) -> str:
         return f"{where} is missing; give it a value."
     if first["type"] == "value_error" and isinstance(cause := first["ctx"]["error"], ToxlocError):
         return str(cause)
-    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{where}={first['input']!r}: give {message}." if message != first["msg"] else (
-        f"{where}={first['input']!r}: {message}.")
+    message = first["msg"].replace("Input should be", "it must be").removeprefix("Value error, ")
+    return f"{where}={first['input']!r}: {message}."
 
 
 def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[F], F]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToxlocError
+from ..evaluation.verdicts import both_read_as_all
 from ..support.files import read_json, write_json
 from .grid import Cell
 
@@ -57,8 +58,9 @@ class Store:
         return not self.is_done(cell) and (self.folder / "failed" / f"{cell.id}.json").is_file()
 
     def result(self, cell: Cell) -> dict[str, Any]:
-        """Read a finished cell."""
-        return read_json(self.folder / "cells" / f"{cell.id}.json", "finished cell")
+        """Read a finished cell, also of version 0.1, whose verdict "both" is read as "all"."""
+        saved: dict[str, Any] = both_read_as_all(read_json(self.folder / "cells" / f"{cell.id}.json", "finished cell"))
+        return saved
 
     def failure(self, cell: Cell) -> dict[str, Any]:
         """Read why a cell failed."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
-from ..evaluation.toxicity import COMBINED
+from ..evaluation.verdicts import COMBINED
 from ..localization.result import Localization
 from ..support.files import replacing, write_json
 from ..version import __version__
@@ -99,7 +99,7 @@ class Summary:
 
     @property
     def judges(self) -> list[str]:
-        """Names of the evaluators, then "any" and "both"."""
+        """Names of the evaluators, then "any" and "all"."""
         names = list(self.results[0][1]["toxicity"]) if self.results else []
         return [*(name for name in names if name not in COMBINED), *(name for name in names if name in COMBINED)]
 

@@ -6,8 +6,8 @@ from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import ContrastSet, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.methods.ablation import DirectionalAblation
-from toxloc.models import activations as sites
 from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.sites import Site
 
 from .test_steering import FAMILIES, PAIRS, after_block, logits, means, n_hooks
 
@@ -18,8 +18,8 @@ R = torch.linspace(-1, 1, 16) / torch.linspace(-1, 1, 16).norm()
 def written(lm, layer):
     """What attention and MLP of a layer of the plain model add to the residual stream."""
     seen = []
-    handles = [site.module.register_forward_hook(lambda module, args, out: seen.append(out))
-               for site in (sites.attention_write(lm, layer), sites.mlp_write(lm, layer))]
+    handles = [lm.contribution(Site(layer, part)).register_forward_hook(lambda module, args, out: seen.append(out))
+               for part in ("attention", "mlp")]
     after_block(lm, TEXTS[0], layer)
     for handle in handles:
         handle.remove()
@@ -38,11 +38,11 @@ def test_the_direction_is_that_of_the_layer_where_the_sides_lie_furthest_apart(f
         pooled = (len(T) * on_T.var() + len(N) * on_N.var()) / (len(T) + len(N))
         separation[layer] = (on_T.mean() - on_N.mean()) / pooled**0.5
     best = max(separation, key=separation.get)
-    ablation = DirectionalAblation.fit(lm, PAIRS, budget=None)
+    ablation = DirectionalAblation.fit(lm, PAIRS, strength=1)
     assert ablation.record["read_after"] == best
     for layer in (0, 1):
         assert ablation.record["separation"][str(layer)] == pytest.approx(separation[layer], rel=1e-3)
-        given = DirectionalAblation.fit(lm, PAIRS, layer=layer, budget=None)
+        given = DirectionalAblation.fit(lm, PAIRS, layer=layer, strength=1)
         np.testing.assert_allclose(given.direction, found[layer], atol=1e-5)
     np.testing.assert_allclose(ablation.direction, found[best], atol=1e-5)
     assert (ablation.strength, ablation.layers, ablation.mode) == (1, [0, 1], "hooks")
@@ -50,10 +50,10 @@ def test_the_direction_is_that_of_the_layer_where_the_sides_lie_furthest_apart(f
 
 def test_by_default_the_last_fifth_of_the_layers_is_left_alone():
     lm = random_model("gpt2", n_layer=11)
-    ablation = DirectionalAblation.fit(lm, PAIRS, budget=None)
+    ablation = DirectionalAblation.fit(lm, PAIRS, strength=1)
     assert ablation.layers == list(range(9))
     assert set(ablation.record["separation"]) == set(map(str, range(9)))
-    assert DirectionalAblation.fit(lm, PAIRS, layers=[10, 3], layer=10, budget=None).layers == [3, 10]
+    assert DirectionalAblation.fit(lm, PAIRS, layers=[10, 3], layer=10, strength=1).layers == [3, 10]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,7 +118,7 @@ def test_where_a_norm_follows_there_is_no_form_in_the_weights(family):
 def test_an_exception_leaves_no_trace(mode, dtype):
     lm = random_model("gpt2", dtype=dtype)
     before, hooks = bits(lm), n_hooks(lm)
-    ablation = DirectionalAblation.fit(lm, PAIRS, mode=mode, budget=None)
+    ablation = DirectionalAblation.fit(lm, PAIRS, mode=mode, strength=1)
     with pytest.raises(KeyboardInterrupt), ablation.applied(lm):
         assert same_bits(before, lm) == (mode == "hooks")
         raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_an_exception_leaves_no_trace(mode, dtype):
 
 
 def test_gradients_pass_through_the_hooks_as_through_the_weights(tiny):
-    ablation = DirectionalAblation.fit(tiny, PAIRS, budget=None)
+    ablation = DirectionalAblation.fit(tiny, PAIRS, strength=1)
     found = []
     for form in (ablation, ablation.baked()):
         with form.applied(tiny):
@@ -169,7 +169,7 @@ def test_save_and_load(tiny, tmp_path):
 
 
 def test_a_baked_one_remembers_its_fit(tiny):
-    ablation = DirectionalAblation.fit(tiny, PAIRS, budget=None)
+    ablation = DirectionalAblation.fit(tiny, PAIRS, strength=1)
     assert not ablation.in_weights
     assert ablation.baked().describe() == ablation.describe() | {"mode": "weights"}
 
@@ -177,9 +177,11 @@ def test_a_baked_one_remembers_its_fit(tiny):
 @pytest.mark.parametrize(("arguments", "words"), [
     (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
     (dict(layers=[0, 7]), "Layer 7"),
-    (dict(layers=[], budget=None), "leaves nothing to ablate"),
-    (dict(mode="sideways"), "Unknown mode 'sideways'"),
+    (dict(layers=[], strength=1), "leaves nothing to ablate"),
+    (dict(mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
     (dict(budget=0.0), "not 0.0"),
+    (dict(budget=None), "budget=None is not a budget"),
+    (dict(strength=1.5), "strength=1.5"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
@@ -190,7 +192,7 @@ def test_one_text_a_side_needs_a_layer(tiny):
     one = ContrastSet(TEXTS[:1], TEXTS[1:2])
     with pytest.raises(ToxlocError, match="give layer="):
         DirectionalAblation.fit(tiny, one)
-    assert DirectionalAblation.fit(tiny, one, layer=0, budget=None).layers == [0, 1]
+    assert DirectionalAblation.fit(tiny, one, layer=0, strength=1).layers == [0, 1]
     with pytest.raises(ToxlocError, match="the same mean"):
         DirectionalAblation.fit(tiny, ContrastSet(TEXTS[:1], TEXTS[:1]), layer=0)
 

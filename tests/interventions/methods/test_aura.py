@@ -8,7 +8,7 @@ from toxloc import ContrastSet, NeutralText, ToxlocError, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.budget import Budget
 from toxloc.interventions.methods.aura import AurA
-from toxloc.interventions.unit_scaling import unit_aurocs
+from toxloc.localization.unit_aurocs import unit_aurocs
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
 NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
@@ -16,7 +16,7 @@ NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
 
 def test_factors_are_those_of_the_paper(tiny):
     aurocs = unit_aurocs(tiny, PAIRS)
-    aura = AurA.fit(tiny, PAIRS)
+    aura = AurA.fit(tiny, PAIRS, strength=1)
     for factor, auroc in zip(aura.factors.flatten().tolist(), aurocs.flat, strict=True):
         assert factor == pytest.approx(1 - 2 * (auroc - 0.5) if auroc > 0.5 else 1)
     assert {0.0, 1.0} <= set(aura.factors.flatten().tolist())  # perfect detectors are silenced, others left alone
@@ -29,11 +29,11 @@ def test_factors_are_those_of_the_paper(tiny):
 def test_fitted_hooks_equal_fitted_weights_on_both_trees(family):
     lm = random_model(family)
     before = bits(lm)
-    aura = AurA.fit(lm, PAIRS)
+    aura = AurA.fit(lm, PAIRS, strength=1)
     assert same_bits(before, lm)
     with aura.applied(lm):
         hooks = logits(lm)
-    with AurA.fit(lm, PAIRS, mode="weights").applied(lm):
+    with AurA.fit(lm, PAIRS, strength=1, mode="weights").applied(lm):
         weights = logits(lm)
     for other in (hooks[1], *weights):
         torch.testing.assert_close(hooks[0], other, rtol=1e-4, atol=1e-4)
@@ -41,7 +41,7 @@ def test_fitted_hooks_equal_fitted_weights_on_both_trees(family):
 
 
 def test_a_budget_sets_the_strength_of_the_same_factors(tiny):
-    whole = AurA.fit(tiny, PAIRS)
+    whole = AurA.fit(tiny, PAIRS, strength=1)
     aura = AurA.fit(tiny, PAIRS, budget=Budget(kl=0.005), neutral=NEUTRAL)
     strength = aura.config()["strength"]
     assert 0 < strength < 1
@@ -69,7 +69,7 @@ def test_on_a_real_model_it_makes_toxic_text_less_likely_than_neutral_within_its
 
 
 def test_save_and_load(tiny, tmp_path):
-    aura = AurA.fit(tiny, PAIRS, mode="weights")
+    aura = AurA.fit(tiny, PAIRS, strength=1, mode="weights")
     aura.save(tmp_path / "a")
     again = load_intervention(tmp_path / "a")
     assert type(again) is AurA
@@ -82,8 +82,10 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("pairs", "arguments", "words"), [
-    (PAIRS, dict(mode="sideways"), "Unknown mode 'sideways'"),
+    (PAIRS, dict(mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
     (PAIRS, dict(budget=-1), "not -1"),
+    (PAIRS, dict(budget=None), r"budget=None is not a budget.*give strength="),
+    (PAIRS, dict(strength=1.5), r"strength=1\.5"),
     (ContrastSet(TEXTS, TEXTS), dict(), "its two sides look alike"),
 ])
 def test_bad_arguments(tiny, pairs, arguments, words):

@@ -8,7 +8,7 @@ from toxloc import ContrastSet, NeutralText, ToxlocError, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.budget import Budget
 from toxloc.interventions.methods.damp import Damp
-from toxloc.interventions.unit_scaling import unit_aurocs
+from toxloc.localization.unit_aurocs import unit_aurocs
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
 NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
@@ -82,10 +82,10 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=5, mode="sideways"), "Unknown mode 'sideways'"),
-    (dict(k=5, scale=1.5), "not 1.5"),
-    (dict(k=0), "k=0 units were asked for"),
-    (dict(budget=None), "give k= or budget="),
+    (dict(k=5, mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
+    (dict(k=5, scale=1.5), r"scale=1\.5"),
+    (dict(k=0), "k=0: give greater than or equal to 1"),
+    (dict(budget=None), "budget=None is not a budget"),
     (dict(budget=-1), "not -1"),
 ])
 def test_bad_arguments(tiny, arguments, words):

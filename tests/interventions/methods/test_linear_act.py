@@ -86,7 +86,7 @@ def mean_writes(lm, texts, layer, maps=()):
 def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pairs):
     lm = random_model(family)
     before = bits(lm)
-    act = LinearAcT.fit(lm, pairs, budget=None, sequential=sequential)
+    act = LinearAcT.fit(lm, pairs, strength=1, sequential=sequential)
     assert same_bits(before, lm)
     assert not any(module._forward_hooks for module in lm.hf.modules())
     maps = []
@@ -98,14 +98,14 @@ def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pa
         found = act.maps[layer]
         torch.testing.assert_close(torch.stack([found.omega, found.beta, found.low, found.high], 1), expected,
                                    rtol=5e-3, atol=1e-3)
-    assert act.lam == 1
-    assert act.record == {"sequential": sequential, "texts": {
+    assert act.strength == 1
+    assert act.record == {"sequential": sequential, "strength": 1, "texts": {
         "contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}}
     assert act.fitted_on["fingerprint"] == lm.fingerprint
 
 
 def test_what_a_layer_writes_is_moved_and_the_next_one_sees_it(tiny):
-    act = LinearAcT.fit(tiny, PAIRS, budget=None)
+    act = LinearAcT.fit(tiny, PAIRS, strength=1)
     with act.applied(tiny):
         after = mean_writes(tiny, TEXTS, 1)
     numbers = [[(m.omega[j].item(), m.beta[j].item(), m.low[j].item(), m.high[j].item()) for j in range(16)]
@@ -116,7 +116,7 @@ def test_what_a_layer_writes_is_moved_and_the_next_one_sees_it(tiny):
 
 def test_it_is_the_same_on_both_trees(any_family):
     untouched = logits(any_family)[0]
-    with LinearAcT.fit(any_family, PAIRS, budget=None).applied(any_family):
+    with LinearAcT.fit(any_family, PAIRS, strength=1).applied(any_family):
         hooked, plain = logits(any_family)
     # At the edge of the range a rounding error decides whether a value is moved: all but a few logits agree.
     close = torch.isclose(hooked, plain, rtol=1e-3, atol=1e-3)
@@ -128,7 +128,7 @@ def test_it_is_the_same_on_both_trees(any_family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_it_leaves_no_trace_after_an_exception_in_half_precision(dtype):
     lm = random_model("llama", dtype=dtype)
-    before, act = bits(lm), LinearAcT.fit(lm, PAIRS, budget=None)
+    before, act = bits(lm), LinearAcT.fit(lm, PAIRS, strength=1)
     with pytest.raises(KeyboardInterrupt), act.applied(lm):
         assert sum(bool(module._forward_hooks) for module in lm.hf.modules()) == lm.n_layers
         assert logits(lm)[1].dtype == dtype
@@ -147,17 +147,17 @@ def test_a_fit_that_is_interrupted_leaves_no_hook_behind(tiny, monkeypatch):
 
     monkeypatch.setattr(Transport, "between", interrupted)
     with pytest.raises(ZeroDivisionError):
-        LinearAcT.fit(tiny, PAIRS)
+        LinearAcT.fit(tiny, PAIRS, strength=1)
     assert len(calls) == 2
     assert all(not point.fwd_hooks for point in tiny.hooked.hook_dict.values())
     assert not any(module._forward_hooks for module in tiny.hf.modules())
 
 
-def test_a_budget_sets_lam_and_not_the_maps(tiny):
-    whole = LinearAcT.fit(tiny, PAIRS, budget=None)
+def test_a_budget_sets_the_strength_and_not_the_maps(tiny):
+    whole = LinearAcT.fit(tiny, PAIRS, strength=1)
     act = LinearAcT.fit(tiny, PAIRS, budget=Budget(kl=1e-4), neutral=NEUTRAL)
-    assert 0 < act.lam < 1
-    assert act.record["strength"] == act.lam == act.config()["lam"]
+    assert 0 < act.strength < 1
+    assert act.record["strength"] == act.strength == act.config()["strength"]
     assert 0.9e-4 <= act.record["tuned_kl"] <= 1e-4
     for a, b in zip(act.maps, whole.maps, strict=True):
         assert torch.equal(a.omega, b.omega) and torch.equal(a.beta, b.beta)
@@ -179,7 +179,7 @@ def test_on_a_real_model_it_makes_toxic_text_less_likely_than_neutral_within_its
 
 
 def test_save_and_load(tiny, tmp_path):
-    act = LinearAcT(LinearAcT.fit(tiny, PAIRS, budget=None).maps, lam=0.25)
+    act = LinearAcT(LinearAcT.fit(tiny, PAIRS, strength=1).maps, strength=0.25)
     act.note_fit(tiny, {"sequential": True})
     act.save(tmp_path / "act")
     again = load_intervention(tmp_path / "act")
@@ -189,28 +189,30 @@ def test_save_and_load(tiny, tmp_path):
         expected = logits(tiny)
     with again.applied(tiny):
         torch.testing.assert_close(logits(tiny), expected, rtol=0, atol=0)
-    assert repr(again) == "LinearAcT(2 layers, lam=0.25)"
+    assert repr(again) == "LinearAcT(2 layers, strength=0.25)"
     with pytest.raises(ToxlocError, match="has no form in the weights"):
         again.baked()
 
 
-@pytest.mark.parametrize(("pairs", "budget", "words"), [
-    (ContrastSet(TEXTS[:1], TEXTS[1:]), None, "has 1 toxic one"),
-    (ContrastSet(TEXTS[1:], TEXTS[:1]), None, "has 1 neutral one"),
-    (PAIRS, -1, "not -1"),
+@pytest.mark.parametrize(("pairs", "options", "words"), [
+    (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic one"),
+    (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral one"),
+    (PAIRS, {"budget": -1}, "not -1"),
+    (PAIRS, {"strength": 0}, "strength=0: give greater than 0"),
+    (PAIRS, {"lam": 0.5}, "There is no setting 'lam'"),
 ])
-def test_bad_arguments_of_the_fit(tiny, pairs, budget, words):
+def test_bad_arguments_of_the_fit(tiny, pairs, options, words):
     with pytest.raises(ToxlocError, match=words):
-        LinearAcT.fit(tiny, pairs, budget=budget)
+        LinearAcT.fit(tiny, pairs, **options)
 
 
 def test_bad_arguments(tiny):
     one = Transport(*torch.ones(4, 16))
     with pytest.raises(ToxlocError, match="needs a map for each layer"):
         LinearAcT([])
-    for lam in (0, 1.5):
-        with pytest.raises(ToxlocError, match=f"not {lam}"):
-            LinearAcT([one, one], lam)
+    for strength in (0, 1.5):
+        with pytest.raises(ToxlocError, match=f"not {strength}"):
+            LinearAcT([one, one], strength)
     with pytest.raises(ToxlocError, match="is for 1 layers of d_model=16; random-gpt2 has 2 of d_model=16"):
         LinearAcT([one]).apply(tiny)
     with pytest.raises(ToxlocError, match="is for 2 layers of d_model=8"):

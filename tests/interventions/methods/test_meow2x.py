@@ -36,9 +36,9 @@ def test_hooked_equals_baked_on_both_trees(any_family, parts):
 def test_scaling_neurons_is_what_it_says(tiny):
     seen = []
     with Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny), \
-            tiny.hooked.hooks(fwd_hooks=[(tiny.neuron_hook(1), lambda a, hook: seen.append(a))]):
+            tiny.hooked.hooks(fwd_hooks=[(tiny.at(1).keys_hook, lambda a, hook: seen.append(a))]):
         logits(tiny)
-    tiny.hooked.hook_dict[tiny.neuron_hook(1)].add_hook(lambda a, hook: seen.append(a))
+    tiny.hooked.hook_dict[tiny.at(1).keys_hook].add_hook(lambda a, hook: seen.append(a))
     logits(tiny)
     tiny.hooked.reset_hooks()
     before, after = seen[1], seen[0]
@@ -90,7 +90,7 @@ def test_costs_are_the_second_order_change_by_hand(tiny):
     s = collect_contrast(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True)
     w = tiny.W_out(1)[7]
     expected = s.C[1][7, 7] * (w @ s.S[1] @ w)
-    assert _costs(tiny, s)[1, 7] == pytest.approx(expected.item(), rel=1e-4)
+    assert _costs(tiny, s)[tiny.d_mlp + 7] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pairs, neutral):
@@ -129,8 +129,8 @@ def test_bad_arguments(arguments, words):
 
 
 @pytest.mark.parametrize(("parts", "words"), [
-    (dict(layers=[2]), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-    (dict(neurons=[(0, 64)]), "Neuron 64 of layer 0 was asked for; random-gpt2 has neurons 0 to 63"),
+    (dict(layers=[2]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
+    (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
 ])
 def test_parts_that_are_not_in_the_model(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
@@ -185,7 +185,9 @@ def test_the_graded_form_gains_most_at_its_second_order_cost():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (dict(parts="heads"), "Unknown parts 'heads'"), (dict(scale="half"), "Unknown scale 'half'"),
+    (dict(parts="heads"), "parts='heads': give 'neurons' or 'layers'"), (dict(scale="half"), "scale='half'"),
+    (dict(scale=1.5), "not 1.5"), (dict(sites="heads"), "sites='heads': give 'mlp', 'attention' or 'all'"),
+    (dict(strength=1.0), "There is no setting 'strength'"), (dict(budget=None), "budget=None is not a budget"),
 ])
 def test_fits_that_cannot_be(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):

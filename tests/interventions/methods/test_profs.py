@@ -27,7 +27,7 @@ def projection(lm, pairs, layer, k):
 def test_W_out_of_the_upper_half_is_projected_by_hand_and_nothing_else(family, k):
     lm = random_model(family)
     before = bits(lm)
-    profs = ProFS.fit(lm, PAIRS, k=k)
+    profs = ProFS.fit(lm, PAIRS, strength=1, k=k)
     assert same_bits(before, lm)
     W = lm.W_out(1).double().numpy().copy()
     P = projection(lm, PAIRS, 1, k)
@@ -41,7 +41,7 @@ def test_W_out_of_the_upper_half_is_projected_by_hand_and_nothing_else(family, k
 
 
 def test_the_upper_half_is_that_of_the_blocks():
-    assert list(ProFS.fit(random_model("gpt2", n_layer=5), PAIRS, k=1).directions) == [2, 3, 4]
+    assert list(ProFS.fit(random_model("gpt2", n_layer=5), PAIRS, strength=1, k=1).directions) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -58,10 +58,10 @@ def test_unpaired_texts_are_paired_at_random_by_the_seed(tiny):
     loose = ContrastSet(FOOLS[:3], TEXTS)
 
     def P(pairs, seed=0):
-        V = ProFS.fit(tiny, pairs, k=1, seed=seed).directions[1]
+        V = ProFS.fit(tiny, pairs, strength=1, k=1, seed=seed).directions[1]
         return V.T @ V
 
-    assert ProFS.fit(tiny, loose, k=1).record["n_pairs"] == 3
+    assert ProFS.fit(tiny, loose, strength=1, k=1).record["n_pairs"] == 3
     assert torch.equal(P(loose, 1), P(loose, 1))
     assert not torch.allclose(P(loose, 1), P(loose, 2), atol=1e-3)
     assert torch.equal(P(PAIRS, 1), P(PAIRS, 2))
@@ -72,7 +72,7 @@ def test_fit_records_which_share_of_the_difference_it_takes(tiny):
     mu = np.linalg.svd(X)[2][0]
     D = (X - Y) @ (np.eye(16) - np.outer(mu, mu))
     expected = np.square(D @ projection(tiny, PAIRS, 1, 2)).sum() / np.square(D).sum()
-    assert ProFS.fit(tiny, PAIRS).record["explained"] == {"1": pytest.approx(expected, rel=1e-4)}
+    assert ProFS.fit(tiny, PAIRS, strength=1).record["explained"] == {"1": pytest.approx(expected, rel=1e-4)}
 
 
 def test_fit_keeps_the_budget(lm, pairs, neutral):
@@ -89,9 +89,9 @@ def test_fit_keeps_the_budget(lm, pairs, neutral):
     assert profs.fitted_on["fingerprint"] == lm.fingerprint
 
 
-def test_no_budget_and_a_generous_one_both_give_the_papers_strength(tiny):
+def test_a_strength_of_one_and_a_generous_budget_both_give_the_papers_form(tiny):
     text = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[:1])
-    free, generous = ProFS.fit(tiny, PAIRS), ProFS.fit(tiny, PAIRS, budget=9.0, neutral=text)
+    free, generous = ProFS.fit(tiny, PAIRS, strength=1), ProFS.fit(tiny, PAIRS, budget=9.0, neutral=text)
     assert free.strength == generous.strength == 1
     assert (free.record.get("evaluations"), generous.record["evaluations"]) == (None, 1)
 
@@ -100,7 +100,7 @@ def test_no_budget_and_a_generous_one_both_give_the_papers_strength(tiny):
 def test_weights_come_back_bit_for_bit_after_an_exception(dtype):
     lm = random_model("llama", dtype=dtype)
     before = bits(lm)
-    profs = ProFS.fit(lm, PAIRS)
+    profs = ProFS.fit(lm, PAIRS, strength=1)
     with pytest.raises(KeyboardInterrupt), profs.applied(lm):
         assert not same_bits(before, lm)
         raise KeyboardInterrupt
@@ -123,8 +123,9 @@ def test_save_and_load_the_directions_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=0), "k=0 directions were asked for; 4 pairs and d_model=16 give 1 to 4"),
-    (dict(k=5), "k=5 directions"),
+    (dict(k=0), "k=0: give greater than or equal to 1"),
+    (dict(k=5), "k=5 directions were asked for; 4 pairs and d_model=16 give 1 to 4"),
+    (dict(strength=2), "strength=2: give less than or equal to 1"),
     (dict(budget=-0.1), "not -0.1"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):

@@ -66,7 +66,7 @@ def test_it_is_subtracted_at_every_position_on_both_trees(family):
 
 
 def test_a_strength_of_one_takes_the_whole_difference_off_a_model_that_reads_toxic_text(tiny):
-    steering = Steering.fit(tiny, PAIRS, layer=0, budget=None)
+    steering = Steering.fit(tiny, PAIRS, layer=0, strength=1)
     assert steering.strength == 1
     neutral = means(tiny, PAIRS.neutral, 0).mean(0)
     with steering.applied(tiny):
@@ -123,8 +123,8 @@ def test_it_has_no_form_in_the_weights(tiny):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-    (dict(layer=-1), "Layer -1"),
-    (dict(strength=float("nan")), "the strength is nan"),
+    (dict(layer=-1), "layer=-1: give greater than or equal to 0"),
+    (dict(strength=float("nan")), "strength=nan: give a finite number"),
     (dict(budget=-1.0), "not -1.0"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):

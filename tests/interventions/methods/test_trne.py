@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
+from toxloc.interventions.evidence import Evidence
 from toxloc.interventions.methods.trne import RankOne, _contrast
 from toxloc.localization.linalg import steepest, steepest_at_cost, steepest_beyond_noise
 
@@ -186,13 +187,15 @@ def test_interventions_compose_and_unwind_in_order(tiny):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(metric="cosine"), "Unknown metric 'cosine'"),
-    (dict(budget=0.01, norm=0.1), "not both"),
+    (dict(metric="cosine"), "metric='cosine': give 'kl' or 'frobenius'"),
+    (dict(budget=0.01, norm=0.1), "Give one of budget=, norm= and strength="),
     (dict(budget=-1), "not -1"),
-    (dict(norm=0.0), "must be positive"),
+    (dict(norm=0.0), "norm=0.0: give greater than 0"),
     (dict(ridge=0.0), "ridge must be positive"),
     (dict(layers=3), "Asked for 3 layers; random-gpt2 has 2"),
-    (dict(layers=[5]), "Layer 5 was asked for"),
+    (dict(layers=[5]), "There is no layer 5 in random-gpt2"),
+    (dict(layers=[]), "leaves nothing to edit"),
+    (dict(budget=None), "budget=None is not a budget"),
 ])
 def test_bad_arguments(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
@@ -265,7 +268,7 @@ def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_
 
 
 def relative_norms(lm):
-    """||ΔW|| / ||W||, by layer, of what is in force."""
+    """||ΔW|| / ||W||, by layer, of the interventions that are applied."""
     after = [lm.W_out(layer).clone() for layer in range(lm.n_layers)]
     with lm.unedited():
         return [float((W - lm.W_out(layer)).norm() / lm.W_out(layer).norm()) for layer, W in enumerate(after)]
@@ -273,19 +276,19 @@ def relative_norms(lm):
 
 def test_layers_taken_in_turn_for_want_of_memory_give_the_same_edit(tiny):
     whole = TRNE.fit(tiny, PAIRS, norm=0.05)
-    one_by_one = TRNE.fit(tiny, PAIRS, norm=0.05, memory=1)
+    one_by_one = TRNE.fit(tiny, PAIRS, norm=0.05, evidence=Evidence(tiny, PAIRS, memory=1))
     for a, b in zip(whole.edits, one_by_one.edits, strict=True):
         assert a.layer == b.layer
         torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (dict(ridge="none"), 'or "auto", not'),
+    (dict(ridge="none"), "ridge"),
     (dict(metric="frobenius", shrink=True), "for metric=\"kl\""),
-    (dict(rounds=0), "rounds=0"),
+    (dict(rounds=0), "rounds=0: give greater than or equal to 1"),
     (dict(rounds=2, norm=0.1), "instead of norm="),
-    (dict(fisher="true"), "Unknown fisher 'true'"),
-    (dict(emphasis={5: 1.0}), "has layers 0 to 1"),
+    (dict(fisher="true"), "fisher='true': give 'empirical' or 'sampled'"),
+    (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
     (dict(emphasis={0: -1.0}), "factors of 0 or more"),
 ])
 def test_options_that_do_not_go_together(tiny, options, words):

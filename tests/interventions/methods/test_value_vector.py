@@ -42,8 +42,8 @@ def with_random_gains(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_probe_is_the_logistic_regression_at_the_block_before_the_last(family):
     lm = random_model(family)
-    found = ValueVector.fit(lm, PAIRS, alpha=2.0)
-    assert (found.layer, found.alpha, found.source) == (0, 2.0, "probe")
+    found = ValueVector.fit(lm, PAIRS, strength=2.0)
+    assert (found.layer, found.strength, found.source) == (0, 2.0, "probe")
     expected = logistic_direction(means(lm, PAIRS.toxic, 0), means(lm, PAIRS.neutral, 0))
     np.testing.assert_allclose(found.direction, expected, atol=1e-3)
     assert found.direction.norm() == pytest.approx(1, abs=1e-6)
@@ -51,7 +51,7 @@ def test_the_probe_is_the_logistic_regression_at_the_block_before_the_last(famil
 
 
 def test_it_acts_before_the_last_block_of_a_deeper_model():
-    assert ValueVector.fit(random_model("gpt2", n_layer=4), PAIRS, alpha=1.0).layer == 2
+    assert ValueVector.fit(random_model("gpt2", n_layer=4), PAIRS, strength=1.0).layer == 2
 
 
 def by_similarity(written, probe):
@@ -64,8 +64,8 @@ def by_similarity(written, probe):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_row_is_the_closest_of_all_layers_by_a_plain_loop(family):
     lm, written = with_random_gains(family)
-    probe = ValueVector.fit(lm, PAIRS, alpha=1.0).direction.double().numpy()
-    found = ValueVector.fit(lm, PAIRS, source="row", alpha=1.0)
+    probe = ValueVector.fit(lm, PAIRS, strength=1.0).direction.double().numpy()
+    found = ValueVector.fit(lm, PAIRS, source="row", strength=1.0)
     cosine, layer, j, row = by_similarity(written, probe)[0]
     np.testing.assert_allclose(found.direction, row / np.linalg.norm(row), rtol=1e-5, atol=1e-6)
     assert found.record["closest_neuron"] == [layer, j]
@@ -79,8 +79,8 @@ def test_the_singular_vector_of_the_closest_rows_agrees_with_the_probe(family, s
     """10 are fewer than the model has, 512 are more."""
     monkeypatch.setattr(value_vectors, "STACKED", stacked)
     lm, written = with_random_gains(family)
-    probe = ValueVector.fit(lm, PAIRS, alpha=1.0).direction.double().numpy()
-    found = ValueVector.fit(lm, PAIRS, source="svd", alpha=1.0)
+    probe = ValueVector.fit(lm, PAIRS, strength=1.0).direction.double().numpy()
+    found = ValueVector.fit(lm, PAIRS, source="svd", strength=1.0)
     rows = np.stack([row for *_, row in by_similarity(written, probe)[:stacked]])
     top = np.linalg.eigh(rows.T @ rows)[1][:, -1]
     np.testing.assert_allclose(found.direction, top * np.sign(top @ probe), atol=1e-5)
@@ -91,7 +91,7 @@ def test_the_singular_vector_of_the_closest_rows_agrees_with_the_probe(family, s
 def test_it_is_subtracted_at_every_position_on_both_trees(family):
     lm = random_model(family)
     before, untouched, hooks = after_block(lm, TEXTS[0], 0), logits(lm)[0], n_hooks(lm)
-    with ValueVector(UNIT, layer=0, alpha=2.5).applied(lm):
+    with ValueVector(UNIT, layer=0, strength=2.5).applied(lm):
         torch.testing.assert_close(after_block(lm, TEXTS[0], 0), before - 2.5 * UNIT)
         hooked, plain = logits(lm)
     torch.testing.assert_close(hooked, plain, rtol=1e-4, atol=1e-4)
@@ -99,9 +99,11 @@ def test_it_is_subtracted_at_every_position_on_both_trees(family):
     assert n_hooks(lm) == hooks
 
 
-@pytest.mark.parametrize(("source", "alpha"), [("probe", 50), ("row", 20), ("svd", 100)])
-def test_without_a_budget_alpha_is_the_papers(tiny, source, alpha):
-    assert ValueVector.fit(tiny, PAIRS, source=source, budget=None).alpha == alpha
+@pytest.mark.parametrize(("source", "strength"), [("probe", 50), ("row", 20), ("svd", 100)])
+def test_a_strength_is_the_papers_alpha_and_needs_no_budget(tiny, source, strength):
+    found = ValueVector.fit(tiny, PAIRS, source=source, strength=strength)
+    assert found.strength == found.record["strength"] == strength
+    assert "budget" not in found.record
 
 
 def test_fit_keeps_the_budget_and_makes_toxic_text_less_likely(lm, pairs, neutral):
@@ -115,7 +117,7 @@ def test_fit_keeps_the_budget_and_makes_toxic_text_less_likely(lm, pairs, neutra
         rise = np.expm1(mean_nll(lm, neutral.tune) - base)
         assert mean_nll(lm, pairs.toxic) - mean_nll(lm, pairs.neutral) > contrast + 0.01
     assert 0.015 <= rise <= 0.02
-    assert vector.record["strength"] == vector.alpha
+    assert vector.record["strength"] == vector.strength
     assert vector.fitted_on["fingerprint"] == lm.fingerprint
 
 
@@ -131,8 +133,9 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(source="dream"), "Unknown source 'dream'; choose one of probe, row, svd"),
-    (dict(alpha=float("inf")), "must be finite, not inf"),
+    (dict(source="dream"), "source='dream': give 'probe', 'row' or 'svd'"),
+    (dict(strength=float("inf")), "strength=inf: give a finite number"),
+    (dict(alpha=20.0), "There is no setting 'alpha'"),
     (dict(budget=0.0), "not 0.0"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):

@@ -99,13 +99,13 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
     sums = _Sums()
     for batch in batches(lm, texts, max_length=max_length, describe="perplexity and KL"):
         edited, token = predicting(lm, batch), targets(batch)
-        if lm.applied:
+        if lm.interventions:
             with lm.unedited():
                 unedited = predicting(lm, batch)
             sums.add(lm, unedited, edited, token)
         else:
             sums.add_nll(lm, edited, token)
-    if not lm.applied:
+    if not lm.interventions:
         sums.nll_unedited, sums.same = sums.nll, sums.tokens
     return sums.fluency()
 

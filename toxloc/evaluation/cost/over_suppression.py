@@ -92,7 +92,7 @@ def over_suppression(lm: LoadedModel, prompts: PromptSet | None = None, *, sampl
         >>> with edit.applied(lm): over_suppression(lm).empty["identity"].difference     # doctest: +SKIP
         0.0
     """
-    if not lm.applied:
+    if not lm.interventions:
         raise ToxlocError(f"No intervention is applied to {lm.name}, so there is nothing to compare; call this inside "
                           "`with intervention.applied(lm):`.")
     prompts = load_prompts("sensitive") if prompts is None else prompts

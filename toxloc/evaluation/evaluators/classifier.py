@@ -10,7 +10,8 @@ from jaxtyping import Float64
 
 from ...errors import ToxlocError
 from ...support.names import short_name
-from ...support.progress import quiet, track
+from ...support.progress import track
+from ...support.quiet import quiet
 from .base import Evaluator
 
 BATCH = 64

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float64
 
 from ...support.assets import ASSETS
-from ...support.progress import quiet, track
+from ...support.progress import track
+from ...support.quiet import quiet
 from .base import Evaluator
 
 FOLDER = ASSETS / "models" / "toxloc-guard"

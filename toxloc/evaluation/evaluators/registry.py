@@ -1,13 +1,17 @@
 """Evaluators by name; importable without torch, so that wrong names are refused at once."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import ToxlocError
-from ..judgement import RESERVED
-from .base import Evaluator, FunctionEvaluator
+from ..verdicts import RESERVED
+
+if TYPE_CHECKING:  # numpy, which checking names does not need
+    from .base import Evaluator
 
 DEFAULT = ("toxloc-guard", "profanity-check")
 Function = Callable[[Sequence[str]], Sequence[float]]
@@ -125,7 +129,7 @@ class Wanted:
     threshold: float | None
 
     @classmethod
-    def parse(cls, text: str) -> "Wanted":
+    def parse(cls, text: str) -> Wanted:
         """Read what a user wrote.
 
         Raises:
@@ -216,6 +220,8 @@ def register(name: str, threshold: float = 0.5) -> Callable[[Function], Function
     _check_different([name])
 
     def add(function: Function) -> Function:
+        from .base import FunctionEvaluator
+
         EVALUATORS[name] = Maker(name, lambda source: FunctionEvaluator(name, function, threshold))
         return function
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator
 
 from ...errors import ToxlocError
+from ...support.settings import option
 from ..base import Intervention, check_layers
-from ..settings import Mode, StrengthSettings, check_mode, option
+from ..settings import Mode, StrengthSettings, check_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64

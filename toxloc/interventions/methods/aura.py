@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..settings import Mode, StrengthSettings, option
+from ...support.settings import option
+from ..settings import Mode, StrengthSettings
 from ..unit_scaling import UnitScaling
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import ToxlocError
-from ..settings import MethodSettings, Mode, option
+from ...support.settings import option
+from ..settings import MethodSettings, Mode
 from ..unit_scaling import UnitScaling
 
 if TYPE_CHECKING:

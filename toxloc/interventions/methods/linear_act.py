@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
+from ...support.settings import option
 from ..base import Intervention
-from ..settings import StrengthSettings, option
+from ..settings import StrengthSettings
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,9 @@ from pydantic import field_validator
 from ...errors import ToxlocError
 from ...localization.score_names import ScoreName
 from ...models.sites import AnySite, Site, Unit, sites_of, unit_of
+from ...support.settings import option
 from ..base import Intervention, check_sites, layers_in_words
-from ..settings import MethodSettings, Mode, SitesChoice, check_mode, option, parts_of_choice
+from ..settings import MethodSettings, Mode, SitesChoice, check_mode, parts_of_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,7 +284,7 @@ class Meow2X(Intervention):
     def _tensors(self) -> dict[str, Tensor]:
         import torch
 
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for prefix, units in (("", self.neurons), ("attention.", self.heads)):
             if units or not prefix:
                 tensors |= {f"{prefix}neurons": torch.tensor(list(units), dtype=torch.int64).reshape(-1, 2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, model_validator
 
 from ...errors import ToxlocError
 from ...models.sites import AnySite, BySite, Site
+from ...support.settings import option
 from ..base import Intervention, check_sites, layers_in_words
-from ..settings import Layers, SitesChoice, StrengthSettings, option, parts_of_choice
+from ..settings import Layers, SitesChoice, StrengthSettings, parts_of_choice
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -254,7 +255,7 @@ class TRNE(Intervention):
                 raise ToxlocError(f"This TRNE edit is for {width}={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
                                   f"{width}={view.d_in}, d_model={lm.d_model}. Fit it on this model.")
 
-    def factors(self) -> BySite[tuple[Float[Tensor, "r d_in"], Float[Tensor, "r d_model"]]]:
+    def low_rank(self) -> BySite[tuple[Float[Tensor, "r d_in"], Float[Tensor, "r d_model"]]]:
         """Return each site's vectors u and v, stacked: its ΔW is uᵀ v."""
         import torch
 
@@ -268,19 +269,19 @@ class TRNE(Intervention):
 
         from ...models.weights import overwrite
 
-        for site, (u, v) in self.factors().items():
+        for site, (u, v) in self.low_rank().items():
             W = lm.W_out(site)
             overwrite(W, torch.addmm(W.float(), u.to(W.device).float().T, v.to(W.device).float()), stack)
 
     def _relative_norms(self, lm: LoadedModel) -> dict[Site, float]:
         """||ΔW||_F / ||W||_F by site, ||uᵀ v||_F from the small Gram matrices."""
         return {site: float(((u @ u.T) * (v @ v.T)).sum().clamp_min(0).sqrt() / lm.W_out(site).float().norm())
-                for site, (u, v) in self.factors().items()}
+                for site, (u, v) in self.low_rank().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         import torch
 
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for prefix, part in (("", "mlp"), ("attention.", "attention")):
             own = [edit for edit in self.edits if edit.site.part == part]
             if own:
@@ -380,7 +381,7 @@ def _gathered(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
     return lm.sites(*parts)
 
 
-def _curved(evidence: Evidence, settings: TRNESettings) -> list[tuple[list[Site], ContrastStatistics]]:
+def _curved(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[Site], ContrastStatistics]]:
     """Statistics with the curvature of groups of sites that fit the memory together; one group where all fit."""
     from ...localization.statistics import collect_contrast
 
@@ -402,7 +403,8 @@ def _curved(evidence: Evidence, settings: TRNESettings) -> list[tuple[list[Site]
     return _in_turn(lm, sites, evidence.memory, collected)
 
 
-def _in_turn(lm: LoadedModel, sites: list[Site], memory: int, collected: Any) -> Any:
+def _in_turn(lm: LoadedModel, sites: list[Site], memory: int, collected: Callable[[list[Site]], ContrastStatistics]
+             ) -> Iterator[tuple[list[Site], ContrastStatistics]]:
     """Yield groups of sites whose C fit the memory, at least one site each, with a pass over the texts for each."""
     group: list[Site] = []
     for site in sites:

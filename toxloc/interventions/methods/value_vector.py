@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import ToxlocError
+from ...support.settings import option
 from ..base import Intervention, check_layers
-from ..settings import StrengthSettings, option
+from ..settings import StrengthSettings
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
