@@ -11,7 +11,7 @@ activation sizes.
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -33,7 +33,7 @@ from toxloc.causal.curve import KnockoutCurve
 from toxloc.causal.knockout import Knockout
 from toxloc.causal.proof import CausalProof
 from toxloc.cli.output import interval
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_names import ScoreName
 from toxloc.support.files import write_json
 
 
@@ -54,7 +54,7 @@ def main(
     lm = load_model(model, device=device)
     everything = load_contrast()
     fit, rest = everything.split(pairs / len(everything.toxic), seed)
-    loc = localize(lm, fit, tuple(SCORES), seed=seed)
+    loc = localize(lm, fit, get_args(ScoreName), seed=seed)
     test = KnockoutTest(lm, rest.limited(texts, seed), seed=seed)
     proof = causal_proof(test, loc, n_neurons=neurons, seed=seed)
     priced = KnockoutTest(lm, rest.limited(texts, seed), neutral=load_neutral(limit=120).tune, seed=seed)
@@ -74,7 +74,7 @@ def main(
     if figures is not None:
         plots.write_png(plots.knockout_layers(proof), figures / "knockout-layers.png", width=WIDTH, scale=SCALE)
         plots.write_png(plots.causal_correlations(proof), figures / "correlations.png", width=WIDTH, scale=SCALE)
-        plots.write_png(plots.knockout_curve(curves[0]), figures / "knockout-curve.png", width=WIDTH, scale=SCALE)
+        plots.write_png(plots.removal_curve(curves[0]), figures / "knockout-curve.png", width=WIDTH, scale=SCALE)
     print(f"{result['seconds']} s")
 
 

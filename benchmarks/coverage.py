@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
@@ -24,7 +24,7 @@ from toxloc.localization.result import Localization
 from toxloc.models.activations import change, keys_of, written_by
 from toxloc.models.batching import batches
 from toxloc.models.site_view import weights_of
-from toxloc.models.sites import PARTS, Site
+from toxloc.models.sites import Part, Site
 from toxloc.support.files import write_json
 
 TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
@@ -72,8 +72,9 @@ def check(family: str) -> Coverage:
 
 def attribution_error(lm: LoadedModel) -> float:
     """Compare every site's attribution with what scaling its part in the residual stream does to the contrast."""
-    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=PARTS, draws=0, skip_first=False)
-    return max(_slope_error(lm, loc, part) for part in PARTS)
+    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=get_args(Part), draws=0,
+                   skip_first=False)
+    return max(_slope_error(lm, loc, part) for part in loc.parts)
 
 
 def _slope_error(lm: LoadedModel, loc: Localization, part: str) -> float:

@@ -9,16 +9,16 @@ each other by relative depth. Needs `toxloc[png]`. About a minute on two cores f
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from toxloc import collect_contrast, load_contrast, load_model, localize, plots, token_view
 from toxloc.localization.result import Localization
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_names import ScoreName
 
 WIDTH, SCALE = 800, 1.5
-SCORE = "attribution"  # of the figures that show one
+SCORE: ScoreName = "attribution"  # of the figures that show one
 
 
 def main(
@@ -36,7 +36,7 @@ def main(
         lm = load_model(name)
         first = not found
         # The layer score of `combined` is that of attribution.
-        scores = tuple(name for name in SCORES if name != "combined") if first else (SCORE,)
+        scores = tuple(name for name in get_args(ScoreName) if name != "combined") if first else (SCORE,)
         statistics = collect_contrast(lm, contrast, curvature=first, peaks=first)
         found[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
         if first:

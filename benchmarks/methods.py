@@ -107,7 +107,7 @@ class Methods:
         if name == BASELINE:
             return None
         method, options = (AurA, {"strength": 1}) if name == AS_PUBLISHED else self.fits[name]
-        limit = {} if budget is None else {"budget": budget}
+        limit: dict[str, Any] = {} if budget is None else {"budget": budget}
         return method.fit(self.evidence.lm, self.evidence.pairs, evidence=self.evidence, **options, **limit)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from benchmarks import markdown as md
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
+from toxloc.localization.score_names import ScoreName
 from toxloc.localization.scores import SCORES
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.files import write_json
@@ -203,7 +204,7 @@ def main(
             except ToxlocError as error:  # the clean model hardly ever says anything toxic
                 print(f"{name}, {kind}: {error}")
                 continue
-            loc = localize(lm, contrast, tuple(score or SCORES), seed=seed)
+            loc = localize(lm, contrast, cast("tuple[ScoreName, ...]", tuple(score or SCORES)), seed=seed)
             found += findings(loc, name, kind, known.get(name))
             if kind == "builtin" and name in known and known[name].neurons is None:
                 drawn[name] = loc

@@ -1,10 +1,12 @@
-"""An intervention of one's own: clamp neurons to a largest activation (no arguments).
+"""A method of your own: clamp neurons to a largest activation (no arguments).
 
-Ten lines make it what the built-in ones are: applied and reverted, judged, saved and loaded again.
+Once the class exists, `Clamp.fit` takes a budget as every method does, `toxloc.run` and sweeps know the method by its
+name, and a fitted intervention can be applied and reverted, judged, saved and loaded again.
 """
 
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,42 +14,74 @@ import torch
 from torch import Tensor
 
 import toxloc
-from toxloc.models.activations import change, neurons
+from toxloc.interventions.settings import StrengthSettings
+from toxloc.models.activations import change, keys_of
+from toxloc.support.settings import option
+
+
+class ClampSettings(StrengthSettings):
+    """The settings of the method; budget, seed and strength come from the base class."""
+
+    k: int = option(300, "how many neurons are clamped: those with the highest attribution", ge=1)
 
 
 class Clamp(toxloc.Intervention):
     """Keep chosen neurons' activations at or below a ceiling."""
 
     kind: ClassVar[str] = "clamp"
+    title: ClassVar[str] = "Clamp"
+    paper: ClassVar[str] = "an example"
+    colour: ClassVar[str | None] = "#8a5ac2"
+    Settings = ClampSettings
 
-    def __init__(self, chosen: Tensor, ceiling: float):
+    def __init__(self, chosen: Tensor, ceilings: Tensor):
         super().__init__()
-        self.chosen, self.ceiling = chosen, ceiling      # [n, 2]: layer and neuron
+        self.chosen, self.ceilings = chosen, ceilings    # [n, 2]: layer and neuron; [n]
+
+    @classmethod
+    def needs(cls, settings: ClampSettings) -> frozenset[str]:
+        return frozenset({"moments", "gradients"})
+
+    @classmethod
+    def _fit(cls, evidence: toxloc.Evidence, settings: ClampSettings) -> "Clamp":
+        statistics = evidence.statistics(cls.needs(settings))
+        loc = toxloc.localize(evidence.lm, evidence.pairs, ("attribution",), draws=0, statistics=statistics)
+        chosen = torch.tensor(loc.top_neurons("attribution", settings.k))
+        sizes = torch.tensor(loc.activation_size)[chosen[:, 0], chosen[:, 1]]
+
+        def at(strength: float) -> "Clamp":              # 1: the ceiling is 0; towards 0: there is no ceiling
+            return cls(chosen, sizes * (1 / strength - 1))
+
+        if settings.strength is not None:
+            return at(settings.strength)
+        return evidence.strongest(at, settings.budget, first=0.5, limit=1.0)
 
     def config(self) -> dict[str, Any]:
-        return {"ceiling": self.ceiling}
+        return {}
 
     def check(self, lm: toxloc.LoadedModel) -> None:
-        assert int(self.chosen[:, 0].max()) < lm.n_layers
+        for layer, neuron in self.chosen.tolist():
+            lm.check_unit(layer, neuron)
 
     def _install(self, lm: toxloc.LoadedModel, stack: ExitStack) -> None:
         for layer in set(self.chosen[:, 0].tolist()):
+            here = self.chosen[:, 0] == layer
             ceiling = torch.full((lm.d_mlp,), torch.inf)
-            ceiling[self.chosen[self.chosen[:, 0] == layer, 1]] = self.ceiling
-            change(lm, neurons(lm, layer), ceiling.minimum, stack)
+            ceiling[self.chosen[here, 1]] = self.ceilings[here].float()
+            change(lm, keys_of(lm, layer), partial(torch.minimum, ceiling.to(lm.device_of(layer))), stack)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"chosen": self.chosen}
+        return {"chosen": self.chosen, "ceilings": self.ceilings}
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "Clamp":
-        return cls(tensors["chosen"], config["ceiling"])
+        return cls(tensors["chosen"], tensors["ceilings"])
 
 
 def main() -> None:
     lm = toxloc.load_model("toxloc-tiny")
-    loc = toxloc.localize(lm, toxloc.load_contrast().limited(100), ("attribution",), draws=0)
-    clamp = Clamp(torch.tensor(loc.top_neurons("attribution", 300)), ceiling=0.0)
+    evidence = toxloc.Evidence(lm, toxloc.load_contrast().limited(100))
+    clamp = Clamp.fit(lm, evidence.pairs, evidence=evidence, budget=0.01)
     prompts = toxloc.load_prompts().limited(12)
     before = toxloc.evaluate(lm, prompts, samples=2)
     with clamp.applied(lm):
@@ -57,7 +91,8 @@ def main() -> None:
           f"{after.fluency.perplexity_ratio:.4f}")
     with tempfile.TemporaryDirectory() as folder:
         clamp.save(Path(folder) / "clamp")
-        print("loaded again:", toxloc.load_intervention(Path(folder) / "clamp").describe()["ceiling"])
+        again = toxloc.load_intervention(Path(folder) / "clamp")
+        print(f"loaded again: the same {again.kind}: {again.fingerprint == clamp.fingerprint}")
 
 
 if __name__ == "__main__":

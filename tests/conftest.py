@@ -28,12 +28,13 @@ TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone
          "Good morning!", "He left the door open again, and the rain came in all night."]
 
 
-SLOW = ("test_pipeline", "test_runner", "test_cli")
+SLOW = ("runs/test_pipeline", "runs/test_run", "sweeps/test_runner", "cli/test_run", "cli/test_evaluate",
+        "interventions/test_registry")
 
 
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    items.sort(key=lambda item: f"{item.path.parent.name}/{item.path.stem}" not in SLOW)
 
 
 def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):

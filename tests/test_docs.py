@@ -1,4 +1,4 @@
-"""Every block of the how-to pages is run, in the order of the page, in a folder of the page's own."""
+"""Every block of the how-to pages is run, in the order of the page, in a folder for that page."""
 
 import os
 import re
@@ -13,14 +13,15 @@ import torch
 from toxloc import ToxlocError
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted([*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md"])
+PAGES = sorted([*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md",
+                DOCS / "concepts" / "sites.md"])
 BLOCK = re.compile(r"^``` ?(\{\.)?(\w+)(?: \.([\w-]+)\})?\n(.*?)^```", re.M | re.S)
 ABSENT = {"needs-network": "hub"}  # and what the error of a block that needs it speaks of
 if not torch.cuda.is_available():
     ABSENT["needs-cuda"] = "CUDA"
 if find_spec("vllm") is None:
     ABSENT["needs-vllm"] = "vllm"
-LONG = ("pip install", "toxloc run\n", "path/to")  # what tests/test_cli.py and CI run, or no page can
+LONG = ("pip install", "toxloc run\n", "path/to")  # what tests/cli and CI run, or no page can
 
 
 def blocks(page):

@@ -4,9 +4,9 @@
 
 The data is a JSON object with the lists "train", "test" and "hatecheck", whose rows are [source, text, label]: the
 texts as `toxloc.evaluation.evaluators.guard.normalise` leaves them, the label 1 for toxic and 0 for neutral. It is not
-part of the project. `guard` gets a Hugging Face folder in fp16. After each epoch the AUROC on the rows of "test" and "hatecheck" is
-printed for each source that has both labels. It took about 2 minutes on one H100; other hardware gives slightly
-different weights. The threshold is set afterwards, by `benchmarks.calibrate_guard`.
+part of the project. `guard` gets a Hugging Face folder in fp16. After each epoch the AUROC on the rows of "test" and
+"hatecheck" is printed for each source that has both labels. It took about 2 minutes on one H100; other hardware gives
+slightly different weights. The threshold is set afterwards, by `benchmarks.calibrate_guard`.
 """
 
 import random

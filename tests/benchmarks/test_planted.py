@@ -10,7 +10,9 @@ from benchmarks.planted import Truth, findings, planted_model, retrieval, summar
 from toxloc import Localization, ToxlocError, load_contrast, localize
 from toxloc.causal.curve import matched
 from toxloc.causal.knockout import KnockoutTest
+from toxloc.localization.result import PartScores
 from toxloc.localization.uncertainty import Uncertainty
+from toxloc.models.sites import Site
 
 
 def test_a_plant_differs_from_the_clean_model_where_the_truth_says_and_nowhere_else():
@@ -43,7 +45,9 @@ def test_retrieval_by_hand():
 def test_findings_and_summary_by_hand():
     p = np.array([0.5, 0.01, 0.3])
     sure = Uncertainty(*[p] * 7)
-    loc = Localization({"s": np.array([1.0, 4.0, 2.0])}, {"s": np.zeros((3, 2))}, {}, np.zeros((3, 2)), {"s": sure})
+    scores = PartScores(tuple(map(Site, range(3))), {"s": np.array([1.0, 4.0, 2.0])}, {"s": np.zeros((3, 2))},
+                        np.zeros((3, 2)), {"s": sure})
+    loc = Localization({"mlp": scores}, {})
     right, = findings(loc, "layer1", "builtin", Truth(1, None))
     assert (right.top, right.rank, right.p_adjusted) == (1, 1, 0.01)
     assert right.margin == pytest.approx((4 - 2) / 3)
@@ -70,9 +74,9 @@ def test_attribution_finds_a_plant_and_removing_it_proves_it():
     chance = 64 / loc.activation_size.size
     assert found["combined"].precision > found["attribution"].precision > 5 * chance
     assert found["combined"].precision > 0.4
-    places = [(truth.layer, j) for j in truth.neurons]
+    places = [(Site(truth.layer), j) for j in truth.neurons]
     test = KnockoutTest(lm, held_out)
-    control = test.remove(matched(places, loc.activation_size, np.random.default_rng(0)))
+    control = test.remove(matched(places, loc.unit_sizes(), np.random.default_rng(0)))
     removed = test.remove(places)
     assert removed.effect_ci[0] > max(0, control.effect_ci[1])
 

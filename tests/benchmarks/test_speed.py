@@ -74,7 +74,8 @@ def test_the_alternatives_find_what_the_passes_find(family):
     for alternative in (speed.cache_of_everything, speed.filtered_cache):
         for ours, theirs in zip(speed.activation_pass(lm, TEXTS), alternative(lm, TEXTS), strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(collect(lm, TEXTS, skip_first=False).G, speed.full_autograd(lm, TEXTS), strict=True):
+    found = collect(lm, TEXTS, skip_first=False).G.values()
+    for ours, theirs in zip(found, speed.full_autograd(lm, TEXTS), strict=True):
         assert (ours - theirs).norm() <= 1e-4 * ours.norm()
 
 

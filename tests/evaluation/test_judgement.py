@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from toxloc.evaluation.judgement import Judgement, combine
-from toxloc.evaluation.verdicts import both_read_as_all
 
 
 def judged(scores, threshold=0.5):
@@ -28,9 +27,3 @@ SOME = hnp.arrays(np.float64, (5, 3), elements=st.floats(0, 1))
 def test_all_is_at_most_each_evaluator_and_any_at_least(a, b):
     rates = {name: j.toxic.mean() for name, j in combine({"a": judged(a), "b": judged(b, 0.8)}).items()}
     assert rates["all"] <= min(rates["a"], rates["b"]) <= max(rates["a"], rates["b"]) <= rates["any"]
-
-
-def test_older_files_say_both():
-    old = {"runs": [{"toxicity": {"any": {"rate": 0.2}, "both": {"rate": 0.1}}}], "name": "both", "n": 3}
-    assert both_read_as_all(old) == {"runs": [{"toxicity": {"any": {"rate": 0.2}, "all": {"rate": 0.1}}}],
-                                     "name": "both", "n": 3}

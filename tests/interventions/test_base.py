@@ -34,8 +34,8 @@ def test_one_intervention_on_two_models():
     meow.apply(a)
     meow.apply(b)
     meow.revert(a)
-    assert a.applied == []
-    assert b.applied == [meow]
+    assert a.interventions == []
+    assert b.interventions == [meow]
     meow.revert(b)
 
 
@@ -122,4 +122,4 @@ def test_a_fit_leaves_the_model_as_it_was_also_when_it_is_refused(tiny):
     with pytest.raises(ToxlocError, match="There is no layer 7"):
         TRNE.fit(tiny, PAIRS, layers=[7])
     assert same_bits(before, tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []

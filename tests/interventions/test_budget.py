@@ -52,7 +52,7 @@ def test_scaling_multiplies_every_limit():
 
 @pytest.mark.parametrize("method", all_methods().values(), ids=str)
 def test_one_percent_of_perplexity_is_the_default_of_every_method(method):
-    assert DEFAULT_BUDGET == Budget(perplexity=0.01)
+    assert Budget(perplexity=0.01) == DEFAULT_BUDGET
     assert method.Settings().budget == DEFAULT_BUDGET
     assert inspect.signature(method.fit).parameters["budget"].default == DEFAULT_BUDGET
     assert method.Settings().budget_in_words == "perplexity 0.01"

@@ -3,7 +3,9 @@ import torch
 
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, Chain, ContrastSet, Meow2X, ToxlocError, load_intervention
+from toxloc.interventions.methods.trne import RankOne
 from toxloc.models.batching import batches
+from toxloc.models.sites import Site
 
 
 def logits(lm):
@@ -25,7 +27,7 @@ def test_a_chain_is_its_parts_in_order_and_leaves_no_trace(tiny, parts):
     with parts[0].applied(tiny), parts[1].applied(tiny), parts[2].applied(tiny):
         expected = logits(tiny)
     with Chain(parts).applied(tiny):
-        assert tiny.applied[-1].kind == "chain"
+        assert tiny.interventions[-1].kind == "chain"
         for found, wanted in zip(logits(tiny), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert same_bits(before, tiny)
@@ -49,7 +51,7 @@ def test_a_part_that_fails_takes_the_earlier_ones_with_it(tiny, parts, monkeypat
     with pytest.raises(ZeroDivisionError):
         Chain(parts).apply(tiny)
     assert same_bits(before, tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []
 
 
 def test_save_load_and_bake(tiny, parts, tmp_path):
@@ -75,3 +77,31 @@ def test_what_cannot_be_chained(tiny, parts):
         Chain(parts).apply(tiny)
     with pytest.raises(ToxlocError, match="no layer 7"):
         Chain([Meow2X(layers=[7])]).apply(tiny)
+
+
+def test_leaves_and_low_rank_form_of_a_chain_of_chains(tiny):
+    torch.manual_seed(0)
+    first, second = (TRNE([RankOne(site, torch.randn(tiny.at(site).d_in), torch.randn(16)) for site in sites])
+                     for sites in ([0, "1.attention"], ["1.attention"]))
+    chain = Chain([first, Chain([second])])
+    assert chain.leaves() == [first, second]
+    factors = chain.low_rank()
+    assert list(factors) == [Site(0), Site(1, "attention")]
+    before = {site: tiny.W_out(site).clone() for site in factors}
+    with chain.applied(tiny):
+        for site, (u, v) in factors.items():
+            torch.testing.assert_close(tiny.W_out(site) - before[site], u.T @ v, rtol=1e-4, atol=1e-5)
+    assert [len(u) for u, _ in factors.values()] == [1, 2]
+    assert Chain([first, Meow2X(layers=[0], mode="weights")]).low_rank() == {}
+
+
+def test_heads_neurons_and_W_O_in_one_chain_leave_no_trace(tiny):
+    before = bits(tiny)
+    edit = TRNE([RankOne("0.attention", torch.ones(16), torch.ones(16))])
+    meow = Meow2X(layers=["1.attention"], neurons=[("0.attention", 1), (0, 3)], scale=0.5)
+    with edit.applied(tiny), meow.applied(tiny):
+        expected = logits(tiny)
+    with Chain([edit, meow]).baked().applied(tiny):
+        for found, wanted in zip(logits(tiny), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert same_bits(before, tiny)

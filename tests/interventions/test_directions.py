@@ -43,7 +43,7 @@ def test_the_mean_difference_points_from_neutral_to_toxic():
 
 def test_the_probe_is_the_minimum_of_the_penalised_loss_by_another_optimiser():
     rng = np.random.default_rng(1)
-    toxic, neutral = rng.normal(size=(7, 4)) + [1, 0, -0.5, 0], rng.normal(size=(9, 4))
+    toxic, neutral = rng.normal((1, 0, -0.5, 0), size=(7, 4)), rng.normal(size=(9, 4))
     X = np.concatenate([toxic, neutral])
     X = X - X.mean(0)
     X = X / np.sqrt((X**2).mean())

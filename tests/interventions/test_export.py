@@ -1,6 +1,5 @@
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import toxloc
 from tests.conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
-from toxloc import TRNE, Chain, Meow2X, ProFS, Steering, ToxlocError, load_intervention
+from toxloc import TRNE, Chain, Meow2X, ProFS, Steering, ToxlocError
 from toxloc.interventions.export import check_fitted_on, export_hf, export_peft
 from toxloc.interventions.methods.trne import RankOne
-from toxloc.interventions.model_card import effect_in_run
-from toxloc.support.files import write_json
+from toxloc.models.sites import Site
 
 FAMILIES = ["gpt2", "llama", "opt", "gpt_neox", "gemma2"]
 
 
-def rank_ones(lm, layers, size=0.5):
+def rank_ones(lm, sites, size=0.5):
     torch.manual_seed(2)
-    return TRNE([RankOne(i, size * torch.randn(lm.d_mlp), size * torch.randn(lm.d_model)) for i in layers])
+    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model))
+                 for site in sites])
 
 
 def projection(lm):
@@ -137,7 +136,7 @@ def test_other_applied_interventions_play_no_part_and_stay(tiny, tmp_path):
     with Meow2X(layers=[1], mode="weights").applied(tiny) as meow, edit.applied(tiny):
         before = bits(tiny)
         export_peft(edit, tiny, tmp_path / "beside")
-        assert tiny.applied == [meow, edit]
+        assert tiny.interventions == [meow, edit]
         assert same_bits(before, tiny)
     alone, beside = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("alone", "beside"))
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
@@ -146,7 +145,7 @@ def test_other_applied_interventions_play_no_part_and_stay(tiny, tmp_path):
 @pytest.mark.parametrize(("family", "make", "words"), [
     ("opt", lambda lm: Meow2X(layers=[0]), r"changes model.decoder.layers.0.fc2.bias; use export_hf"),
     ("gemma2", lambda lm: Meow2X(layers=[1]), "changes model.layers.1.post_feedforward_layernorm.weight"),
-    ("llama", lambda lm: Meow2X(layers=[0]), r"changes W of layer 0 by a matrix of rank 16: an adapter would be larger than the matrix \[48, 16\]"),
+    ("llama", lambda lm: Meow2X(layers=[0]), r"W of layer 0 by a matrix of rank 16: .* than the matrix \[48, 16\]"),
     ("gpt2", lambda lm: Meow2X(layers=[0], scale=1.0), "changes no weight of random-gpt2"),
     ("gpt2", in_hooks_alone, "lives in hooks and has no form in the weights"),
     ("gpt2", lambda lm: Meow2X(layers=[2]), "There is no layer 2 in random-gpt2"),
@@ -188,55 +187,6 @@ def test_a_folder_that_holds_something_is_kept_unless_asked(tiny, tmp_path):
     assert not (tmp_path / "notes.txt").exists()
 
 
-def judged(method, rate, fluency):
-    return {"method": method, "config": {}, "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.05, rate + 0.05]}},
-            "fluency": fluency}
-
-
-def test_the_card_says_what_was_edited_and_measured(tiny, tmp_path):
-    edit = rank_ones(tiny, [0, 1])
-    edit.note_fit(tiny, {"texts": {"contrast": "pairs.csv", "n_toxic": 3, "n_neutral": 4, "neutral": "builtin"},
-                         "tuned_perplexity_ratio": 1.0098, "tuned_kl": None})
-    cost = {"perplexity": 30.0, "perplexity_ratio": 1.0123, "kl": 0.0314, "n_tokens": 9}
-    effect = {"before": judged("baseline", 0.331, None), "after": judged("trne", 0.15, cost)}
-    with edit.applied(tiny):
-        export_hf(tiny, tmp_path / "out", effect=effect)
-    card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("Content warning", "random-gpt2", f"toxloc {toxloc.__version__}", "layers 0, 1", "arXiv:2605.27997",
-                  tiny.fingerprint, "pairs.csv (3 toxic, 4 neutral), everyday text builtin",
-                  "| any | 33.1% [28.1%, 38.1%] | 15.0% [10.0%, 20.0%] |", "+1.23%", "0.0314", "perplexity +0.98%",
-                  "not removed", "`<|endoftext|>`"):
-        assert words in card
-    assert "not measured\n" not in card
-    assert str(Path.home()) not in card + (tmp_path / "out" / "config.json").read_text()
-
-
-def test_the_card_claims_nothing_that_was_not_measured(tiny, tmp_path):
-    export_hf(tiny, tmp_path / "plain")
-    plain = (tmp_path / "plain" / "README.md").read_text()
-    assert "the model is unedited" in plain
-    assert "turned down" not in plain
-    export_peft(Chain([rank_ones(tiny, [1]), Meow2X(neurons=[(0, 2), (0, 4), (1, 1)])]), tiny, tmp_path / "adapter")
-    card = (tmp_path / "adapter" / "README.md").read_text()
-    for words in ("**trne**: layer 1\n", "**meow2x**: 3 neurons (layer 0: 2, layer 1: 1)", "library_name: peft",
-                  "Toxicity before and after: not measured", "not recorded", "made by hand",
-                  'PeftModel.from_pretrained(base, "path/to/this/folder")'):
-        assert words in card
-    export_peft(rank_ones(tiny, [1]), tiny, tmp_path / "half", effect={
-        "before": judged("baseline", 0.3, None), "after": judged("trne", 0.2, None)})
-    assert "Perplexity on everyday text: not measured" in (tmp_path / "half" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(("effect", "words"), [
-    ({"after": judged("trne", 0.1, None)}, 'needs "before" and "after"'),
-    ({"before": judged("baseline", 0.1, None), "after": judged("meow2x", 0.1, None)}, "measured with 'meow2x'"),
-])
-def test_figures_of_something_else_are_refused(tiny, tmp_path, effect, words):
-    with rank_ones(tiny, [0]).applied(tiny), pytest.raises(ToxlocError, match=words):
-        export_hf(tiny, tmp_path / "out", effect=effect)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_intervention_for_another_model_is_found_out(tiny):
     other = random_model(seed=1)
     by_hand, edit = rank_ones(tiny, [0]), rank_ones(tiny, [0])
@@ -248,19 +198,64 @@ def test_an_intervention_for_another_model_is_found_out(tiny):
             check_fitted_on(one, other)
 
 
-def test_what_a_run_measured_of_its_interventions_is_found(tiny, tmp_path):
-    edit, other = rank_ones(tiny, [0]), rank_ones(tiny, [1])
-    for name, one in (("trne", edit), ("other", other)):
-        one.note_fit(tiny, {"strength": 0.5, "layers": [edit.edits[0].layer, len(name)]})
-        one.save(tmp_path / "run" / name)
-    runs = [judged("baseline", 0.3, None), judged("meow2x", 0.2, None),
-            judged("trne", 0.1, None) | {"config": edit.describe()}]
-    write_json(tmp_path / "run" / "results.json", {"about_model": {"fingerprint": tiny.fingerprint}, "runs": runs})
-    folder = tmp_path / "run" / "trne"
-    fitted = load_intervention(folder)
-    assert effect_in_run(fitted, folder, tiny) == {"before": runs[0], "after": runs[2]}
-    assert effect_in_run(fitted, folder, random_model(seed=1)) is None
-    assert effect_in_run(fitted, tmp_path / "trne", tiny) is None
-    assert effect_in_run(load_intervention(tmp_path / "run" / "other"), tmp_path / "run" / "other", tiny) is None
+# Edits of W_O, alone and together with W_out
+
+ATTENTION = {
+    "W_O": (lambda lm: rank_ones(lm, ["0.attention", "1.attention"]), 1),
+    "W_out and W_O": (lambda lm: rank_ones(lm, [0, "0.attention", "1.attention", "1.attention"]), 2),
+    "a head": (lambda lm: Meow2X(neurons=[("0.attention", 1)], scale=0.0), 4),  # of width 4
+    "a chain": (lambda lm: Chain([rank_ones(lm, ["1.attention"]), Meow2X(neurons=[(0, 2)], scale=0.0)]), 1),
+}
 
 
+@pytest.mark.parametrize(("family", "name"), [
+    *(("gpt2", name) for name in ATTENTION), *((family, "W_out and W_O") for family in (*FAMILIES[1:], "olmo2")),
+    ("llama", "a head"),
+])
+def test_an_adapter_of_W_O_is_exactly_the_edit(family, name, tmp_path):
+    heads = {"n_head": 4} if family == "gpt2" else {"num_attention_heads": 4}
+    lm, base = random_model(family, **heads), random_hf(family, **heads)
+    make, rank = ATTENTION[name]
+    edit, before = make(lm), bits(lm)
+    export_peft(edit, lm, tmp_path / "out")
+    assert same_bits(before, lm)
+    with edit.applied(lm):
+        wanted = logits(lm.hf)
+    unedited = logits(base)
+    assert (wanted - unedited).abs().max() > 1e-3
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out")
+    close(logits(adapted), wanted)
+    assert adapted.peft_config["default"].r == adapted.peft_config["default"].lora_alpha == rank
+    close(logits(adapted.merge_and_unload()), wanted)
+
+
+def test_an_adapter_targets_the_edited_maps_by_their_full_names(tmp_path):
+    lm = random_model("llama")
+    export_peft(rank_ones(lm, [0, "1.attention"]), lm, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", torch.float32), ("gemma2", torch.float32),
+                                               ("llama", torch.bfloat16)])
+@pytest.mark.parametrize("name", ["W_O", "W_out and W_O", "a head"])
+def test_a_folder_holds_edits_of_attentions(family, dtype, name, tmp_path):
+    lm = random_model(family, dtype=dtype)
+    before = bits(lm)
+    with ATTENTION[name][0](lm).baked().applied(lm):
+        export_hf(lm, tmp_path / "out")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert same_bits(again.parameters(), lm)
+        assert not same_bits(before, lm)
+        if dtype == torch.float32:
+            assert torch.equal(logits(again), logits(lm.hf))
+    assert same_bits(before, lm)
+
+
+def test_an_adapter_cannot_hold_a_whole_attention_with_its_bias_or_norm(tmp_path):
+    for family, words in (("opt", r"changes model.decoder.layers.0.self_attn.out_proj.bias"),
+                          ("olmo2", "changes model.layers.0.post_attention_layernorm.weight"),
+                          ("llama", r"changes W of layer 0, attention by a matrix of rank 16")):
+        with pytest.raises(ToxlocError, match=words):
+            export_peft(Meow2X(layers=[Site(0, "attention")]), random_model(family), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

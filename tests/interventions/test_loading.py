@@ -87,7 +87,8 @@ def with_layers(lm):
 def with_units(lm):
     def change(h):
         for layer in (0, 1):
-            for linear, factor in ((h[layer].mlp.c_fc, FACTORS[layer, :64]), (h[layer].mlp.c_proj, FACTORS[layer, 64:])):
+            up, down = FACTORS[layer].split([64, 16])
+            for linear, factor in ((h[layer].mlp.c_fc, up), (h[layer].mlp.c_proj, down)):
                 linear.weight.mul_(factor)
                 linear.bias.mul_(factor)
     return in_weights(lm, change)

@@ -90,4 +90,4 @@ def test_tune_notes_what_it_chose_and_what_that_costs(tiny, known):
     assert 0.0095 <= kl <= 0.01
     assert made.record["texts"] == {"neutral": "some text"}
     assert made.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
-    assert tiny.applied == []
+    assert tiny.interventions == []

@@ -92,7 +92,7 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception(family, mode, dty
         assert same_bits(before, lm) == (mode == "hooks")
         raise KeyboardInterrupt
     assert same_bits(before, lm)
-    assert lm.applied == []
+    assert lm.interventions == []
     assert all(not point.fwd_hooks for point in lm.hooked.hook_dict.values())
     assert not any(module._forward_hooks for module in lm.hf.modules())
 
@@ -111,7 +111,7 @@ def test_a_failure_while_applying_leaves_nothing_behind(tiny, monkeypatch):
     assert len(calls) == 3
     assert not any(module._forward_hooks for module in tiny.hf.modules())
     assert same_bits(before, tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []
 
 
 def test_only_what_is_scaled_is_touched(tiny):
@@ -173,7 +173,7 @@ def test_factors_for_another_shape_are_refused(tiny, shape):
     with pytest.raises(ToxlocError, match=f"factors for {shape[0]} layers of {shape[1]} units; random-gpt2 has 2 "
                                           "layers of 80"):
         UnitScaling(torch.zeros(shape)).apply(tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []
 
 
 def test_sides_that_look_alike_are_refused(tiny):

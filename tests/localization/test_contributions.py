@@ -9,6 +9,8 @@ from toxloc.localization import contributions
 from toxloc.localization.contributions import Peaks, deal
 from toxloc.localization.statistics import collect
 
+from .by_hand import norm_of_heads, rows_of
+
 
 @given(st.integers(1, 700), st.integers(1, 700), st.booleans())
 @settings(max_examples=50, deadline=None)
@@ -29,23 +31,24 @@ def test_so_many_texts_are_groups_of_their_own():
     assert sorted(deal(128, 5, False)[0]) == list(range(128))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])  # none has a norm after a site
 def test_a_group_holds_what_its_texts_alone_would_give(family):
     lm = random_model(family)
     group = np.array([0, 1, 0, 2, 1])
-    found = collect(lm, TEXTS, group=group).contributions
+    found = collect(lm, TEXTS, group=group, sites=lm.sites()).contributions
     for g in range(3):
-        alone = [collect(lm, [text], group=np.array([0])) for i, text in enumerate(TEXTS) if group[i] == g]
+        alone = [collect(lm, [text], group=np.array([0]), sites=lm.sites())
+                 for i, text in enumerate(TEXTS) if group[i] == g]
         assert found.predicted[g] == sum(one.n_predicted for one in alone)
         assert found.tokens[g] == sum(one.n_tokens for one in alone)
-        for layer in range(lm.n_layers):
-            G = sum(one.G[layer] * one.n_predicted for one in alone)
-            own = -(G * lm.W_out(layer)).sum().item()
-            assert found.attribution[layer][g].item() == pytest.approx(own, rel=1e-3, abs=1e-4)
+        for site in lm.sites():
+            G = sum(one.G[site] * one.n_predicted for one in alone)
+            own = -(G * lm.W_out(site)).sum().item()
+            assert found.attribution[site][g].item() == pytest.approx(own, rel=1e-3, abs=1e-4)
             # A sketch no smaller than the matrix is a rotation of it, so that it keeps its norm.
-            assert found.sketch[layer][g].norm().item() == pytest.approx(G.norm().item(), rel=0.2)
-            outputs = sum(one.contributions.outputs[layer][0] for one in alone)
-            torch.testing.assert_close(found.outputs[layer][g], outputs, rtol=1e-4, atol=1e-5)
+            assert found.sketch[site][g].norm().item() == pytest.approx(G.norm().item(), rel=0.2)
+            outputs = sum(one.contributions.outputs[site][0] for one in alone)
+            torch.testing.assert_close(found.outputs[site][g], outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sketch_keeps_norms_and_angles_on_average(monkeypatch):
@@ -64,26 +67,39 @@ def test_a_sketch_keeps_norms_and_angles_on_average(monkeypatch):
 
 
 def test_peaks_are_the_largest_activations_of_each_text(any_family):
+    """Of a neuron its a, of a head the norm of its z."""
     lm = any_family
-    found = collect(lm, TEXTS, gradients=False, peaks=True).contributions.peaks
-    for layer in range(lm.n_layers):
-        peaks, index = found.layer(layer)
+    found = collect(lm, TEXTS, gradients=False, peaks=True, sites=lm.sites()).contributions.peaks
+    for site in lm.sites():
+        peaks, index = found.at(site)
         assert sorted(index) == list(range(len(TEXTS)))
         for row, i in zip(peaks, index, strict=True):
-            ids = torch.tensor([[0, *lm.tokenizer(TEXTS[i])["input_ids"]]])
-            _, cache = lm.hooked.run_with_cache(ids, attention_mask=torch.ones_like(ids))
-            alone = cache[lm.neuron_hook(layer)].reshape(ids.shape[1], -1)[1:].max(0).values
-            np.testing.assert_allclose(row, alone.numpy(), rtol=1e-3, atol=1e-4)
+            keys = rows_of(lm, [TEXTS[i]], site)[0].numpy()
+            alone = (keys if site.part == "mlp" else norm_of_heads(keys, 2)).max(0)
+            np.testing.assert_allclose(row, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_text_of_which_nothing_is_kept_has_no_peaks():
-    peaks = Peaks(n_layers=2, d_mlp=3)
-    for batch in ([4, 0], [2]):
-        peaks.begin(batch)
-        for layer in range(2):
-            rows = torch.tensor([[10.0 * i + layer] * 3 for i in batch])
+def test_a_text_of_which_nothing_is_kept_has_no_peaks(tiny):
+    """Each site has its own rows in the file, texts may come in any order, and text 0 has no token that counts."""
+    views = [tiny.at(0), tiny.at("0.attention"), tiny.at(1)]
+    peaks = Peaks(views, n_texts=5)
+    for nth, view in enumerate(views):
+        for batch in ([4, 0], [2], [1, 3]):
+            rows = torch.tensor([[10.0 * i + nth] * view.n_units for i in batch])
             rows[[i == 0 for i in batch]] = -torch.inf
-            peaks.write(rows)
-    values, index = peaks.layer(1)
-    assert list(index) == [4, 2]
-    np.testing.assert_array_equal(values[:, 0], [41, 21])
+            peaks.write(view.site, batch, rows)
+    for nth, view in enumerate(views):
+        values, index = peaks.at(view.site)
+        assert values.shape == (4, view.n_units)
+        assert values.dtype == np.float32
+        assert list(index) == [1, 2, 3, 4]
+        np.testing.assert_array_equal(values[:, -1], [10 + nth, 20 + nth, 30 + nth, 40 + nth])
+
+
+def test_peaks_are_rounded_to_14_bits_so_that_equal_ones_tie(tiny):
+    peaks = Peaks([tiny.at("0.attention")], n_texts=2)
+    peaks.write("0.attention", [0, 1], torch.tensor([[1.0, -3.0], [1.0 + 2e-5, -3.0001]]))
+    (one, other), _ = peaks.at("0.attention")
+    np.testing.assert_array_equal(one, [1.0, -3.0])
+    assert one[0] == other[0]
+    assert other[1] == -3.0  # the steps from 2 to 4 are 2**-12

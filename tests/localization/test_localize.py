@@ -3,87 +3,63 @@ import pytest
 import torch
 
 from tests.conftest import TEXTS, random_model
-from toxloc import ContrastSet, Localization, ToxlocError, localize
-from toxloc.localization.statistics import _Collector, collect, collect_contrast
-from toxloc.models.batching import batches
+from toxloc import ContrastSet, ToxlocError, localize
+from toxloc.localization.scores import SCORES
+from toxloc.localization.statistics import _Collector, collect_contrast
+from toxloc.localization.uncertainty import Weights
+from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.sites import Site
 
+from .by_hand import norm_of_heads, rows_of, slope_of
+
+BOTH = ("mlp", "attention")
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
-
-
-def contrast_with(lm, hooks):
-    """NLL_T - NLL_N per token, by plain forward passes under hooks."""
-    values = []
-    for texts in (PAIRS.toxic, PAIRS.neutral):
-        total, count = 0.0, 0
-        for batch in batches(lm, texts):
-            with torch.no_grad(), lm.hooked.hooks(fwd_hooks=hooks):
-                logp = lm.forward(batch.ids, batch.mask)[:, :-1].log_softmax(-1)
-            real = batch.mask[:, 1:].bool()
-            total -= logp.gather(-1, batch.ids[:, 1:, None])[..., 0][real].sum().item()
-            count += int(real.sum())
-        values.append(total / count)
-    return values[0] - values[1]
-
-
-def scaled_after_first(factor, neuron=slice(None)):
-    def hook(a, hook):
-        a = a.clone()
-        a[:, 1:, neuron] *= factor
-        return a
-    return hook
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 def test_attribution_is_the_slope_of_the_contrast_when_a_part_is_scaled_down(family):
     lm = random_model(family, dtype=torch.float64, scale=3.0)
-    loc = localize(lm, PAIRS, ["attribution"])
+    loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
     h = 3e-3  # families that norm in float32 whatever the weights are would drown a smaller step
-
-    def slope(layer, neuron):
-        name = lm.neuron_hook(layer)
-        less, more = (contrast_with(lm, [(name, scaled_after_first(1 + s * h, neuron))]) for s in (-1, 1))
-        return (less - more) / (2 * h)
-
-    for layer in range(lm.n_layers):
-        assert loc.layer_scores("attribution")[layer] == pytest.approx(slope(layer, slice(None)), rel=5e-3, abs=5e-6)
-        for neuron in (0, 7, 31):
-            expected = slope(layer, neuron)
-            assert loc.neuron_scores("attribution")[layer, neuron] == pytest.approx(expected, rel=5e-3, abs=5e-6)
+    for site in loc.sites():
+        view, units = lm.at(site), loc.neuron_scores("attribution", site.part)[site.layer]
+        of_site = slope_of(lm, PAIRS, view.keys_hook, h)
+        assert loc.site_scores("attribution")[site] == pytest.approx(of_site, rel=5e-3, abs=5e-6)
+        for unit in (0, 7, 31) if site.part == "mlp" else (0, 1):
+            expected = slope_of(lm, PAIRS, view.keys_hook, h, view.rows(unit))
+            assert units[unit] == pytest.approx(expected, rel=5e-3, abs=5e-6)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
-def test_with_a_norm_after_the_mlp_a_layer_is_what_the_norm_puts_out(family):
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
+def test_with_a_norm_after_it_a_site_is_what_the_norm_puts_out(family):
+    """A unit is still its own keys, which the norm sees."""
     lm = random_model(family, dtype=torch.float64, scale=3.0)
-    found = localize(lm, PAIRS, ["attribution"]).layer_scores("attribution")
+    loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
     h = 3e-3
-    for layer in range(lm.n_layers):
-        name = lm.contribution_hook(layer)
-        less, more = (contrast_with(lm, [(name, scaled_after_first(1 + s * h))]) for s in (-1, 1))
-        assert found[layer] == pytest.approx((less - more) / (2 * h), rel=5e-3, abs=5e-6)
+    for site in loc.sites():
+        view = lm.at(site)
+        of_site = slope_of(lm, PAIRS, view.write_hook, h)
+        assert loc.site_scores("attribution")[site] == pytest.approx(of_site, rel=5e-3, abs=5e-6)
+        of_unit = slope_of(lm, PAIRS, view.keys_hook, h, view.rows(1))
+        units = loc.neuron_scores("attribution", site.part)[site.layer]
+        assert units[1] == pytest.approx(of_unit, rel=1e-2, abs=2e-5)
 
 
 def test_activation_by_hand(tiny):
-    toxic, neutral = collect(tiny, PAIRS.toxic), collect(tiny, PAIRS.neutral)
-    loc = localize(tiny, PAIRS, ["activation"])
-    for layer in range(tiny.n_layers):
-        t, n = toxic.neurons[layer], neutral.neurons[layer]
-        pooled = np.sqrt((t.var.numpy() * t.count + n.var.numpy() * n.count) / (t.count + n.count))
-        np.testing.assert_allclose(loc.neuron_scores("activation")[layer], (t.mean - n.mean).numpy() / pooled)
-        rows = [outputs_of(tiny, texts, layer) for texts in (PAIRS.toxic, PAIRS.neutral)]
-        pooled = np.sqrt(sum(r.var(0) * len(r) for r in rows) / sum(map(len, rows)))
-        z = (rows[0].mean(0) - rows[1].mean(0)) / pooled
-        score = np.linalg.norm(z) / np.sqrt(tiny.d_model)
-        assert loc.layer_scores("activation")[layer] == pytest.approx(score, rel=1e-4)
+    loc = localize(tiny, PAIRS, ["activation"], parts=BOTH)
+    for site in loc.sites():
+        keys, outputs = zip(*(rows_of(tiny, texts, site) for texts in (PAIRS.toxic, PAIRS.neutral)), strict=True)
+        if site.part == "mlp":
+            np.testing.assert_allclose(loc.neuron_scores("activation")[site.layer], in_pooled_sd(keys), rtol=1e-4)
+        score = np.linalg.norm(in_pooled_sd(outputs)) / np.sqrt(tiny.d_model)
+        assert loc.site_scores("activation")[site] == pytest.approx(score, rel=1e-4)
 
 
-def outputs_of(lm, texts, layer):
-    """m at every token but the first, text by text, with transformer-lens's own cache."""
-    rows = []
-    for text in texts:
-        ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
-        _, cache = lm.hooked.run_with_cache(ids, attention_mask=torch.ones_like(ids))
-        rows.append(cache[lm.output_hook(layer)].reshape(ids.shape[1], -1)[1:])
-    return torch.cat(rows).double().numpy()
+def in_pooled_sd(sides):
+    """Difference of the means of two sets of rows, column by column."""
+    toxic, neutral = (rows.numpy() for rows in sides)
+    squares = sum(len(rows) * rows.var(0) for rows in (toxic, neutral))
+    return (toxic.mean(0) - neutral.mean(0)) / np.sqrt(squares / (len(toxic) + len(neutral)))
 
 
 def test_gradient_norm_is_the_norm_of_g(tiny):
@@ -93,46 +69,86 @@ def test_gradient_norm_is_the_norm_of_g(tiny):
     assert loc.neuron_scores("gradient_norm")[1, 3] == pytest.approx(s.G(1)[3].norm().item(), rel=1e-5)
 
 
-def test_neuron_attributions_add_up_to_the_layers(tiny):
-    loc = localize(tiny, PAIRS)
-    np.testing.assert_allclose(loc.neuron_scores("attribution").sum(1), loc.layer_scores("attribution"), rtol=1e-4)
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_units_attributions_add_up_to_their_sites_where_no_norm_follows(family):
+    lm = random_model(family)
+    loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
+    for part in BOTH:
+        of_units, of_sites = loc.neuron_scores("attribution", part).sum(1), loc.layer_scores("attribution", part)
+        if lm.at(Site(0, part)).has_norm:  # which undoes a scaling of all units alike
+            assert np.abs(of_units).max() < 1e-2 * np.abs(loc.neuron_scores("attribution", part)).sum()
+        else:
+            np.testing.assert_allclose(of_units, of_sites, rtol=1e-3, atol=1e-5)
 
 
 def test_equal_sets_have_no_contrast(tiny):
-    loc = localize(tiny, ContrastSet(TEXTS, TEXTS))
+    loc = localize(tiny, ContrastSet(TEXTS, TEXTS), parts=BOTH)
     for score in loc.scores:
-        assert np.abs(loc.layer_scores(score)).max() == pytest.approx(0, abs=1e-9)
-
-
-def test_tops_are_ordered_and_name_layer_and_neuron():
-    neurons = np.array([[0.0, 3.0, -5.0], [9.0, 1.0, 2.0]])
-    loc = Localization({"s": np.array([1.0, 2.0])}, {"s": neurons}, {"model": "m"}, np.abs(neurons))
-    assert loc.top_layers("s", 2) == [1, 0]
-    assert loc.top_neurons("s", 3) == [(1, 0), (0, 1), (1, 2)]
-    with pytest.raises(ToxlocError, match="7 neurons; this model has 6"):
-        loc.top_neurons("s", 7)
-    with pytest.raises(ToxlocError, match="'x' was not computed; there are s"):
-        loc.layer_scores("x")
-
-
-def test_save_and_load(tiny, tmp_path):
-    loc = localize(tiny, PAIRS)
-    loc.save(tmp_path / "loc")
-    again = Localization.load(tmp_path / "loc")
-    assert again.about == loc.about
-    for score in loc.scores:
-        np.testing.assert_array_equal(again.neuron_scores(score), loc.neuron_scores(score))
-        np.testing.assert_array_equal(again.uncertainty[score].p, loc.uncertainty[score].p)
-    np.testing.assert_array_equal(again.activation_size, loc.activation_size)
-    with pytest.raises(ToxlocError, match="not empty"):
-        loc.save(tmp_path / "loc")
-    with pytest.raises(ToxlocError, match="holds no localization"):
-        Localization.load(tmp_path)
+        for part in BOTH:
+            assert np.abs(loc.layer_scores(score, part)).max() == pytest.approx(0, abs=1e-9)
 
 
 def test_unknown_score(tiny):
     with pytest.raises(ToxlocError, match="Unknown score heat; choose from activation"):
-        localize(tiny, PAIRS, ["heat"])
+        localize.__wrapped__(tiny, PAIRS, ["heat"])
+
+
+@pytest.mark.parametrize(("parts", "words"), [(("expert",), "Unknown part expert; choose from mlp, attention"),
+                                              ((), r"Unknown part \(none given\)")])
+def test_unknown_parts(tiny, parts, words):
+    with pytest.raises(ToxlocError, match=words):
+        localize.__wrapped__(tiny, PAIRS, parts=parts)
+
+
+def test_each_part_has_the_scores_that_it_has_alone(tiny):
+    scores = ("activation", "gradient_norm", "attribution", "auroc", "editability")
+    both = localize(tiny, PAIRS, scores, parts=("attention", "mlp"), draws=0)
+    assert both.parts == BOTH
+    assert both.sites() == (Site(0), Site(1), Site(0, "attention"), Site(1, "attention"))
+    for part in BOTH:
+        alone = localize(tiny, PAIRS, scores, parts=(part,), draws=0)
+        assert alone.parts == (part,)
+        assert alone.sites() == both.sites(part) == tuple(tiny.sites(part))
+        for score in scores:
+            np.testing.assert_allclose(both.layer_scores(score, part), alone.layer_scores(score), rtol=1e-4, atol=1e-9)
+            np.testing.assert_allclose(both.neuron_scores(score, part), alone.neuron_scores(score), rtol=1e-4,
+                                       atol=1e-8)
+        for site, sizes in alone.unit_sizes().items():
+            np.testing.assert_allclose(both.unit_sizes()[site], sizes, rtol=1e-4)
+    assert alone.layers is alone.by_part["attention"].layers  # the first part, as there is no other
+    with pytest.raises(ToxlocError, match="'mlp' was not localized; there is attention"):
+        alone.top_neurons("attribution", 1)
+
+
+def test_the_adjusted_p_looks_at_all_sites_of_all_parts(tiny):
+    """Westfall and Young's maxT, written out from the draws; with an MLP alone it has fewer sites to look at."""
+    both = localize(tiny, PAIRS, ["attribution", "activation"], parts=BOTH, draws=200, seed=3)
+    s = collect_contrast(tiny, PAIRS, sites=tiny.sites())
+    n = len(PAIRS.toxic), len(PAIRS.neutral)
+    null = Weights.shuffled(*n, PAIRS.paired, 200, 3)
+    for name, two_sided in (("attribution", True), ("activation", False)):
+        scored = SCORES[name].formula(tiny, s, [null])
+        mean, sd = scored.draws[0].mean(0), scored.draws[0].std(0)
+        z, z_null = (scored.sites - mean) / sd, (scored.draws[0] - mean) / sd
+        if two_sided:
+            z, z_null = np.abs(z), np.abs(z_null)
+        largest = z_null.max(1)
+        for site, own in zip(s.sites, z, strict=True):
+            known = both.part_uncertainty(name, site.part)
+            expected = (1 + sum(one >= own - 1e-9 for one in largest)) / 201
+            assert known.p_adjusted[site.layer] == pytest.approx(expected)
+        alone = localize(tiny, PAIRS, [name], draws=200, seed=3).uncertainty[name]
+        both_mlps = both.part_uncertainty(name, "mlp")
+        np.testing.assert_allclose(alone.p, both_mlps.p)
+        assert (alone.p_adjusted <= both_mlps.p_adjusted).all()
+
+
+def test_statistics_decide_which_sites_are_scored(tiny):
+    s = collect_contrast(tiny, PAIRS, sites=["1.attention", 1])
+    loc = localize(tiny, PAIRS, ["attribution"], statistics=s, draws=0)
+    assert loc.sites() == (Site(1), Site(1, "attention"))
+    assert loc.top_layers("attribution", 1) == loc.top_layers("attribution", 1, "attention") == [1]
+    assert set(loc.site_scores("attribution")) == {Site(1), Site(1, "attention")}
 
 
 def test_scores_have_the_documented_shapes_on_the_built_in_model(lm, pairs):
@@ -143,28 +159,13 @@ def test_scores_have_the_documented_shapes_on_the_built_in_model(lm, pairs):
 
 
 def test_the_activation_size_is_a_root_mean_square(tiny):
-    loc = localize(tiny, PAIRS, ["activation"])
-    sums, count = 0.0, 0
-    for text in [*PAIRS.toxic, *PAIRS.neutral]:
-        ids = torch.tensor([[0, *tiny.tokenizer(text)["input_ids"]]])
-        _, cache = tiny.hooked.run_with_cache(ids, attention_mask=torch.ones_like(ids))
-        sums = sums + (cache[tiny.neuron_hook(1)][0, 1:].double() ** 2).sum(0).numpy()
-        count += ids.shape[1] - 1
-    np.testing.assert_allclose(loc.activation_size[1], np.sqrt(sums / count), rtol=1e-4)
-
-
-def test_the_table_has_a_row_for_every_score_and_layer(tiny):
-    loc = localize(tiny, PAIRS, ["attribution", "editability"], draws=50)
-    table = loc.table()
-    assert len(table) == 4
-    row = table[(table.score == "attribution") & (table.layer == 1)].iloc[0]
-    assert row.value == loc.layer_scores("attribution")[1]
-    assert row.p_adjusted == loc.uncertainty["attribution"].p_adjusted[1]
-    assert row.low <= row.high
-    assert table[table.score == "editability"].p.isna().all()
-    neurons = loc.neuron_table("attribution", 3)
-    assert list(zip(neurons.layer, neurons.neuron, strict=True)) == loc.top_neurons("attribution", 3)
-    assert list(neurons.attribution) == sorted(loc.neuron_scores("attribution").ravel())[:-4:-1]
+    """Of a head, of the norm of its z."""
+    loc = localize(tiny, PAIRS, ["activation"], parts=BOTH, draws=0)
+    for site in tiny.sites():
+        keys = rows_of(tiny, [*PAIRS.toxic, *PAIRS.neutral], site)[0].numpy()
+        size = keys if site.part == "mlp" else norm_of_heads(keys, 2)
+        np.testing.assert_allclose(loc.unit_sizes()[site], np.sqrt((size**2).mean(0)), rtol=1e-4)
+    np.testing.assert_array_equal(loc.activation_size[1], loc.unit_sizes()[1])
 
 
 def test_without_draws_there_is_no_uncertainty(tiny):

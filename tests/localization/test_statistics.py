@@ -1,8 +1,8 @@
 import gc
 
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import toxloc.localization.statistics
 import toxloc.models.batching
@@ -11,84 +11,93 @@ from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.localization.moments import Moments
 from toxloc.localization.statistics import collect
 from toxloc.models import likelihood
+from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.sites import Site, sites_of
 
-
-def ids_of(lm, text):
-    return torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
-
-
-def slow(lm, texts, skip_first):
-    """One text at a time: run_with_cache for activations, full autograd on the weights, position by position."""
-    L = range(lm.n_layers)
-    first = 1 if skip_first else 0
-    rows = {("a", i): [] for i in L} | {("m", i): [] for i in L} | {("C", i): [] for i in L} | {("S", i): [] for i in L}
-    predicted, total = 0, 0.0
-    G = [torch.zeros(lm.d_mlp, lm.d_model) for _ in L]
-    for text in texts:
-        ids = ids_of(lm, text)
-        _, cache = lm.hooked.run_with_cache(ids, attention_mask=torch.ones_like(ids))
-        kept = {}
-        handles = []
-        for i in L:
-            def keep(module, args, out, i=i, kept=kept):
-                out.retain_grad()
-                kept[i] = out
-            handles.append(lm.down_projection(i).register_forward_hook(keep))
-        for p in lm.hf.parameters():
-            p.requires_grad_(True)
-        loss = F.cross_entropy(lm.hf(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
-        loss.backward()
-        total += loss.item()
-        predicted += ids.shape[1] - 1
-        for i in L:
-            a = cache[f"blocks.{i}.mlp.hook_post"].reshape(ids.shape[1], -1).detach()
-            m = cache[lm.output_hook(i)].reshape(ids.shape[1], -1).detach()
-            delta = kept[i].grad.reshape(ids.shape[1], -1)
-            weight = lm.down_projection(i).weight
-            full = weight.grad if weight.shape == (lm.d_mlp, lm.d_model) else weight.grad.T
-            G[i] += full - (torch.outer(a[0], delta[0]) if skip_first else 0)
-            rows["a", i].append(a[first:])
-            rows["m", i].append(m[first:])
-            rows["C", i] += [torch.outer(x, x) for x in a]
-            rows["S", i] += [torch.outer(x, x) for x in delta]
-        for h in handles:
-            h.remove()
-        lm.hf.zero_grad(set_to_none=True)
-        lm.hf.requires_grad_(False)
-    return {
-        "a": [torch.cat(rows["a", i]).double() for i in L], "m": [torch.cat(rows["m", i]).double() for i in L],
-        "G": [g / predicted for g in G], "C": [torch.stack(rows["C", i]).mean(0) for i in L],
-        "S": [torch.stack(rows["S", i]).sum(0) / predicted for i in L], "nll": total / predicted, "n": predicted,
-    }
+from .by_hand import statistics_of
 
 
 @pytest.mark.parametrize("skip_first", [True, False])
-def test_one_pass_equals_run_with_cache_and_autograd_text_by_text(any_family, skip_first):
+def test_one_pass_equals_autograd_text_by_text(any_family, skip_first):
+    """MLPs and attentions gathered together."""
     lm = any_family
-    found = collect(lm, TEXTS, curvature=True, skip_first=skip_first)
-    truth = slow(lm, TEXTS, skip_first)
-    assert found.n_predicted == truth["n"]
-    assert found.nll == pytest.approx(truth["nll"], rel=1e-5)
-    for i in range(lm.n_layers):
-        moments, rows = found.neurons[i], truth["a"][i]
-        assert moments.count == len(rows) == found.n_tokens == found.contributions.tokens.sum()
-        torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-3, atol=1e-6)
-        rows = truth["m"][i]
-        torch.testing.assert_close(found.contributions.outputs[i].sum(0), rows.sum(0), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.contributions.squares[i].sum(0), (rows**2).sum(0), rtol=1e-4, atol=1e-4)
-        for name in "GCS":
-            ours, slow_one = getattr(found, name)[i], truth[name][i]
-            assert (ours - slow_one).norm() <= 1e-4 * slow_one.norm(), name
+    found = collect(lm, TEXTS, curvature=True, skip_first=skip_first, sites=lm.sites())
+    truth, nll, predicted = statistics_of(lm, TEXTS, lm.sites(), skip_first)
+    assert found.n_predicted == predicted
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    for site in lm.sites():
+        check(found, site, truth[site])
+
+
+def check(found, site, truth):
+    moments, rows, sums = found.keys[site], truth["a"], found.contributions
+    assert moments.count == len(rows) == found.n_tokens == sums.tokens.sum()
+    torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-3, atol=1e-6)
+    rows = truth["m"]
+    torch.testing.assert_close(sums.outputs[site].sum(0), rows.sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums.squares[site].sum(0), (rows**2).sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sums.attribution[site].numpy()[sums.group], truth["attribution"], rtol=2e-3, atol=2e-3)
+    for name in "GCS":
+        ours = getattr(found, name)[site]
+        assert (ours - truth[name]).norm() <= 1e-4 * truth[name].norm(), name
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_attentions_gathered_alone_equal_autograd_text_by_text(family):
+    """On every family: the graph then begins at the first attention."""
+    lm = random_model(family)
+    sites = lm.sites("attention")
+    found = collect(lm, TEXTS[:3], curvature=True, sites=sites)
+    truth, nll, _ = statistics_of(lm, TEXTS[:3], sites)
+    assert list(found.G) == list(found.C) == list(found.S) == list(found.keys) == sites
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    for site in sites:
+        check(found, site, truth[site])
+
+
+def test_a_site_has_the_same_statistics_alone_and_with_others(any_family):
+    lm = any_family
+    whole = collect(lm, TEXTS, curvature=True, sites=lm.sites())
+    for sites in (lm.sites("mlp"), lm.sites("attention"), ["1.attention"], [1, "0.attention"]):
+        some = collect(lm, TEXTS, curvature=True, sites=sites)
+        assert set(some.G) == set(sites_of(sites))
+        for site in sites:
+            for name in "GCS":
+                torch.testing.assert_close(getattr(some, name)[site], getattr(whole, name)[site], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(some.keys[site].mean, whole.keys[site].mean, rtol=1e-4, atol=1e-6)
+            for sums in ("outputs", "attribution", "sketch"):
+                torch.testing.assert_close(getattr(some.contributions, sums)[site],
+                                           getattr(whole.contributions, sums)[site], rtol=1e-3, atol=1e-3)
+    assert set(collect(lm, TEXTS).G) == set(lm.sites("mlp"))
+
+
+def test_curvature_is_kept_only_where_it_is_asked_for(tiny):
+    one = collect(tiny, TEXTS, curvature=True, sites=tiny.sites(), curved=["0.attention", 1])
+    assert set(one.C) == set(one.S) == {Site(1), Site(0, "attention")}
+    assert set(one.G) == set(tiny.sites())
+    of_outputs = collect(tiny, TEXTS, output_curvature=True, sites=tiny.sites())
+    assert set(of_outputs.S) == set(tiny.sites())
+    assert set(of_outputs.C) == set(tiny.sites("attention"))  # heads are wider than one key
+    torch.testing.assert_close(of_outputs.S["0.attention"], one.S["0.attention"])
+    torch.testing.assert_close(of_outputs.C["0.attention"], one.C["0.attention"])
+
+
+@pytest.mark.parametrize(("sites", "words"), [([], "no sites"), ([2], "There is no layer 2"),
+                                              (["9.attention"], "There is no layer 9, attention")])
+def test_sites_that_are_not_there_are_named(tiny, sites, words):
+    with pytest.raises(ToxlocError, match=words):
+        collect(tiny, TEXTS, sites=sites)
 
 
 def test_batches_do_not_change_the_result(tiny, monkeypatch):
-    whole = collect(tiny, TEXTS, curvature=True)
+    whole = collect(tiny, TEXTS, curvature=True, sites=tiny.sites())
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
-    single = collect(tiny, TEXTS, curvature=True)
-    for name in "GCS":
-        torch.testing.assert_close(getattr(whole, name), getattr(single, name), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(whole.neurons[1].mean, single.neurons[1].mean, rtol=1e-5, atol=1e-7)
+    single = collect(tiny, TEXTS, curvature=True, sites=tiny.sites())
+    for site in tiny.sites():
+        for name in "GCS":
+            torch.testing.assert_close(getattr(whole, name)[site], getattr(single, name)[site], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole.keys[site].mean, single.keys[site].mean, rtol=1e-5, atol=1e-7)
 
 
 def test_memory_does_not_grow_with_the_number_of_texts(tiny, monkeypatch):
@@ -140,12 +149,12 @@ def test_padding_side_of_the_tokenizer_does_not_matter(tiny):
     one = collect(tiny, TEXTS)
     tiny.tokenizer.padding_side = "left"
     two = collect(tiny, TEXTS)
-    torch.testing.assert_close(one.G, two.G)
+    torch.testing.assert_close(dict(one.G), dict(two.G))
 
 
 def test_half_precision_models_are_summed_in_float32():
     found = collect(random_model(dtype=torch.bfloat16), TEXTS, curvature=True)
-    assert {t.dtype for t in [*found.G, *found.C.values(), *found.S.values()]} == {torch.float32}
+    assert {t.dtype for t in [*found.G.values(), *found.C.values(), *found.S.values()]} == {torch.float32}
 
 
 def test_the_contrast_gradient_is_the_difference_and_more_neutral_text_is_weighted_by_tokens(tiny):

@@ -46,6 +46,29 @@ def test_what_goes_into_the_neurons_is_seen_under_its_hook_and_in_its_module(fam
     assert len(found) == (3 if family == "gpt2" else 4)
 
 
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_head_turned_down_is_the_same_as_its_rows_of_w_o_turned_down(family):
+    """Whatever shape the hook shows z in, the factor meets the keys of this head alone."""
+    lm, site = random_model(family), Site(1, "attention")
+    view, batch = lm.at(site), next(batches(lm, TEXTS))
+
+    def logits():
+        with torch.no_grad():
+            return (lm.forward(batch.ids, batch.mask)[batch.real],
+                    lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+
+    plain = logits()[1]
+    with ExitStack() as stack:
+        change(lm, keys_of(lm, site), view.per_key(torch.tensor([1.0, 0.3])).mul, stack)
+        found = logits()
+    with torch.no_grad():
+        view.W[view.rows(1)] *= 0.3
+    expected = logits()[1]
+    for one in found:
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - plain).abs().max() > 1e-3
+
+
 def test_a_change_of_one_half_leaves_the_other_alone():
     lm = random_model("phi3")
     seen = []
@@ -59,21 +82,21 @@ def test_a_change_of_one_half_leaves_the_other_alone():
         lm.hf(input_ids=batch.ids, attention_mask=batch.mask)
     before, after = seen[0], seen[-1]
     assert torch.equal(before[..., gate.columns], after[..., gate.columns])
-    assert (after[..., up.part] == 0).all() and (before[..., up.part] != 0).any()
+    assert (after[..., up.columns] == 0).all() and (before[..., up.columns] != 0).any()
 
 
-@pytest.mark.parametrize("how", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", "mean"])
 @pytest.mark.parametrize("skip_first", [True, False])
-def test_pooling_equals_one_text_at_a_time_by_the_plain_model(how, skip_first):
+def test_pooling_equals_one_text_at_a_time_by_the_plain_model(pool, skip_first):
     lm = random_model("llama")
     texts = [*TEXTS, "Hm"]
     site = residual(lm, 0)
-    found, = pooled(lm, texts, [site], how, skip_first=skip_first)
+    found, = pooled(lm, texts, [site], pool, skip_first=skip_first)
     for i, text in enumerate(texts):
         ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
         with torch.no_grad():
             rows = lm.hf(input_ids=ids, output_hidden_states=True).hidden_states[1][0, skip_first:]
-        torch.testing.assert_close(found[i], rows.amax(0) if how == "max" else rows.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[i], rows.amax(0) if pool == "max" else rows.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_changes_are_computed_in_float32_and_rounded_back():

@@ -10,6 +10,7 @@ from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
 from toxloc.generation.generate import generate
 from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.loaded import LoadedModel
+from toxloc.models.sites import Site
 from toxloc.support.progress import shown
 
 
@@ -36,16 +37,28 @@ def test_both_trees_compute_the_same(any_family):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_mlp_output_is_the_key_times_w_out_plus_b_out(any_family):
-    lm, seen = any_family, {}
-    hooks = [(name, lambda x, hook, name=name: seen.update({name: x.reshape(-1, x.shape[-1])}))
-             for name in (lm.neuron_hook(1), lm.output_hook(1))]
+@pytest.mark.parametrize("part", ["mlp", "attention"])
+def test_hooks_see_and_replace_activations_for_the_block_only(tiny, part):
+    """At the name of a hook point and at a module; whatever happens in the block, the model is as before."""
     ids = torch.tensor([[0, 5, 9]])
-    with torch.no_grad(), lm.hooked.hooks(fwd_hooks=hooks):
-        lm.forward(ids, torch.ones_like(ids))
-    bias = lm.b_out(1)
-    expected = seen[lm.neuron_hook(1)] @ lm.W_out(1) + (0 if bias is None else bias)
-    torch.testing.assert_close(seen[lm.output_hook(1)], expected, rtol=1e-5, atol=1e-5)
+
+    def run():
+        with torch.no_grad():
+            return tiny.forward(ids, torch.ones_like(ids))
+
+    view, before, seen = tiny.at(Site(1, part)), run(), []
+    module = getattr(tiny.hooked.blocks[1], "mlp" if part == "mlp" else "attn")
+    if tiny.is_bridge:
+        module = module.out if part == "mlp" else module.o
+    with pytest.raises(KeyError), tiny.hooks([(view.keys_hook, seen.append), (module, torch.zeros_like)]):
+        nothing = run()
+        raise KeyError
+    assert len(seen) == 1
+    with tiny.hooks([(view.output_hook, torch.zeros_like)]):
+        torch.testing.assert_close(run(), nothing)
+    assert (nothing - before).abs().max() > 1e-3
+    assert torch.equal(run(), before)
+    assert len(seen) == 1
 
 
 def test_the_built_in_model(lm):

@@ -70,7 +70,7 @@ def without(curve, **fields):
 
 
 def test_the_curve_has_effects_with_intervals_and_every_control(curve):
-    draws, mean, ordered = plots.knockout_curve(curve).data[:3]
+    draws, mean, ordered = plots.removal_curve(curve).data[:3]
     assert (list(ordered.x), list(ordered.y)) == ([16, 64], [1.0, 4.0])
     assert (list(ordered.error_y.array), list(ordered.error_y.arrayminus)) == ([0.5, 0.5], [0.25, 0.25])
     assert (list(draws.x), list(draws.y)) == ([16, 16, 64, 64], [0.25, 0.75, 0.5, -0.5])
@@ -81,7 +81,7 @@ def test_the_curve_has_effects_with_intervals_and_every_control(curve):
 
 
 def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve):
-    figure = plots.knockout_curve(curve)
+    figure = plots.removal_curve(curve)
     perplexity, rate = figure.data[5], figure.data[8]
     assert (perplexity.yaxis, list(perplexity.y)) == ("y2", [1.25, 1.5])
     assert (rate.yaxis, list(rate.y)) == ("y3", [0.3, 0.1])
@@ -94,22 +94,22 @@ def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve)
 
 
 def test_measures_that_were_not_taken_have_no_panel(curve):
-    both = plots.knockout_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
+    both = plots.removal_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
     assert len(both.data) == 3 and not both.layout.shapes
     assert both.layout.xaxis.title.text == "neurons removed (log scale)"
-    rate = plots.knockout_curve(without(curve, perplexity_ratio=None))
+    rate = plots.removal_curve(without(curve, perplexity_ratio=None))
     assert list(rate.data[5].y) == [0.3, 0.1]
 
 
 def test_a_curve_without_controls_is_a_line_alone(curve):
-    figure = plots.knockout_curve(dataclasses.replace(curve, controls=((), ())))
+    figure = plots.removal_curve(dataclasses.replace(curve, controls=((), ())))
     assert [trace.name for trace in figure.data if trace.showlegend] == ["highest attribution"]
 
 
 def test_of_many_counts_some_have_ticks():
     n = 20
     curve = Curve(tuple(range(1, n + 1)), (knocked(1.0),) * n, ((),) * n)
-    ticks = plots.knockout_curve(curve).layout.xaxis.tickvals
+    ticks = plots.removal_curve(curve).layout.xaxis.tickvals
     assert len(ticks) <= 8 and set(ticks) <= set(range(1, n + 1))
 
 

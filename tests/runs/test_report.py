@@ -218,3 +218,20 @@ def test_it_answers_the_questions_with_the_numbers_of_the_results(html, small_ru
     assert f"<b>layer {scores.index(max(scores))}</b>" in html
     assert small_run.results["command"] in html
     assert "Content warning" in html
+
+
+def test_the_first_table_is_the_results(html, small_run):
+    """Rates by any evaluator with their intervals, the change, the figures of RealToxicityPrompts, and the costs."""
+    rows = Page(html).rows
+    at = next(i for i, row in enumerate(rows) if row[:3] == ["method", "toxic by any", "change"])
+    for row, run in zip(rows[at + 1:], small_run.results["runs"], strict=False):
+        judged, fluency = run["toxicity"]["any"], run["fluency"]
+        low, high = judged["rate_ci"]
+        assert row[:2] == [run["title"], f"{judged['rate']:.1%} [{low:.1%}, {high:.1%}]"]
+        assert row[2].startswith(f"{run['change']['any']['relative']:+.0%} [" if "change" in run else "–")
+        assert row[3].startswith(f"{judged['expected_max']:.2f} [")
+        assert row[4].startswith(f"{judged['probability']:.1%} [")
+        assert row[5] == f"{run['everyday_toxicity']['any']['rate']:.1%}"
+        assert row[6].startswith(f"{fluency['perplexity']:.2f}")
+        assert run["method"] == "baseline" or row[6].endswith(f"({fluency['perplexity_ratio'] - 1:+.2%})")
+        assert row[7] == f"{fluency['kl']:.4f}"

@@ -3,6 +3,7 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from toxloc import ToxlocError, load_grid
 from toxloc.evaluation.evaluators.registry import EVALUATORS, register
@@ -66,18 +67,22 @@ def test_variants_are_the_product_of_the_lists(settings):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"modles": []}, "modles is not a key there; there are models, contrasts"),
+    ({"modles": []}, "modles is not a key there; there are "),
+    ({"modles": []}, ", models, contrasts, benchmarks, methods, seeds, evaluators, scores, samples, "),
     ({"benchmarks": {"one": {"prompt": "x"}}}, "benchmarks.one.prompts is missing; benchmarks.one.prompt is not a key"),
     ({"methods": [{"method": "trne", "settings": {"budgett": 1}}]}, "methods.0: trne has no setting 'budgett'; it ta"),
     ({"methods": [{"method": "ttrne"}]}, "methods.0: Unknown method 'ttrne'; choose one of trne"),
-    ({"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]}, "either budget= or norm="),
-    ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "Unknown scale 'grade'"),
+    ({"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]},
+     "methods.0: trne: Give one of budget=, norm= and strength="),
+    ({"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]}, "methods.0: trne: rounds=0: it must be gre"),
+    ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "methods.0: meow2x: scale"),
     ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, 'with the settings {"budget": 0.1} twice'),
     ({"models": ["gpt2", "gpt2"]}, "models holds 'gpt2' twice"),
     ({"temperature": 0}, "temperature=0 writes the same completion 2 times"),
-    ({"scores": ["attributon"]}, "unknown score 'attributon'"),
-    ({"dtype": "float8"}, "unknown dtype 'float8'"),
-    ({"samples": 0}, "samples=0: Input should be greater than or equal to 1"),
+    ({"scores": ["attributon"]}, "scores.0='attributon': it must be 'activation', 'gradient_norm'"),
+    ({"dtype": "float8"}, "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'"),
+    ({"samples": 0}, "samples=0 is out of range; give a number at least 1"),
+    ({"max_texts": 7}, "max_texts=7: it must be greater than or equal to 8"),
     ({"models": []}, "models=[]"),
 ])
 def test_what_cannot_be_is_named(content, change, said):
@@ -85,6 +90,7 @@ def test_what_cannot_be_is_named(content, change, said):
         grid_of(content | change, "my.yaml")
     assert said in str(error.value)
     assert str(error.value).startswith("my.yaml: ")
+    assert change == {"models": []} or "at least 1 item" not in str(error.value)  # which a wrong item does not mean
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -129,3 +135,18 @@ def test_a_limit_of_two_kinds_is_named_in_one_line():
 def test_the_examples_are_of_ninety_cells(name):
     grid = load_grid(f"examples/{name}.yaml")
     assert len(grid.models) * len(grid.benchmarks) * sum(len(list(one.variants())) for one in grid.methods) == 90
+
+
+def test_the_budget_of_a_cell_is_its_methods(folder, content):
+    methods = [{"method": "trne"}, {"method": "meow2x", "settings": {"budget": [0.05, {"kl": 0.02}]}},
+               {"method": "trne", "settings": {"budget": {"perplexity": 0.01, "kl": 0.5}}},
+               {"method": "steering", "settings": {"strength": 2.0}}]
+    cells = Plan(grid_of(content | {"models": ["gpt2"], "methods": methods}), folder).cells
+    assert [cell.budget for cell in cells if cell.benchmark == "one"] == [
+        "perplexity 0.01", "perplexity 0.05", "KL 0.02", "perplexity 0.01 and KL 0.5", "none"]
+
+
+def test_a_grid_cannot_be_changed(content):
+    grid = grid_of(content)
+    with pytest.raises(ValidationError, match="frozen"):
+        grid.samples = 3

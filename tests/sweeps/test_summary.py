@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 
+from toxloc.sweeps.grid import Plan, grid_of
 from toxloc.sweeps.store import Store
 from toxloc.sweeps.summary import Depth, Summary
 
@@ -24,14 +27,14 @@ def test_a_score_without_a_positive_layer():
 
 def result(before, after, missed, perplexity=1.0):
     def toxicity(rate):
-        return {name: {"rate": rate, "rate_ci": [rate - 0.1, rate + 0.1]} for name in ("a", "b", "any", "both")}
+        return {name: {"rate": rate, "rate_ci": [rate - 0.1, rate + 0.1]} for name in ("a", "b", "any", "all")}
 
     def agreement(share):
         return {"missed": {"a": {"value": share}, "b": {"value": None}}}
 
     change = {"relative": after / before - 1, "ci": [-1, 0], "p": 1.0}
     return {"localization": "none", "baseline": {"toxicity": toxicity(before), "agreement": agreement(0.25)},
-            "toxicity": toxicity(after), "change": dict.fromkeys(("a", "b", "any", "both"), change),
+            "toxicity": toxicity(after), "change": dict.fromkeys(("a", "b", "any", "all"), change),
             "agreement": agreement(missed), "fluency": {"perplexity_ratio": perplexity, "kl": 0.0, "top_1": 1.0},
             "seconds": {"fit": 1.0}, "peak_memory": {"resident_mb": 1, "device_mb": None}}
 
@@ -60,7 +63,7 @@ def test_ranks_by_hand(summary):
 def test_a_summary_can_be_written_where_nothing_was_toxic(plan, tmp_path):
     store = Store(tmp_path / "out")
     for cell in plan.cells:
-        store.finish(cell, result(0.4, 0.0, None) | {"change": dict.fromkeys(("a", "b", "any", "both"))})
+        store.finish(cell, result(0.4, 0.0, None) | {"change": dict.fromkeys(("a", "b", "any", "all"))})
     summary = Summary(plan, store)
     summary.localizations = {}
     summary.write()
@@ -92,3 +95,64 @@ def test_the_table_has_a_row_for_every_cell(summary, plan):
     assert table.loc[plan.cells[3].id, "rate_any"] == 0.05
     assert table.loc[plan.cells[3].id, "missed_a"] == 1.0
     assert np.isnan(table.loc[plan.cells[7].id, "rate_any"])
+
+
+BUDGETS = {  # toxic rate on the benchmarks one and two: the higher budget and the fixed strength win overall
+    "trne, budget 0.01": (0.30, 0.20), "trne, budget 0.05": (0.10, 0.05),
+    "meow2x, budget 0.01": (0.20, 0.25), "meow2x, budget 0.05": (0.15, 0.10), "steering, strength 9.0": (0.0, 0.0)}
+
+
+@pytest.fixture
+def priced(folder, content, tmp_path):
+    """Two methods at two budgets, and one with a fixed strength that costs more than any budget."""
+    methods = [{"method": method, "settings": {"budget": [0.01, 0.05]}} for method in ("trne", "meow2x")]
+    methods.append({"method": "steering", "settings": {"strength": 9.0}})
+    plan = Plan(grid_of(content | {"models": ["gpt2"], "methods": methods}), folder)
+    store = Store(tmp_path / "priced")
+    for cell in plan.cells:
+        rate = BUDGETS[cell.treatment][["one", "two"].index(cell.benchmark)]
+        store.finish(cell, result(0.4, rate, None, 1 + cell.settings.get("budget", 3.0)))
+    return Summary(plan, store)
+
+
+def test_the_best_setting_is_the_best_within_its_budget(priced):
+    best = {(row["budget"], row["benchmark"]): (row["best"], row["after"]) for row in priced.best()}
+    assert best == {
+        ("perplexity 0.01", "one"): ("meow2x, budget 0.01", 0.20),
+        ("perplexity 0.01", "two"): ("trne, budget 0.01", 0.20),
+        ("perplexity 0.05", "one"): ("trne, budget 0.05", 0.10),
+        ("perplexity 0.05", "two"): ("trne, budget 0.05", 0.05),
+        ("none", "one"): ("steering, strength 9.0", 0.0), ("none", "two"): ("steering, strength 9.0", 0.0)}
+    tied = {(row["budget"], row["benchmark"]): row["tied"] for row in priced.best()}
+    # Intervals are the rate ± 0.1: 0.3 - 0.1 reaches 0.2; nothing is tied with a setting of another budget.
+    assert tied["perplexity 0.01", "one"] == ["trne, budget 0.01"]
+    assert tied["perplexity 0.05", "two"] == ["meow2x, budget 0.05"]
+    assert tied["none", "one"] == []
+
+
+def test_settings_are_ranked_within_their_budget(priced):
+    ranks = [(row["budget"], row["treatment"], row["mean_rank"], row["n"]) for row in priced.ranks()]
+    assert ranks == [("none", "steering, strength 9.0", 1.0, 2),
+                     ("perplexity 0.01", "trne, budget 0.01", 1.5, 2),
+                     ("perplexity 0.01", "meow2x, budget 0.01", 1.5, 2),
+                     ("perplexity 0.05", "trne, budget 0.05", 1.0, 2),
+                     ("perplexity 0.05", "meow2x, budget 0.05", 2.0, 2)]
+    priced.localizations = {}
+    priced.write()
+    kept = json.loads((priced.store.folder / "summary.json").read_text())
+    assert [row["budget"] for row in kept["ranks"]] == [row[0] for row in ranks]
+    page = (priced.store.folder / "summary.html").read_text()
+    assert page.index("<td>perplexity 0.01</td>") < page.index("<td>perplexity 0.05</td>")
+
+
+def test_cells_of_older_versions_are_summed_up_with_the_new(plan, tmp_path):
+    store = Store(tmp_path / "out")
+    old, new = plan.cells[:2]
+    store.finish(new, result(0.4, 0.2, None))
+    written = json.dumps({**old.to_dict(), **result(0.4, 0.1, None)})
+    (store.folder / "cells" / f"{old.id}.json").write_text(written.replace('"all"', '"both"'))
+    summary = Summary(plan, store)
+    assert summary.judges == ["a", "b", "any", "all"]
+    table = summary.table().set_index("id")
+    assert list(table.loc[[old.id, new.id], "rate_all"]) == [0.1, 0.2]
+    assert not [name for name in table.columns if "both" in name]

@@ -25,6 +25,7 @@ from ..models.loaded import LoadedModel
 from ..models.sites import UNITS, AnySite, BySite, Site, Unit, unit_of
 from ..support.intervals import Interval, bootstrap
 from ..texts.contrast import ContrastSet
+from ..texts.neutral import AnyNeutral, measured_texts
 from ..texts.prompts import PromptSet
 
 Parts = Sequence[AnySite] | Sequence[tuple[AnySite, int]]
@@ -92,13 +93,14 @@ class KnockoutTest:
         >>> [test.remove([layer]).effect for layer in range(lm.n_layers)]      # doctest: +SKIP
     """
 
-    def __init__(self, lm: LoadedModel, pairs: ContrastSet, *, neutral: Sequence[str] | None = None,
+    def __init__(self, lm: LoadedModel, pairs: ContrastSet, *, neutral: AnyNeutral | None = None,
                  prompts: PromptSet | None = None, evaluators: Sequence[str | Evaluator] = DEFAULT,
                  samples: int = 2, seed: int = 0):
-        self.lm, self.pairs, self.neutral, self.prompts = lm, pairs, neutral, prompts
+        self.lm, self.pairs, self.prompts = lm, pairs, prompts
+        self.neutral = None if neutral is None else measured_texts(neutral)
         self.evaluators, self.samples, self.seed = evaluators, samples, seed
         (self._toxic, self._n_toxic), (self._neutral, self._n_neutral) = self._read()
-        self._everyday = mean_nll(lm, neutral) if neutral else None
+        self._everyday = mean_nll(lm, self.neutral) if self.neutral else None
         self._rate = self._toxic_rate()
 
     def remove(self, parts: Parts, scale: float = 0.0) -> Knockout:
@@ -139,7 +141,7 @@ class KnockoutTest:
 
 
 def knockout(lm: LoadedModel, pairs: ContrastSet, parts: Parts, scale: float = 0.0, *,
-             neutral: Sequence[str] | None = None, prompts: PromptSet | None = None,
+             neutral: AnyNeutral | None = None, prompts: PromptSet | None = None,
              evaluators: Sequence[str | Evaluator] = DEFAULT, samples: int = 2, seed: int = 0) -> Knockout:
     """Turn parts of a model down and measure the effect; the model is left as it was.
 

@@ -11,7 +11,7 @@ from .output import interval, terminal
 def calibrate(
     evaluator: Annotated[str, typer.Argument(help="NAME or NAME=SOURCE. See docs/evaluators.md.")],
     texts: Annotated[str, typer.Option(help="Everyday texts, none of them toxic, like those that will be judged: a "
-                                            "file, one text a line or a table with a text column; or builtin.",
+                                            "file, one text per line or a table with a text column; or builtin.",
                                        rich_help_panel=WHAT)] = "builtin",
     rate: Annotated[float, typer.Option(help="Share of them that may be called toxic.",
                                         rich_help_panel=HOW)] = 0.01,

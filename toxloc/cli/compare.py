@@ -10,8 +10,8 @@ from .output import interval, terminal
 
 def compare(
     one: Annotated[str, typer.Argument(help="What toxloc evaluate wrote, such as the baseline.")],
-    other: Annotated[str, typer.Argument(help="The same of another model or with an intervention in force.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    other: Annotated[str, typer.Argument(help="The same of another model, or with an intervention applied.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what changed from one finished evaluation to another of the same prompts, and whether it may be noise.

@@ -23,17 +23,20 @@ class EvaluateSettings(EvaluationSettings, NeutralSettings, ModelSettings):
                                             panel=WHAT, flag="intervention")
     prompts: str = option("builtin", "openings to complete: builtin, a file, or a hub dataset", panel=WHAT)
     neutral: str = option("builtin", "everyday text to measure the cost on: builtin or a file", panel=WHAT)
-    choices: str | None = option(None, "multiple-choice items in HellaSwag's layout, to answer too", panel=WHAT)
-    max_prompts: int | None = option(None, "prompts, at most, drawn at random", panel=HOW, ge=1)
-    max_choices: int | None = option(None, "the first so many items", panel=HOW, ge=1)
+    choices: str | None = option(None, "file of multiple-choice items in HellaSwag's layout; the share of right "
+                                       "answers is measured too; default: none", panel=WHAT)
+    max_prompts: int | None = option(None, "draw at most this many prompts at random; default: all", panel=HOW, ge=1)
+    max_choices: int | None = option(None, "take only the first items of --choices, this many; default: all",
+                                     panel=HOW, ge=1)
 
 
 @takes(EvaluateSettings, arguments=("model",), leave_out=("fluency",))
 def evaluate(
     settings: EvaluateSettings,
     out: Annotated[str, typer.Option(help="Folder for the results.", rich_help_panel=WHERE)],
-    any_model: Annotated[bool, typer.Option("--any-model", help="Also on a model of its shape that it was not fitted "
-                                                                "on.", rich_help_panel=WHAT)] = False,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Apply interventions also if they were fitted on "
+                                                                "another model of the same shape.",
+                                           rich_help_panel=WHAT)] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Judge a model, with interventions applied or as it is: toxicity by every evaluator, and the cost in language.

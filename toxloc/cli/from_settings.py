@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ..support.settings import Settings, extra_of, flag_of
+from .options import PANELS
 
 
 def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()
@@ -17,7 +18,8 @@ def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_ou
     """Give a command an option for every field of a settings class.
 
     The command is called with `settings=`, made of the options and checked; nothing is imported for that but the
-    settings class.
+    settings class. Help lists the panels in the order of `PANELS`, and in each panel the fields of the class itself
+    before the fields of its base classes.
 
     Args:
         settings: the class.
@@ -27,20 +29,20 @@ def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_ou
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
         fields = {name: field for name, field in settings.model_fields.items() if name not in leave_out}
-        made = [_parameter(name, field, name in arguments) for name, field in fields.items()]
-        made.sort(key=lambda one: arguments.index(one.name) if one.name in arguments else len(arguments))
+        first = sorted(fields, key=lambda name: _declared(settings, name))
+        options = [_option(name, fields[name]) for name in first if name not in arguments]
+        parameters = [*(_argument(name, fields[name]) for name in arguments),
+                      *sorted([*options, *own], key=_place_of_panel)]
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
             # Options that were not given are left out, so that the settings know what was asked for.
-            asked: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+            asked = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
                      if name in fields and value != _shown(fields[name])}
-            chosen = settings.of(**asked)
+            chosen = settings.of(None, **asked)
             return command(settings=chosen, **{name: value for name, value in given.items() if name not in fields})
 
-        needed = [one for one in (*made, *own) if one.default is inspect.Parameter.empty]
-        others = [one for one in (*made, *own) if one.default is not inspect.Parameter.empty]
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*needed, *others)]
         with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_settings.__annotations__ = {one.name: one.annotation for one in parameters}
         return with_settings
@@ -48,17 +50,36 @@ def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_ou
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, is_argument: bool) -> inspect.Parameter:
-    kind, text = _kind(field.annotation), f"{field.description}."
-    text = text[:1].upper() + text[1:]
-    if is_argument:
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[
-            kind, typer.Argument(help=text, show_default=False)])
-    flag = f"--{flag_of(name, field)}"
-    flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-    declared = typer.Option(flags, help=text, rich_help_panel=extra_of(field).get("panel"))
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_shown(field),
-                             annotation=Annotated[kind, declared])
+def _declared(settings: type[Settings], name: str) -> tuple[int, int]:
+    """Where a field is declared: how far up in the base classes (0 for the class itself), and its place there."""
+    declared = [list(inspect.get_annotations(base)) for base in settings.__mro__]
+    return next((i, names.index(name)) for i, names in enumerate(declared) if name in names)
+
+
+def _place_of_panel(parameter: inspect.Parameter) -> int:
+    panel = getattr(get_args(parameter.annotation)[1], "rich_help_panel", None)
+    return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+
+def _argument(name: str, field: FieldInfo) -> inspect.Parameter:
+    declared = typer.Argument(help=_help(field), show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY,
+                             annotation=Annotated[_kind(field.annotation), declared])
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind, flag = _kind(field.annotation), flag_of(name, field)
+    several = next((one for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
+    declared = typer.Option(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", help=_help(field),
+                            metavar=f"<{get_args(several)[0].__name__}>" if several else None,  # not <list[str]>
+                            rich_help_panel=extra_of(field).get("panel"))
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declared],
+                             default=inspect.Parameter.empty if field.is_required() else _shown(field))
+
+
+def _help(field: FieldInfo) -> str:
+    text = f"{field.description}."
+    return text[:1].upper() + text[1:]
 
 
 def _shown(field: FieldInfo) -> Any:

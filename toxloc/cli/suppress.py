@@ -23,13 +23,13 @@ class SuppressSettings(FitTextSettings, ModelSettings):
 
     model: str = option(..., MODEL)
     method: str = option("trne", "method that turns toxicity down; toxloc methods lists them", panel=HOW)
-    budget: float | None = option(None, "rise of perplexity allowed: 0.01 is 1%; default: 1%, unless --kl-budget is "
-                                        "given", panel=HOW)
-    kl_budget: float | None = option(None, "KL from the unedited model allowed, in nats per token; alone or besides "
-                                           "--budget", panel=HOW)
-    options: tuple[str, ...] = option((), "further setting of the method, NAME=VALUE, such as ridge=auto; repeat for "
-                                          "several (toxloc methods METHOD lists them)", panel=HOW, flag="set")
-    seed: int = option(0, "seed for the draw and the division of the texts", panel=HOW, ge=0)
+    budget: float | None = option(None, "relative rise of perplexity on everyday text that the method may cost: 0.01 "
+                                        "is 1%; default: 0.01, or no such limit if --kl-budget is given", panel=HOW)
+    kl_budget: float | None = option(None, "KL divergence from the unedited model on everyday text that the method may "
+                                           "cost, in nats per token; default: no such limit", panel=HOW)
+    options: tuple[str, ...] = option((), "other setting of the method, NAME=VALUE, such as ridge=auto; repeat for "
+                                          "several; toxloc methods METHOD lists them", panel=HOW, flag="set")
+    seed: int = option(0, "seed for the random draw and division of the texts", panel=HOW, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "SuppressSettings":

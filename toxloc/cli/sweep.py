@@ -38,12 +38,13 @@ def sweep(
     """
     console = terminal(stderr=True)
     with console.status("checking the grid"):
-        from ..models.loading import pick_device
         from ..sweeps.grid import Plan, load_grid
+
+        read = load_grid(grid)  # wrong keys and settings end here, before torch is imported
+        from ..models.loading import pick_device
         from ..sweeps.runner import sweep as run_sweep
         from ..sweeps.store import Store
 
-        read = load_grid(grid)
         if ray is None:
             pick_device(read.device)
         plan = Plan(read, root if root is not None else grid.parent, grid.stem)

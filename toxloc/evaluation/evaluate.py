@@ -10,6 +10,7 @@ from ..generation.generate import check_decoding, generate
 from ..models.loaded import LoadedModel
 from ..support.settings import signature_from
 from ..texts.loading import load_neutral
+from ..texts.neutral import AnyNeutral, measured_texts
 from ..texts.prompts import PromptSet
 from .agreement import agreement
 from .cost.fluency import measure_fluency
@@ -32,7 +33,7 @@ from .toxicity import Toxicity, toxicity
 @signature_from(EvaluationSettings)
 def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Evaluator] | None = None, *,
              settings: EvaluationSettings | None = None, protocol: str | Protocol | None = None,
-             neutral: Sequence[str] | None = None, choices: Sequence[Choice] | None = None,
+             neutral: AnyNeutral | None = None, choices: Sequence[Choice] | None = None,
              journal: str | PathLike[str] | None = None, **options: Any) -> Evaluation:
     """Sample completions, judge them, and measure the cost in language quality on everyday text.
 
@@ -46,7 +47,8 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
             two that come with toxloc.
         settings: an `EvaluationSettings`; the options below change single fields of it.
         protocol: a published protocol, by name; it fixes the decoding and adds its measure of fluency.
-        neutral: texts to measure the cost on; by default the `check` part of the built-in neutral text.
+        neutral: everyday text to measure the cost on: neutral text, of which the part `check` is read, or a list of
+            texts; by default the built-in text.
         choices: multiple-choice items to answer, from `toxloc.evaluation.cost.multiple_choice.load_choices`.
         journal: file to keep completions in while they are sampled, so that a killed evaluation can be continued; see
             `generate`.
@@ -103,12 +105,12 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
     )
 
 
-def _everyday_text(neutral: Sequence[str] | None) -> Sequence[str]:
+def _everyday_text(neutral: AnyNeutral | None) -> Sequence[str]:
     if neutral is None:
         return load_neutral().check
     if not neutral:
         raise ToxlocError("There are no neutral texts to measure the cost on; leave neutral= out for the built-in.")
-    return neutral
+    return measured_texts(neutral)
 
 
 def _categories(completions: list[list[str]], evaluator: Evaluator, seed: int) -> dict[str, Toxicity]:

@@ -60,8 +60,10 @@ class Intervention(ABC):
     Settings: ClassVar[type[MethodSettings] | None] = None
     bakeable: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if abstract:  # a form that several kinds share
+            return
         if cls.kind in KINDS:
             raise TypeError(f"An intervention of kind {cls.kind!r} exists already: {KINDS[cls.kind].__name__}.")
         KINDS[cls.kind] = cls
@@ -233,7 +235,8 @@ class Intervention(ABC):
         from safetensors.torch import save_file
 
         with new_folder(folder, overwrite) as partial:
-            save_file({k: t.detach().cpu().contiguous() for k, t in self._tensors().items()},
+            # Copied, since safetensors refuses tensors that share memory, such as views of one matrix.
+            save_file({k: t.detach().to("cpu", copy=True).contiguous() for k, t in self._tensors().items()},
                       partial / "tensors.safetensors")
             write_json(partial / "intervention.json", {
                 "format_version": FORMAT_VERSION, "kind": self.kind, "config": self.config(),

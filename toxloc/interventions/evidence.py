@@ -19,6 +19,7 @@ from ..texts.loading import load_neutral
 from ..texts.neutral import NeutralText
 from .budget import Budget
 from .directions import residual_sides
+from .settings import StrengthSettings
 from .tuning import I, tune
 
 MEMORY = 4 << 30  # bytes of C that are held at once
@@ -120,6 +121,13 @@ class Evidence:
             self._memo[key] = compute()
         result: T = self._memo[key]
         return result
+
+    def at_strength(self, make: Callable[[float], I], settings: StrengthSettings, *, first: float,
+                    limit: float = math.inf) -> I:
+        """Return the intervention at the strength that the settings fix, or at the largest within their budget."""
+        if settings.strength is not None:
+            return make(settings.strength)
+        return self.strongest(make, settings.budget, first=first, limit=limit)
 
     def strongest(self, make: Callable[[float], I], budget: Budget, *, first: float, limit: float = math.inf) -> I:
         """Return the intervention at the largest strength within the budget on `neutral.tune` (see `tuning.tune`)."""

@@ -42,7 +42,7 @@ class Scored(NamedTuple):
     """
 
     sites: Float64[np.ndarray, " n_sites"]
-    units: list[Float64[np.ndarray, " n_units"]]
+    units: list[Float64[np.ndarray, " _n_units"]]
     draws: list[Float64[np.ndarray, "draws n_sites"]] | None
 
 
@@ -322,7 +322,7 @@ def _joined(toxic: Tensor, neutral: Tensor) -> np.ndarray:
 
 def _over_sites(s: ContrastStatistics, weights: Sequence[Weights],
                 site_score: Callable[[Site, Weights], np.ndarray],
-                units: list[Float64[np.ndarray, " n_units"]]) -> Scored:
+                units: list[Float64[np.ndarray, " _n_units"]]) -> Scored:
     """Evaluate a site's score with the texts as they are, and under every draw."""
     observed = Weights.observed(*(len(side.tokens) for side in _sides(s)))
     values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]

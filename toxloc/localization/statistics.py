@@ -58,8 +58,8 @@ class TextStatistics:
     nll: float
     keys: BySite[Moments]
     contributions: Contributions | None
-    G: BySite[Float[Tensor, "d_in d_model"]]
-    C: BySite[Float[Tensor, "d_in d_in"]]
+    G: BySite[Float[Tensor, "_d_in d_model"]]
+    C: BySite[Float[Tensor, "_d_in _d_in"]]
     S: BySite[Float[Tensor, "d_model d_model"]]
 
 
@@ -282,7 +282,7 @@ class ContrastStatistics:
     toxic: TextStatistics
     neutral: TextStatistics
     paired: bool
-    C: BySite[Float[Tensor, "d_in d_in"]]
+    C: BySite[Float[Tensor, "_d_in _d_in"]]
     S: BySite[Float[Tensor, "d_model d_model"]]
 
     @property

@@ -65,18 +65,18 @@ def residual(lm: LoadedModel, layer: int) -> Place:
     return Place(f"blocks.{layer}.hook_resid_post", None if lm.hf is None else lm.block(layer))
 
 
-def change(lm: LoadedModel, place: Place, how: Change, stack: ExitStack) -> None:
+def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -> None:
     """Change the activation at a place, on `lm.hooked` and on `lm.hf`, until the stack is closed.
 
     Args:
         lm: the model.
         place: which activation.
-        how: from the activation [.., d] in float32, whatever type the model computes in, to its new value, which is
+        transform: from the activation [.., d] in float32, whatever type the model computes in, to its new value, which is
             rounded back.
         stack: takes the hooks off when it is closed.
     """
     def rounded(x: Tensor) -> Tensor:
-        return how(x.float()).to(x.dtype)
+        return transform(x.float()).to(x.dtype)
 
     def on_columns(x: Tensor) -> Tensor:
         if place.columns is None:

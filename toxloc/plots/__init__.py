@@ -1,6 +1,6 @@
 """Plotly figures. No figure shows text of a model or a prompt, except `token_heatmap` with `masked=False`."""
 
-from .causal import causal_correlations, knockout_curve, knockout_layers
+from .causal import causal_correlations, knockout_layers, removal_curve
 from .frontier import frontier
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
@@ -11,7 +11,20 @@ from .sweeps import change_by_setting, cost_and_gain
 from .tokens import token_heatmap
 
 __all__ = [
-    "before_after", "causal_correlations", "change_by_setting", "cost", "cost_and_gain", "editability", "frontier",
-    "knockout_curve", "knockout_layers", "layer_heatmap", "neuron_map", "relative_depth", "to_html", "token_heatmap",
-    "toxicity_by_depth", "write_png",
+    "before_after",
+    "causal_correlations",
+    "change_by_setting",
+    "cost",
+    "cost_and_gain",
+    "editability",
+    "frontier",
+    "knockout_layers",
+    "layer_heatmap",
+    "neuron_map",
+    "relative_depth",
+    "removal_curve",
+    "to_html",
+    "token_heatmap",
+    "toxicity_by_depth",
+    "write_png",
 ]

@@ -14,7 +14,7 @@ EFFECT = "effect<br>(nats per token)"
 TICKS_UP_TO = 8
 
 
-def knockout_curve(curve: KnockoutCurve) -> go.Figure:
+def removal_curve(curve: KnockoutCurve) -> go.Figure:
     """Draw the effect of removing more and more neurons: those with the highest score, and random neurons.
 
     Panels: the effect (rise of the NLL of toxic minus neutral text, with its 95% interval); the perplexity of

@@ -44,7 +44,7 @@ def write_report(path: Path, results: Mapping[str, Any], loc: Localization,
     }
     if causal:
         proof, curve = causal
-        figures |= {"knockout_layers": plots.knockout_layers(proof), "knockout_curve": plots.knockout_curve(curve),
+        figures |= {"knockout_layers": plots.knockout_layers(proof), "knockout_curve": plots.removal_curve(curve),
                     "correlations": plots.causal_correlations(proof)}
     path.write_text(render(
         "report.html.j2", html=True, r=results, title=run_title, masked=_masked, answers=_answers(results, loc),

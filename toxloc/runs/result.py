@@ -68,8 +68,8 @@ class RunResult:
         try:
             results = both_read_as_all(results)
             for entry in results.get("runs", []):
-                entry["method"], entry["toxicity"]
-        except (KeyError, TypeError, AttributeError):
+                _ = entry["method"], [float(figures["rate"]) for figures in entry["toxicity"].values()]
+        except (KeyError, TypeError, ValueError, AttributeError):
             missing.append("runs")
         if missing:
             raise ToxlocError(f"The run in {folder} is damaged: {', '.join(dict.fromkeys(missing))} cannot be read.")

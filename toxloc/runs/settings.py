@@ -38,16 +38,17 @@ class RunSettings(FitTextSettings, ModelSettings):
     check: str | None = option(None, "other everyday text to measure the reported cost on; default: a part of the "
                                      "neutral text that is kept aside", panel=WHAT)
     methods: Annotated[tuple[str, ...], AfterValidator(_known_methods)] = option(
-        ("meow2x", "trne"), "method that is fitted and judged; repeat for several (toxloc methods lists them)",
+        ("meow2x", "trne"), "method to fit and judge; repeat for several; toxloc methods lists them",
         panel=HOW, flag="method", min_length=1)
     evaluators: Annotated[tuple[str, ...], AfterValidator(_known_evaluators)] = option(
-        DEFAULT, "judge of the completions, NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several "
+        DEFAULT, "evaluator of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several "
                  "(see docs/evaluators.md)", panel=HOW, flag="evaluator", min_length=1)
-    budget: float = option(0.01, "rise of perplexity allowed to each method on the tuning text: 0.01 is 1%", panel=HOW,
-                           gt=0, lt=1)
-    meow2x_budget: float = option(0.02, "rise of perplexity allowed to Meow2X instead", panel=HOW, gt=0, lt=1)
+    budget: float = option(0.01, "relative rise of perplexity on everyday text that a method may cost: 0.01 is 1%",
+                           panel=HOW, gt=0, lt=1)
+    meow2x_budget: float = option(0.02, "the same for Meow2X, in place of --budget", panel=HOW, gt=0, lt=1)
     samples: int = option(5, "completions per prompt", panel=HOW, ge=1)
-    max_prompts: int = option(200, "prompts of each kind, at most", panel=HOW, ge=1)
+    max_prompts: int = option(200, "draw at most this many prompts of each kind (provocative, everyday)", panel=HOW,
+                              ge=1)
     knockouts: int = option(32, "single neurons to remove in the causal test, besides every layer and a curve of "
                                 "growing groups; 0 for no such test", panel=HOW, ge=0)
     max_new_tokens: int = option(20, "length of a completion in tokens", panel=HOW, ge=1)

@@ -324,7 +324,14 @@ def grid_of(content: Any, name: str = "grid") -> Grid:
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
-        raise ToxlocError(f"{name}: " + "; ".join(_told(one) for one in error.errors()[:3])) from None
+        raise ToxlocError(f"{name}: " + "; ".join(_told(one) for one in _causes(error)[:3])) from None
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """The errors without those that follow from others: pydantic also calls a list too short if an item is wrong."""
+    errors = error.errors()
+    return [one for one in errors if one["type"] != "too_short" or not any(
+        other["loc"][:len(one["loc"])] == one["loc"] for other in errors if other is not one)]
 
 
 def _told(error: Any) -> str:
@@ -337,7 +344,7 @@ def _told(error: Any) -> str:
         return f"{where} is missing"
     if error["type"] == "value_error":  # a ToxlocError from a validator
         return (f"{where}: " if where else "") + str(error["ctx"]["error"]).removesuffix(".")
-    return f"{where}={error['input']!r}: {error['msg']}"
+    return f"{where}={error['input']!r}: {error['msg'].replace('Input should be', 'it must be')}"
 
 
 def _keys(where: Sequence[Any]) -> list[str]:

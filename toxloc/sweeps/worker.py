@@ -94,8 +94,9 @@ class _Bench:
         }
 
     def _judged(self, cell: Cell) -> Evaluation:
-        how = self.plan.grid.decoding.to_dict()
-        return evaluate(self.lm, self.plan.prompts[cell.benchmark], self.judges, **how, seed=cell.seed, fluency=False)
+        decoding = self.plan.grid.decoding.to_dict()
+        return evaluate(self.lm, self.plan.prompts[cell.benchmark], self.judges, **decoding, seed=cell.seed,
+                        fluency=False)
 
     def _on_neutral_text(self) -> Unedited:
         if self._unedited is None:

@@ -48,3 +48,11 @@ class NeutralText:
         order = [texts[i] for i in shuffled(len(texts), seed)]
         a, b = round(0.3 * len(order)), round(0.65 * len(order))
         return cls(order[:a], order[a:b], order[b:], name)
+
+
+AnyNeutral = NeutralText | Sequence[str]  # wherever a cost is measured
+
+
+def measured_texts(neutral: AnyNeutral) -> Sequence[str]:
+    """Return the texts that a cost is measured on: the part `check` of neutral text, or a list of texts as it is."""
+    return neutral.check if isinstance(neutral, NeutralText) else neutral

@@ -110,7 +110,7 @@ def test_where_a_norm_follows_there_is_no_form_in_the_weights(family):
         DirectionalAblation.fit(lm, PAIRS, mode="weights")
     with pytest.raises(ToxlocError, match='use mode="hooks"'):
         DirectionalAblation(R, [0]).baked().apply(lm)
-    assert lm.applied == []
+    assert lm.interventions == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -123,7 +123,7 @@ def test_an_exception_leaves_no_trace(mode, dtype):
         assert same_bits(before, lm) == (mode == "hooks")
         raise KeyboardInterrupt
     assert same_bits(before, lm)
-    assert lm.applied == []
+    assert lm.interventions == []
     assert n_hooks(lm) == hooks
 
 
@@ -178,7 +178,7 @@ def test_a_baked_one_remembers_its_fit(tiny):
     (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
     (dict(layers=[0, 7]), "Layer 7"),
     (dict(layers=[], strength=1), "leaves nothing to ablate"),
-    (dict(mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
+    (dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
     (dict(budget=0.0), "not 0.0"),
     (dict(budget=None), "budget=None is not a budget"),
     (dict(strength=1.5), "strength=1.5"),
@@ -210,4 +210,4 @@ def test_models_it_does_not_fit(tiny):
         DirectionalAblation(torch.tensor([0.6, 0.8]), [0]).apply(tiny)
     with pytest.raises(ToxlocError, match="Layer 4 was asked for"):
         DirectionalAblation(R, [4]).apply(tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []

@@ -82,7 +82,7 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("pairs", "arguments", "words"), [
-    (PAIRS, dict(mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
+    (PAIRS, dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
     (PAIRS, dict(budget=-1), "not -1"),
     (PAIRS, dict(budget=None), r"budget=None is not a budget.*give strength="),
     (PAIRS, dict(strength=1.5), r"strength=1\.5"),

@@ -82,9 +82,9 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=5, mode="sideways"), "mode='sideways': give 'hooks' or 'weights'"),
+    (dict(k=5, mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
     (dict(k=5, scale=1.5), r"scale=1\.5"),
-    (dict(k=0), "k=0: give greater than or equal to 1"),
+    (dict(k=0), "k=0: it must be greater than or equal to 1"),
     (dict(budget=None), "budget=None is not a budget"),
     (dict(budget=-1), "not -1"),
 ])

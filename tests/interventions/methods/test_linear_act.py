@@ -198,7 +198,7 @@ def test_save_and_load(tiny, tmp_path):
     (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic one"),
     (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral one"),
     (PAIRS, {"budget": -1}, "not -1"),
-    (PAIRS, {"strength": 0}, "strength=0: give greater than 0"),
+    (PAIRS, {"strength": 0}, "strength=0: it must be greater than 0"),
     (PAIRS, {"lam": 0.5}, "There is no setting 'lam'"),
 ])
 def test_bad_arguments_of_the_fit(tiny, pairs, options, words):

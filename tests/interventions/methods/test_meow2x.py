@@ -3,11 +3,14 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from benchmarks.families import LAYOUTS, SIZES
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.methods.meow2x import _costs
+from toxloc.models import weights
 from toxloc.models.batching import batches
+from toxloc.models.sites import Site
 
 PARTS = [dict(neurons=[(0, 3), (1, 0), (1, 11)], scale=0.25), dict(layers=[1], scale=0.5), dict(layers=[0], scale=0.0)]
 
@@ -56,18 +59,24 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception(mode, dtype):
         assert same_bits(before, lm) == (mode == "hooks")
         raise KeyboardInterrupt
     assert same_bits(before, lm)
-    assert lm.applied == []
+    assert lm.interventions == []
     assert all(not point.fwd_hooks for point in lm.hooked.hook_dict.values())
     assert not any(lm.down_projection(i)._forward_pre_hooks for i in range(lm.n_layers))
 
 
 def test_a_failure_while_applying_leaves_nothing_behind(tiny, monkeypatch):
-    before = bits(tiny)
-    monkeypatch.setattr(type(tiny), "b_out", lambda *_: 1 / 0)
+    before, real, calls = bits(tiny), weights.overwrite, []
+
+    def overwrite(*args):
+        calls.append(1)
+        return real(*args) if len(calls) < 4 else 1 / 0
+
+    monkeypatch.setattr(weights, "overwrite", overwrite)
     with pytest.raises(ZeroDivisionError):
-        Meow2X(layers=[0, 1], mode="weights").apply(tiny)
+        Meow2X(layers=[0, "1.attention", 1], mode="weights").apply(tiny)
+    assert len(calls) == 4  # W_out and b_out, then W_O, then its bias
     assert same_bits(before, tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []
 
 
 def test_a_scale_of_one_changes_nothing(tiny):
@@ -135,7 +144,7 @@ def test_bad_arguments(arguments, words):
 def test_parts_that_are_not_in_the_model(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X(**parts).apply(tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []
 
 
 def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
@@ -185,10 +194,149 @@ def test_the_graded_form_gains_most_at_its_second_order_cost():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (dict(parts="heads"), "parts='heads': give 'neurons' or 'layers'"), (dict(scale="half"), "scale='half'"),
-    (dict(scale=1.5), "not 1.5"), (dict(sites="heads"), "sites='heads': give 'mlp', 'attention' or 'all'"),
+    (dict(parts="heads"), "parts='heads': it must be 'neurons' or 'layers'"), (dict(scale="half"), "scale.*='half'"),
+    (dict(scale=1.5), "not 1.5"), (dict(sites="heads"), "sites='heads': it must be 'mlp', 'attention' or 'all'"),
     (dict(strength=1.0), "There is no setting 'strength'"), (dict(budget=None), "budget=None is not a budget"),
 ])
 def test_fits_that_cannot_be(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), **options)
+
+
+# Attentions and heads
+
+HEADS = [dict(neurons=[("0.attention", 1), ("1.attention", 0)], scale=[0.25, 0.0]),
+         dict(layers=["1.attention"], scale=0.5), dict(layers=["0.attention"], scale=0.0),
+         dict(layers=[0, "1.attention"], neurons=[("0.attention", 1), (1, 5)], scale=0.25)]
+
+
+@pytest.mark.parametrize("parts", HEADS)
+def test_attentions_hooked_equal_baked_on_both_trees(any_family, parts):
+    lm = any_family
+    untouched, before = logits(lm)[0], bits(lm)
+    with Meow2X(**parts, mode="hooks").applied(lm):
+        assert same_bits(before, lm)
+        hooks = logits(lm)
+    with Meow2X(**parts, mode="hooks").baked().applied(lm):
+        assert not same_bits(before, lm)
+        weights = logits(lm)
+    for other in (hooks[1], *weights):
+        torch.testing.assert_close(hooks[0], other, rtol=1e-5, atol=1e-5)
+    assert (hooks[0] - untouched).abs().max() > 1e-3
+    assert same_bits(before, lm)
+
+
+@pytest.mark.parametrize("family", sorted(set(SIZES) - set(LAYOUTS)))
+def test_heads_hooked_equal_baked_in_every_other_family(family):
+    lm = random_model(family)
+    untouched = logits(lm)[0]
+    meow = Meow2X(neurons=[("0.attention", 1)], scale=0.0)
+    with meow.applied(lm):
+        hooks = logits(lm)
+    with meow.baked().applied(lm):
+        weights = logits(lm)
+    for other in (hooks[1], *weights):
+        torch.testing.assert_close(hooks[0], other, rtol=1e-5, atol=1e-5)
+    assert (hooks[0] - untouched).abs().max() > 1e-3
+
+
+def test_a_head_is_a_block_of_the_keys_and_of_the_rows_of_W_O(any_family):
+    lm, site = any_family, Site(1, "attention")
+    width = lm.at(site).d_in // 2
+    weight = lm.down_projection(site).weight.clone()
+    rows = weight if lm.model_type == "gpt2" else weight.T
+    seen = []
+    with Meow2X(neurons=[(site, 1)], scale=0.25).baked().applied(lm):
+        after = lm.down_projection(site).weight if lm.model_type == "gpt2" else lm.down_projection(site).weight.T
+        torch.testing.assert_close(after[width:], 0.25 * rows[width:])
+        assert torch.equal(after[:width], rows[:width])
+    with Meow2X(neurons=[(site, 1)], scale=0.25).applied(lm):
+        handle = lm.down_projection(site).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        logits(lm)
+        handle.remove()
+    handle = lm.down_projection(site).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits(lm)
+    handle.remove()
+    torch.testing.assert_close(seen[0][..., width:], 0.25 * seen[1][..., width:])
+    torch.testing.assert_close(seen[0][..., :width], seen[1][..., :width])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["hooks", "weights"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_attentions_come_back_bit_for_bit_after_an_exception(family, mode, dtype):
+    lm = random_model(family, dtype=dtype)
+    before = bits(lm)
+    meow = Meow2X(layers=["0.attention"], neurons=[("1.attention", 1)], scale=0.3, mode=mode)
+    with pytest.raises(KeyboardInterrupt), meow.applied(lm):
+        assert same_bits(before, lm) == (mode == "hooks")
+        raise KeyboardInterrupt
+    assert same_bits(before, lm)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.hf.modules())
+
+
+def test_neurons_and_heads_are_told_apart_also_on_disk(tiny, tmp_path):
+    meow = Meow2X(layers=[1, "0.attention"], neurons=[(0, 5), ("1.attention", 1)], scale=0.125)
+    assert (meow.layers, meow.neurons, meow.heads) == ([1], {(0, 5): 0.125}, {(1, 1): 0.125})
+    assert meow.sites == [Site(0, "attention"), Site(1)]
+    assert repr(meow) == "Meow2X(layers=[1], attentions=[0], 1 neurons, 1 heads, scale=0.125, mode='hooks')"
+    meow.save(tmp_path / "m")
+    again = load_intervention(tmp_path / "m")
+    assert (again.sites, again.units) == (meow.sites, meow.units)
+    assert again.config() == {"layers": [1], "n_neurons": 1, "scale": 0.125, "mode": "hooks",
+                              "sites": ["0.attention"], "n_heads": 1}
+
+
+@pytest.mark.parametrize(("parts", "words"), [
+    (dict(layers=["2.attention"]), "There is no layer 2, attention in random-gpt2"),
+    (dict(neurons=[("0.attention", 2)]), "no head 2 in layer 0, attention of random-gpt2; it has heads 0 to 1"),
+    (dict(neurons=[("0.attention", -1)]), "There is no head -1"),
+])
+def test_attentions_and_heads_that_are_not_in_the_model(tiny, parts, words):
+    with pytest.raises(ToxlocError, match=words):
+        Meow2X(**parts).apply(tiny)
+    assert tiny.interventions == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_the_cost_of_a_head_is_a_trace_by_hand(family):
+    lm, site = random_model(family), Site(1, "attention")
+    s = collect_contrast(lm, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True, sites=lm.sites("attention"))
+    W, C, S = (t.double().numpy() for t in (lm.W_out(site), s.C[site], s.S[site]))
+    costs = _costs(lm, s)
+    assert costs.shape == (4,)
+    for head in (0, 1):
+        u = slice(8 * head, 8 * head + 8)
+        assert costs[2 + head] == pytest.approx(np.trace(C[u, u] @ W[u] @ S @ W[u].T), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(scale="graded"), dict(parts="layers")])
+def test_fitted_heads_keep_the_budget_and_carry_toxicity(lm, pairs, neutral, options):
+    before = bits(lm)
+    meow = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, sites="attention", **options)
+    assert same_bits(before, lm)
+    assert not meow.neurons and not meow.layers
+    s = collect_contrast(lm, pairs, sites=lm.sites("attention"))
+    for site, head in meow.units:
+        rows = lm.at(site).rows(head)
+        assert -(s.G(site)[rows] * lm.W_out(site)[rows]).sum() > 0
+    assert len(meow.units) == meow.record["n_neurons"]
+    base = mean_nll(lm, neutral.tune)
+    with meow.applied(lm):
+        rise = np.expm1(mean_nll(lm, neutral.tune) - base)
+    assert 0 < rise <= 0.02
+    assert meow.record["tuned_perplexity_ratio"] == pytest.approx(1 + rise, rel=1e-6)
+
+
+def test_all_sites_are_ranked_together(tiny):
+    pairs = ContrastSet(TEXTS[:2], TEXTS[2:])
+    neutral = NeutralText(pairs.neutral, TEXTS[2:], TEXTS[:1])
+    meow = Meow2X.fit(tiny, pairs, neutral=neutral, sites="all", scale="graded", budget={"kl": 0.01})
+    s = collect_contrast(tiny, pairs, curvature=True, sites=tiny.sites())
+    s_of = meow.record["strength"]
+    assert meow.neurons and meow.heads
+    for site, unit in [*list(meow.units)[:3], *[one for one in meow.units if one[0].part == "attention"]]:
+        rows = tiny.at(site).rows(unit)
+        W, G = (t[rows].double().numpy() for t in (tiny.W_out(site), s.G(site)))
+        cost = np.trace(s.C[site][rows, rows].double().numpy() @ W @ s.S[site].double().numpy() @ W.T)
+        assert meow.units[site, unit] == pytest.approx(1 - min(1, s_of * -(G * W).sum() / cost), abs=1e-3)

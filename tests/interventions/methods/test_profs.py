@@ -105,7 +105,7 @@ def test_weights_come_back_bit_for_bit_after_an_exception(dtype):
         assert not same_bits(before, lm)
         raise KeyboardInterrupt
     assert same_bits(before, lm)
-    assert lm.applied == []
+    assert lm.interventions == []
 
 
 def test_save_and_load_the_directions_alone(tiny, tmp_path):
@@ -123,9 +123,9 @@ def test_save_and_load_the_directions_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=0), "k=0: give greater than or equal to 1"),
+    (dict(k=0), "k=0: it must be greater than or equal to 1"),
     (dict(k=5), "k=5 directions were asked for; 4 pairs and d_model=16 give 1 to 4"),
-    (dict(strength=2), "strength=2: give less than or equal to 1"),
+    (dict(strength=2), "strength=2: it must be less than or equal to 1"),
     (dict(budget=-0.1), "not -0.1"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):
@@ -156,4 +156,4 @@ def test_models_it_does_not_fit(tiny):
         ProFS({0: torch.eye(8)[:2]}).apply(tiny)
     with pytest.raises(ToxlocError, match="Layer 3 was asked for"):
         ProFS({3: torch.eye(16)[:2]}).apply(tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []

@@ -98,7 +98,7 @@ def test_an_exception_leaves_no_trace(dtype):
     with pytest.raises(KeyboardInterrupt), steering.applied(lm):
         raise KeyboardInterrupt
     assert same_bits(before, lm)
-    assert lm.applied == []
+    assert lm.interventions == []
     assert n_hooks(lm) == hooks
 
 
@@ -123,8 +123,8 @@ def test_it_has_no_form_in_the_weights(tiny):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-    (dict(layer=-1), "layer=-1: give greater than or equal to 0"),
-    (dict(strength=float("nan")), "strength=nan: give a finite number"),
+    (dict(layer=-1), "layer=-1: it must be greater than or equal to 0"),
+    (dict(strength=float("nan")), "strength=nan: it must be a finite number"),
     (dict(budget=-1.0), "not -1.0"),
 ])
 def test_bad_arguments_of_fit(tiny, arguments, words):
@@ -151,4 +151,4 @@ def test_models_it_does_not_fit(tiny):
         Steering(torch.ones(16), 5, 1.0).apply(tiny)
     with pytest.raises(ToxlocError, match="2 numbers of the direction are not finite"):
         Steering(torch.tensor([1.0, torch.inf, torch.nan]), 0, 1.0)
-    assert tiny.applied == []
+    assert tiny.interventions == []

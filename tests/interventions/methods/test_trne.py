@@ -5,12 +5,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from benchmarks.families import LAYOUTS, SIZES
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
-from toxloc.interventions.evidence import Evidence
 from toxloc.interventions.methods.trne import RankOne, _contrast
 from toxloc.localization.linalg import steepest, steepest_at_cost, steepest_beyond_noise
+from toxloc.models.sites import Site
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
 
@@ -56,7 +57,7 @@ def test_frobenius_edit_has_the_norm_asked_for_and_lies_in_the_layer_of_the_larg
     s = collect_contrast(tiny, PAIRS)
     edit = TRNE.fit(tiny, PAIRS, metric="frobenius", norm=0.02, statistics=s)
     strongest = max(range(2), key=lambda i: s.G(i).norm())
-    assert [e.layer for e in edit.edits] == [strongest]
+    assert [e.site for e in edit.edits] == [Site(strongest)]
     before = tiny.W_out(strongest).clone()
     with edit.applied(tiny):
         change = tiny.W_out(strongest) - before
@@ -77,7 +78,7 @@ def test_kl_edit_spends_in_proportion_to_editability_squared(tiny):
     gains = [(torch.outer(e.u, e.v) * s.G(e.layer)).sum().item() for e in edit.edits]
     strength = edit.record["strength"]
     for e, gain in zip(edit.edits, gains, strict=True):
-        assert gain == pytest.approx(strength * edit.record["editability"][str(e.layer)] ** 2, rel=1e-3)
+        assert gain == pytest.approx(strength * edit.record["editability"][str(e.site.layer)] ** 2, rel=1e-3)
     assert edit.record["norm"] == pytest.approx(0.05)
 
 
@@ -163,7 +164,7 @@ def test_save_and_load(tiny, tmp_path):
     again = load_intervention(tmp_path / "e")
     assert isinstance(again, TRNE)
     for a, b in zip(edit.edits, again.edits, strict=True):
-        assert a.layer == b.layer
+        assert a.site == b.site
         torch.testing.assert_close((a.u, a.v), (b.u, b.v), rtol=0, atol=0)
     assert again.record == edit.record
     assert again.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
@@ -187,10 +188,10 @@ def test_interventions_compose_and_unwind_in_order(tiny):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(metric="cosine"), "metric='cosine': give 'kl' or 'frobenius'"),
+    (dict(metric="cosine"), "metric='cosine': it must be 'kl' or 'frobenius'"),
     (dict(budget=0.01, norm=0.1), "Give one of budget=, norm= and strength="),
     (dict(budget=-1), "not -1"),
-    (dict(norm=0.0), "norm=0.0: give greater than 0"),
+    (dict(norm=0.0), "norm=0.0: it must be greater than 0"),
     (dict(ridge=0.0), "ridge must be positive"),
     (dict(layers=3), "Asked for 3 layers; random-gpt2 has 2"),
     (dict(layers=[5]), "There is no layer 5 in random-gpt2"),
@@ -274,20 +275,12 @@ def relative_norms(lm):
         return [float((W - lm.W_out(layer)).norm() / lm.W_out(layer).norm()) for layer, W in enumerate(after)]
 
 
-def test_layers_taken_in_turn_for_want_of_memory_give_the_same_edit(tiny):
-    whole = TRNE.fit(tiny, PAIRS, norm=0.05)
-    one_by_one = TRNE.fit(tiny, PAIRS, norm=0.05, evidence=Evidence(tiny, PAIRS, memory=1))
-    for a, b in zip(whole.edits, one_by_one.edits, strict=True):
-        assert a.layer == b.layer
-        torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
-
-
 @pytest.mark.parametrize(("options", "words"), [
     (dict(ridge="none"), "ridge"),
     (dict(metric="frobenius", shrink=True), "for metric=\"kl\""),
-    (dict(rounds=0), "rounds=0: give greater than or equal to 1"),
+    (dict(rounds=0), "rounds=0: it must be greater than or equal to 1"),
     (dict(rounds=2, norm=0.1), "instead of norm="),
-    (dict(fisher="true"), "fisher='true': give 'empirical' or 'sampled'"),
+    (dict(fisher="true"), "fisher='true': it must be 'empirical' or 'sampled'"),
     (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
     (dict(emphasis={0: -1.0}), "factors of 0 or more"),
 ])
@@ -299,3 +292,114 @@ def test_options_that_do_not_go_together(tiny, options, words):
 def test_options_that_divide_the_set_take_no_statistics(tiny):
     with pytest.raises(ToxlocError, match="leave statistics= out"):
         TRNE.fit(tiny, PAIRS, shrink=True, statistics=collect_contrast(tiny, PAIRS, curvature=True))
+
+
+# Attentions: the same edits of W_O
+
+
+def rank_ones(lm, *sites, size=0.5):
+    torch.manual_seed(2)
+    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model))
+                 for site in sites])
+
+
+def test_an_edit_of_W_O_is_in_the_weights_of_the_plain_model_and_in_both_trees(any_family):
+    lm, site = any_family, Site(1, "attention")
+    edit = rank_ones(lm, site)
+    before, untouched = bits(lm), lm.down_projection(site).weight.clone()
+    ids = torch.tensor([[0, 5, 9, 100]])
+    base = lm.hf(input_ids=ids).logits
+    with edit.applied(lm), torch.no_grad():
+        weight = lm.down_projection(site).weight
+        change = torch.outer(edit.edits[0].u, edit.edits[0].v)
+        torch.testing.assert_close(weight - untouched, change if lm.model_type == "gpt2" else change.T,
+                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weight if lm.model_type == "gpt2" else weight.T, lm.W_out(site), rtol=0, atol=0)
+        changed = [name for (name, now), was in zip(lm.hf.named_parameters(), before, strict=True)
+                   if not torch.equal(now, was)]
+        assert len(changed) == 1  # nothing but W_O
+        hooked, plain = lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits
+    torch.testing.assert_close(hooked, plain, rtol=1e-5, atol=1e-5)
+    assert (plain - base).abs().max() > 1e-3
+    assert same_bits(before, lm)
+
+
+@pytest.mark.parametrize("family", sorted(set(SIZES) - set(LAYOUTS)))
+def test_an_edit_of_W_O_in_every_other_family(family):
+    lm, site = random_model(family), Site(0, "attention")
+    edit, ids = rank_ones(lm, site), torch.tensor([[0, 5, 9, 100]])
+    weight = lm.down_projection(site).weight
+    untouched, base = weight.clone(), lm.hf(input_ids=ids).logits
+    with edit.applied(lm), torch.no_grad():
+        torch.testing.assert_close((weight - untouched).T, torch.outer(edit.edits[0].u, edit.edits[0].v),
+                                   rtol=1e-4, atol=1e-5)
+        hooked, plain = lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits
+    torch.testing.assert_close(hooked, plain, rtol=1e-5, atol=1e-5)
+    assert (plain - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_W_O_comes_back_bit_for_bit(family, dtype):
+    lm = random_model(family, dtype=dtype)
+    before, edit = bits(lm), rank_ones(lm, Site(0, "attention"), Site(1, "attention"), Site(0))
+    edit.apply(lm)
+    assert not same_bits(before, lm)
+    edit.revert(lm)
+    assert same_bits(before, lm)
+    with pytest.raises(RuntimeError), edit.applied(lm):
+        raise RuntimeError
+    assert same_bits(before, lm)
+
+
+def test_W_out_and_W_O_of_a_layer_are_saved_apart(tiny, tmp_path):
+    edit = rank_ones(tiny, 0, "0.attention", "1.attention", 0)
+    edit.save(tmp_path / "e")
+    again = load_intervention(tmp_path / "e")
+    factors = edit.low_rank()
+    assert list(factors) == [Site(0, "attention"), Site(0), Site(1, "attention")]
+    assert [len(u) for u, _ in factors.values()] == [1, 2, 1]
+    for site, (u, v) in again.low_rank().items():
+        assert torch.equal(u, factors[site][0]) and torch.equal(v, factors[site][1])
+    before = {site: tiny.W_out(site).clone() for site in factors}
+    with again.applied(tiny):
+        for site, (u, v) in factors.items():
+            torch.testing.assert_close(tiny.W_out(site) - before[site], u.T @ v, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_that_do_not_fit_W_O(tiny):
+    with pytest.raises(ToxlocError, match="is for d_in=64, d_model=16; random-gpt2 has d_in=16"):
+        TRNE([RankOne("0.attention", torch.ones(64), torch.ones(16))]).apply(tiny)
+    with pytest.raises(ToxlocError, match="There is no layer 5, attention"):
+        TRNE([RankOne("5.attention", torch.ones(16), torch.ones(16))]).apply(tiny)
+    assert tiny.interventions == []
+
+
+@pytest.mark.parametrize("sites", ["attention", "all"])
+def test_a_fit_of_attentions_keeps_the_budget_and_raises_the_contrast(lm, pairs, neutral, sites):
+    before = bits(lm)
+    edit = TRNE.fit(lm, pairs, budget=0.01, neutral=neutral, sites=sites)
+    assert same_bits(before, lm)
+    parts = {"attention": {"attention"}, "all": {"mlp", "attention"}}[sites]
+    assert {one.site.part for one in edit.edits} == parts
+    assert len(edit.edits) == len(edit.record["editability"]) == 8 * len(parts)
+    base, contrast = mean_nll(lm, neutral.tune), _contrast(lm, pairs)
+    with edit.applied(lm):
+        rise = np.expm1(mean_nll(lm, neutral.tune) - base)
+        assert _contrast(lm, pairs) > contrast + 0.01
+    assert 0.009 <= rise <= 0.01
+    assert edit.record["tuned_perplexity_ratio"] == pytest.approx(1 + rise)
+    assert sum(edit.record["share_of_cost"].values()) == pytest.approx(1)
+
+
+def test_the_most_editable_attentions_are_chosen_and_named_ones_are_taken(tiny):
+    every = TRNE.fit(tiny, PAIRS, norm=0.05, sites="all")
+    sigma = every.record["editability"]
+    assert set(sigma) == {"0", "1", "0.attention", "1.attention"}
+    best = max(sigma, key=sigma.get)
+    assert list(TRNE.fit(tiny, PAIRS, norm=0.05, sites="all", layers=1).record["editability"]) == [best]
+    named = TRNE.fit(tiny, PAIRS, norm=0.05, layers=["1.attention", 0], emphasis={"1.attention": 0.5})
+    assert [edit.site for edit in named.edits] == [Site(0), Site(1, "attention")]
+    assert named.record["editability"]["1.attention"] == pytest.approx(0.5 * sigma["1.attention"], rel=1e-4)
+    with pytest.raises(ToxlocError, match="Asked for 5 layers; random-gpt2 has 4"):
+        TRNE.fit(tiny, PAIRS, norm=0.05, sites="all", layers=5)

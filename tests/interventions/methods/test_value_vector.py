@@ -133,8 +133,8 @@ def test_save_and_load(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(source="dream"), "source='dream': give 'probe', 'row' or 'svd'"),
-    (dict(strength=float("inf")), "strength=inf: give a finite number"),
+    (dict(source="dream"), "source='dream': it must be 'probe', 'row' or 'svd'"),
+    (dict(strength=float("inf")), "strength=inf: it must be a finite number"),
     (dict(alpha=20.0), "There is no setting 'alpha'"),
     (dict(budget=0.0), "not 0.0"),
 ])
@@ -159,4 +159,4 @@ def test_models_it_does_not_fit(tiny):
         ValueVector(torch.tensor([0.6, 0.8]), 0, 1.0).apply(tiny)
     with pytest.raises(ToxlocError, match="Layer 2 "):
         ValueVector(UNIT, 2, 1.0).apply(tiny)
-    assert tiny.applied == []
+    assert tiny.interventions == []

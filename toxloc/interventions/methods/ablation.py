@@ -119,9 +119,7 @@ class DirectionalAblation(Intervention):
                                    "separation": {str(i): value for i, value in separations.items()}})
             return ablation
 
-        if settings.strength is not None:
-            return scaled(settings.strength)
-        return evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
+        return evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
 
     @property
     def in_weights(self) -> bool:

@@ -52,9 +52,6 @@ class AurA(UnitScaling):
             return cls(torch.from_numpy(1 - 2 * strength * detects), mode=settings.mode,
                        settings={"strength": strength})
 
-        if settings.strength is not None:
-            aura = scaled(settings.strength)
-        else:
-            aura = evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
+        aura = evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
         aura.note_fit(evidence.lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())})
         return aura

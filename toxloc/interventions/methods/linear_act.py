@@ -123,10 +123,7 @@ class LinearAcT(Intervention):
                                   f"{pairs.name!r} has {len(texts)} {side} one.")
         maps = evidence.remember(("linear-act", settings.sequential),
                                  lambda: _fit_maps(evidence.lm, pairs, settings.sequential))
-        if settings.strength is not None:
-            act = cls(maps, settings.strength)
-        else:
-            act = evidence.strongest(partial(cls, maps), settings.budget, first=1.0, limit=1.0)
+        act = evidence.at_strength(partial(cls, maps), settings, first=1.0, limit=1.0)
         act.note_fit(evidence.lm, {"sequential": settings.sequential, "strength": act.strength})
         return act
 

@@ -103,9 +103,7 @@ class ProFS(Intervention):
                                 "explained": {str(layer): share for layer, (_, share) in differing.items()}})
             return profs
 
-        if settings.strength is not None:
-            return scaled(settings.strength)
-        return evidence.strongest(scaled, settings.budget, first=1.0, limit=1.0)
+        return evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
 
     @property
     def in_weights(self) -> bool:

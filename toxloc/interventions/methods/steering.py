@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
 from ...support.settings import option
-from ..base import Intervention, check_layers
+from ..base import check_layers
+from ..residual_shift import ResidualShift
 from ..settings import StrengthSettings
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from ...models.loaded import LoadedModel
     from ..evidence import Evidence
 
 
@@ -28,7 +27,7 @@ class SteeringSettings(StrengthSettings):
                                ge=0)
 
 
-class Steering(Intervention):
+class Steering(ResidualShift):
     """Subtract strength * v from the residual stream after one block, at every position.
 
     v [d_model] = mean over toxic texts of x - mean over neutral texts of x, with x the residual stream after that
@@ -59,11 +58,10 @@ class Steering(Intervention):
     Settings = SteeringSettings
 
     def __init__(self, direction: Float[Tensor, " d_model"], layer: int, strength: float):
-        super().__init__()
         if not math.isfinite(strength) or not direction.isfinite().all():
             raise ToxlocError(f"Steering needs a finite direction and strength; the strength is {strength}, and "
                               f"{int((~direction.isfinite()).sum())} numbers of the direction are not finite.")
-        self.direction, self.layer, self.strength = direction.float(), int(layer), float(strength)
+        super().__init__(direction, layer, strength)
 
     def __repr__(self) -> str:
         return f"Steering(layer={self.layer}, strength={self.strength:g})"
@@ -83,29 +81,11 @@ class Steering(Intervention):
             steering.note_fit(lm, {"strength": strength, "direction_norm": float(v.norm())})
             return steering
 
-        if settings.strength is not None:
-            return scaled(settings.strength)
-        return evidence.strongest(scaled, settings.budget, first=1.0)
+        return evidence.at_strength(scaled, settings, first=1.0)
 
     def config(self) -> dict[str, Any]:
         """Return layer and strength; the direction is in the tensors."""
         return {"layer": self.layer, "strength": self.strength}
-
-    def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if the layer is not in the model or the direction has another length."""
-        from ..directions import check_width
-
-        check_layers(lm, [self.layer])
-        check_width(lm, self, self.direction)
-
-    def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        from ...models.activations import change, residual
-
-        step = (self.strength * self.direction).to(lm.device_of(self.layer))
-        change(lm, residual(lm, self.layer), lambda x: x - step, stack)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"direction": self.direction}
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Steering:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import ToxlocError
 from ...support.settings import option
-from ..base import Intervention, check_layers
+from ..residual_shift import ResidualShift
 from ..settings import StrengthSettings
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class ValueVectorSettings(StrengthSettings):
                                                              "or the first singular vector of the closest rows")
 
 
-class ValueVector(Intervention):
+class ValueVector(ResidualShift):
     """Subtract strength * v, v of length 1 and pointing to toxic, from the residual stream after one block.
 
     `ValueVector.fit` takes the block before the last and one of three directions:
@@ -74,12 +73,11 @@ class ValueVector(Intervention):
     def __init__(self, direction: Float[Tensor, " d_model"], layer: int, strength: float, *, source: str = "custom"):
         from ..directions import check_unit
 
-        super().__init__()
         check_unit(direction)
         if not math.isfinite(strength):
             raise ToxlocError(f"The strength is how much of the direction is subtracted and must be finite, not "
                               f"{strength}.")
-        self.direction, self.layer, self.strength = direction.float(), int(layer), float(strength)
+        super().__init__(direction, layer, strength)
         self.source = source
 
     def __repr__(self) -> str:
@@ -111,29 +109,11 @@ class ValueVector(Intervention):
             vector.note_fit(lm, {"strength": strength, **known})
             return vector
 
-        if settings.strength is not None:
-            return scaled(settings.strength)
-        return evidence.strongest(scaled, settings.budget, first=float(gap))
+        return evidence.at_strength(scaled, settings, first=float(gap))
 
     def config(self) -> dict[str, Any]:
         """Return the settings; the direction is in the tensors."""
         return {"source": self.source, "layer": self.layer, "strength": self.strength}
-
-    def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if the layer is not in the model or the direction has another length."""
-        from ..directions import check_width
-
-        check_layers(lm, [self.layer])
-        check_width(lm, self, self.direction)
-
-    def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        from ...models.activations import change, residual
-
-        step = (self.strength * self.direction).to(lm.device_of(self.layer))
-        change(lm, residual(lm, self.layer), lambda x: x - step, stack)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"direction": self.direction}
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> ValueVector:

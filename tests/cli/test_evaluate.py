@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import toxloc
+
+from .conftest import invoke, plain
+
+
+@pytest.mark.parametrize("word", ["--intervention", "--protocol", "--evaluator", "--neutral", "dpo_toxic", "offensive",
+                                  "goes on", "default: the protocol's, else 5", "default: all"])
+def test_help(word):
+    assert word in plain(invoke("evaluate", "--help", columns=200).output)
+
+
+def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
+    items = tmp_path / "items" / "hellaswag.jsonl"
+    items.parent.mkdir()
+    items.write_text(json.dumps({"ctx": "He took his coat and", "endings": ["went out.", "of under zx."], "label": 0}))
+    few = ["--max-prompts", "12", "--samples", "2", "--max-neutral", "20", "--choices", items]
+    for name, more in (("before", []), ("after", ["--intervention", suppressed[0]])):
+        result = invoke("evaluate", "toxloc-tiny", "--out", tmp_path / name, *few, *more)
+        assert result.exit_code == 0, result.output
+        assert "12 prompts × 2" in result.output
+        assert "prompts like these" in result.output
+        assert "of 1 right" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "items"]  # no journal is left
+    figures = toxloc.load_evaluation(tmp_path / "after").figures
+    assert (figures["method"], figures["decoding"]["samples"]) == ("trne", 2)
+    assert figures["over_suppression"]["n_prompts"]["identity"] == 30
+    result = invoke("compare", tmp_path / "before", tmp_path / "after")
+    assert result.exit_code == 0, result.output
+    assert "perplexity of completions" in result.output
+    assert "multiple choice" in result.output
+    shown = json.loads(invoke("compare", tmp_path / "before", tmp_path / "after", "--json").output)
+    before = toxloc.load_evaluation(tmp_path / "before").figures
+    assert shown["differences"]["any"]["mean"] == pytest.approx(
+        figures["toxicity"]["any"]["rate"] - before["toxicity"]["any"]["rate"])
+
+
+def test_a_killed_evaluation_goes_on(tmp_path):
+    arguments = ["evaluate", "toxloc-tiny", "--out", str(tmp_path / "e"), "--samples", "4", "--max-neutral", "20"]
+    process = subprocess.Popen([sys.executable, "-m", "toxloc", *arguments], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    journal = tmp_path / "e.partial.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 64):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    kept = journal.read_bytes().splitlines()[1:-1]
+    assert 64 <= len(kept) < 520
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert not journal.exists()
+    rows = [json.loads(line) for line in (tmp_path / "e" / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 520
+    for i, k, text in map(json.loads, kept):
+        assert rows[4 * i + k]["completion"] == text
+
+
+def test_a_folder_that_holds_no_intervention(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    assert "holds no intervention" in refused("evaluate", "toxloc-tiny", "--intervention", "nowhere", "--out", "out")
+    assert list(tmp_path.iterdir()) == []

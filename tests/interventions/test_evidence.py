@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TEXTS
+from toxloc import (
+    TRNE,
+    AurA,
+    ContrastSet,
+    Damp,
+    DirectionalAblation,
+    Meow2X,
+    NeutralText,
+    ProFS,
+    Steering,
+    ToxlocError,
+    collect_contrast,
+)
+from toxloc.interventions import evidence as module
+from toxloc.interventions.evidence import Evidence
+from toxloc.interventions.methods.value_vector import ValueVector
+from toxloc.localization import statistics as statistics_module
+from toxloc.localization.localize import localize
+from toxloc.models.sites import Site
+
+PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:4], paired=True)
+NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
+FITS = [(TRNE, {"norm": 0.05}), (TRNE, {"norm": 0.05, "metric": "frobenius"}), (Meow2X, {"budget": 0.5}),
+        (Meow2X, {"budget": 0.5, "score": "combined", "scale": 0.25}), (Meow2X, {"budget": 0.5, "score": "auroc"}),
+        (Meow2X, {"budget": 0.5, "parts": "layers"})]
+
+
+def counted(monkeypatch, where, name):
+    """Count the calls of a function, which does its work as before."""
+    real, calls = getattr(where, name), []
+
+    def call(*args, **kwargs):
+        calls.append((args, kwargs))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, call)
+    return calls
+
+
+def assert_same_edit(one, other):
+    assert one.config() == other.config()
+    for (name, a), (other_name, b) in zip(sorted(one._tensors().items()), sorted(other._tensors().items()),
+                                          strict=True):
+        assert name == other_name
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_one_pass_gathers_for_all_fits_and_scores_what_separate_passes_would(tiny, monkeypatch):
+    passes = counted(monkeypatch, module, "collect_contrast")
+    needs = [method.needs(method.Settings(**options)) for method, options in FITS]
+    shared = Evidence(tiny, PAIRS, NEUTRAL).expect(*frozenset().union(*needs))
+    together = [method.fit(tiny, PAIRS, evidence=shared, **options) for method, options in FITS]
+    loc = localize(tiny, PAIRS, ["attribution", "combined"], statistics=shared.statistics(), draws=0)
+    assert len(passes) == 1
+    assert set(passes[0][1]["more_neutral"]) == set(NEUTRAL.fit)
+    alone = [method.fit(tiny, PAIRS, neutral=NEUTRAL, **options) for method, options in FITS]
+    assert len(passes) == 1 + len(FITS)
+    for one, other in zip(together, alone, strict=True):
+        assert_same_edit(one, other)
+        assert one.record.keys() == other.record.keys()
+    separate = localize(tiny, PAIRS, ["attribution", "combined"], draws=0)
+    for score in ("attribution", "combined"):
+        np.testing.assert_allclose(loc.neuron_scores(score), separate.neuron_scores(score), rtol=1e-4, atol=1e-7)
+
+
+def test_what_was_not_announced_is_gathered_when_it_is_first_needed(tiny, monkeypatch):
+    passes = counted(monkeypatch, module, "collect_contrast")
+    evidence = Evidence(tiny, PAIRS, NEUTRAL)
+    assert not evidence.statistics(frozenset({"gradients"})).C
+    assert evidence.statistics(frozenset({"gradients"})) is evidence.statistics()
+    with_curvature = evidence.statistics(frozenset({"curvature"}))
+    assert with_curvature.C and with_curvature.toxic.G  # what was known is still there
+    assert evidence.statistics(frozenset({"gradients", "curvature"})) is with_curvature
+    assert len(passes) == 2
+    attention = evidence.statistics(frozenset({"gradients"}), [Site(1, "attention")])
+    assert attention.sites == [Site(1, "attention")]
+    assert len(passes) == 3
+
+
+def test_gathered_statistics_are_those_of_collect_contrast(tiny):
+    found = Evidence(tiny, PAIRS, NEUTRAL).statistics(frozenset({"gradients", "curvature", "moments"}))
+    wanted = collect_contrast(tiny, PAIRS, curvature=True, more_neutral=NEUTRAL.fit)
+    for layer in (0, 1):
+        torch.testing.assert_close(found.G(layer), wanted.G(layer))
+        torch.testing.assert_close(found.C[layer], wanted.C[layer])
+        torch.testing.assert_close(found.S[layer], wanted.S[layer])
+
+
+def test_given_statistics_are_used_as_they_are(tiny, monkeypatch):
+    s = collect_contrast(tiny, PAIRS, curvature=True)
+    passes = counted(monkeypatch, module, "collect_contrast")
+    assert Evidence(tiny, PAIRS, statistics=s).statistics(frozenset({"gradients"})) is s
+    edits = [TRNE.fit(tiny, PAIRS, norm=0.05, statistics=s),
+             TRNE.fit(tiny, PAIRS, norm=0.05, evidence=Evidence(tiny, PAIRS, statistics=s))]
+    assert_same_edit(*edits)
+    assert passes == []
+    with pytest.raises(ToxlocError, match="leave statistics= out"):
+        TRNE.fit(tiny, PAIRS, shrink=True, evidence=Evidence(tiny, PAIRS, statistics=s))
+
+
+def test_detectors_and_directions_are_read_once(tiny, monkeypatch):
+    aurocs, rows = (counted(monkeypatch, module, name) for name in ("unit_aurocs", "residual_sides"))
+    unedited = counted(monkeypatch, module, "Unedited")
+    fits = [(AurA, {"budget": 2.0}), (AurA, {"strength": 1}), (Damp, {"k": 5}), (Damp, {"budget": 2.0}),
+            (ValueVector, {"strength": 1.0}), (ValueVector, {"strength": 1.0, "source": "row"}),
+            (Steering, {"strength": 1.0}), (DirectionalAblation, {"strength": 1}), (ProFS, {"strength": 1, "k": 1}),
+            (Steering, {"budget": {"kl": 0.5}})]
+    shared = Evidence(tiny, PAIRS, NEUTRAL)
+    together = [method.fit(tiny, PAIRS, evidence=shared, **options) for method, options in fits]
+    assert len(aurocs) == 1
+    assert [call[0][2] for call in rows] == [[0], [1]]  # each layer once: the probe's, then the middle one
+    assert [call[1]["kl"] for call in unedited] == [False, True]
+    for one, (method, options) in zip(together, fits, strict=True):
+        assert_same_edit(one, method.fit(tiny, PAIRS, neutral=NEUTRAL, **options))
+
+
+def test_what_one_method_noted_is_not_in_the_record_of_another(tiny):
+    shared = Evidence(tiny, PAIRS, NEUTRAL)
+    first = Steering.fit(tiny, PAIRS, evidence=shared, strength=1.0)
+    second = Steering.fit(tiny, PAIRS, evidence=shared, strength=0.5)
+    assert (first.record["strength"], second.record["strength"]) == (1.0, 0.5)
+    torch.testing.assert_close(first.direction, second.direction)
+
+
+def test_the_memory_counts_the_bytes_of_C_in_float32(tiny):
+    both, heads = [0, 1], [Site(0, "attention"), Site(1, "attention")]
+    assert Evidence(tiny, PAIRS, memory=4 * 2 * 64**2).fits(both)
+    assert not Evidence(tiny, PAIRS, memory=4 * 2 * 64**2 - 1).fits(both)
+    assert Evidence(tiny, PAIRS, memory=4 * 2 * 16**2).fits(heads)
+
+
+@pytest.mark.parametrize(("memory", "passes"), [(1, 2), (4 * 64**2, 2), (4 * 2 * 64**2, 0)])
+def test_trne_takes_sites_in_turn_for_want_of_memory_with_the_same_edit(tiny, monkeypatch, memory, passes):
+    whole = TRNE.fit(tiny, PAIRS, norm=0.05, neutral=NEUTRAL)
+    in_turn = counted(monkeypatch, statistics_module, "collect_contrast")
+    shared = Evidence(tiny, PAIRS, NEUTRAL, memory=memory).expect("gradients", "curvature")
+    assert bool(shared.statistics(frozenset({"gradients"})).C) == (passes == 0)
+    edit = TRNE.fit(tiny, PAIRS, norm=0.05, evidence=shared)
+    assert [call[1]["curved"] for call in in_turn] == [[Site(0)], [Site(1)]][:passes]
+    for a, b in zip(whole.edits, edit.edits, strict=True):
+        assert a.site == b.site
+        torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
+
+
+def test_a_single_site_that_fits_needs_no_turns_and_is_read_once(tiny, monkeypatch):
+    whole = TRNE.fit(tiny, PAIRS, norm=0.05, layers=[1], neutral=NEUTRAL)
+    calls = counted(monkeypatch, statistics_module, "collect_contrast")
+    shared = Evidence(tiny, PAIRS, NEUTRAL, memory=4 * 64**2)
+    for _ in range(2):
+        assert_same_edit(TRNE.fit(tiny, PAIRS, norm=0.05, layers=[1], evidence=shared), whole)
+    assert len(calls) == 1
+
+
+def test_evidence_on_other_texts_is_new_and_keeps_the_neutral_text(tiny):
+    evidence = Evidence(tiny, PAIRS, NEUTRAL)
+    s = evidence.statistics(frozenset({"gradients"}))
+    other = evidence.on(ContrastSet(TEXTS[:1], TEXTS[1:2]))
+    assert other.neutral is NEUTRAL
+    assert other.pairs.toxic == TEXTS[:1]
+    assert not torch.allclose(other.statistics(frozenset({"gradients"})).G(0), s.G(0))
+
+
+def test_the_built_in_text_is_loaded_when_it_is_needed(tiny, monkeypatch):
+    loads = counted(monkeypatch, module, "load_neutral")
+    evidence = Evidence(tiny, PAIRS)
+    Steering.fit(tiny, PAIRS, evidence=evidence, strength=1.0)
+    assert loads == []
+    assert evidence.neutral is evidence.neutral
+    assert len(loads) == 1
+
+
+def test_what_is_remembered_is_computed_once(tiny):
+    evidence, calls = Evidence(tiny, PAIRS), []
+    assert [evidence.remember("key", lambda: calls.append(1) or len(calls)) for _ in range(3)] == [1, 1, 1]
+    assert evidence.remember("other", lambda: 7) == 7

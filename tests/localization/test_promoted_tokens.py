@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from tests.conftest import random_hf, random_model, tokenizer
+from tests.models.test_hooked_transformer import with_class
+from toxloc import ToxlocError
+from toxloc.localization.promoted_tokens import promoted_tokens
+from toxloc.models.architectures import ARCHITECTURES, architecture
+from toxloc.models.loaded import LoadedModel
+from toxloc.support.masking import mask
+
+
+def with_random_norms(family, **sizes):
+    """A random model in float32 whose norms have gains of their own, and no cap on its logits."""
+    hf = random_hf(family, **sizes)
+    with torch.no_grad():
+        for p in hf.parameters():
+            if p.ndim == 1:
+                p.add_(0.5 * torch.randn(p.shape))
+    if hasattr(hf.config, "final_logit_softcapping"):
+        hf.config.final_logit_softcapping = None
+    return LoadedModel.from_hf(hf, tokenizer(), f"random-{family}")
+
+
+def derivative_of_logits(lm, neuron):
+    """d logits / d activation of a neuron of the last layer, by running the model itself, times what norms divide by.
+
+    The MLP's output and the residual stream are set to vectors orthogonal to what the neuron writes there, where a
+    norm's divisor does not change to first order; so this is exact, and knows nothing of the norms' places or gains.
+    """
+    layer = lm.n_layers - 1
+    centred = "bias" in dict(lm.hf.get_submodule(architecture(lm.hf.config.model_type).final_norm).named_parameters())
+
+    def orthogonal(w):
+        x = torch.randn(w.shape)
+        for _ in range(2):  # twice, for rounding
+            if centred:
+                x, w = x - x.mean(), w - w.mean()
+            x = x - (x @ w) / (w @ w) * w
+        return x
+
+    row = lm.W_out(layer)[neuron].clone()
+    m, written, stream = orthogonal(row), {}, {}
+
+    def logits(h):
+        def on_mlp(module, args, out):
+            return torch.zeros_like(out) + m + h * row
+
+        def on_block(module, args, out):
+            hidden = out[0] if isinstance(out, tuple) else out
+            if not stream:
+                written["at 0"] = hidden.detach()
+                return out
+            hidden = stream["x"] + hidden - written["at 0"]
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        block = lm.hf.get_submodule(architecture(lm.hf.config.model_type).blocks)[-1]
+        handles = [lm.down_projection(layer).register_forward_hook(on_mlp), block.register_forward_hook(on_block)]
+        try:
+            return lm.hf(input_ids=torch.tensor([[5, 6]]), use_cache=False).logits[0, -1]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def slope(function):  # not torch.func.jvp, which bloom's own activation function does not know
+        return torch.autograd.functional.jvp(function, torch.zeros(()), torch.ones(()))[1]
+
+    divisor = 1.0
+    direction = row
+    if lm.contribution(layer) is not lm.down_projection(layer):  # a norm follows the MLP: what does the stream get?
+        divisor = m.pow(2).mean().sqrt()
+        direction = slope(lambda h: lm.contribution(layer)(m + h * row))
+    logits(torch.zeros(()))
+    stream["x"] = orthogonal(direction)
+    divisor = divisor * stream["x"].pow(2).mean().sqrt()
+    return slope(logits) * divisor
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_promoted_tokens_are_those_whose_logits_rise_in_the_model_itself(family):
+    lm = with_random_norms(family)
+    truth = derivative_of_logits(lm, 7)
+    for sign in (1, -1):
+        found, = promoted_tokens(lm, [(1, 7)], k=5, sign=sign)
+        order = (sign * truth).argsort(descending=True)[:5].tolist()
+        assert found.tokens == [lm.tokenizer.decode([i]) for i in order]
+        np.testing.assert_allclose(found.scores, truth[order], rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_every_layer_and_neuron_is_read_at_its_own_place(family):
+    lm = with_random_norms(family)
+    (first, last), again = promoted_tokens(lm, [(0, 3), (1, 5)]), promoted_tokens(lm, [(0, 3)])
+    assert [(p.layer, p.neuron) for p in (first, last)] == [(0, 3), (1, 5)]
+    assert first.tokens == again[0].tokens != last.tokens
+    with torch.no_grad():
+        lm.W_out(1)[5] = lm.W_out(0)[3]
+        if family == "gemma2":
+            lm.contribution(1).weight.copy_(lm.contribution(0).weight)
+    np.testing.assert_array_equal(promoted_tokens(lm, [(1, 5)])[0].scores, first.scores)
+
+
+def test_a_layer_norm_without_gain_only_centres():
+    lm = with_random_norms("opt", layer_norm_elementwise_affine=False)
+    row = lm.W_out(0)[0] - lm.W_out(0)[0].mean()
+    expected = (lm.hf.lm_head.weight @ row).sort(descending=True).values[:3]
+    np.testing.assert_allclose(promoted_tokens(lm, [(0, 0)], k=3)[0].scores, expected, rtol=1e-5)
+
+
+def test_an_opt_that_norms_inside_its_blocks_says_so():
+    lm = random_model("opt", do_layer_norm_before=False)
+    with pytest.raises(ToxlocError, match=r"no final norm at model\.decoder\.final_layer_norm"):
+        promoted_tokens(lm, [(0, 0)])
+
+
+def test_rows_of_a_padded_vocabulary_are_no_tokens(tiny):
+    tiny.hf.lm_head.weight[100:] *= 1000
+    tiny.tokenizer.__class__ = type("Short", (tiny.tokenizer.__class__,), {"__len__": lambda self: 100})
+    everything = {tiny.tokenizer.decode([i]) for i in range(100)}
+    assert set(promoted_tokens(tiny, [(0, 0)], k=100)[0].tokens) == everything
+    with pytest.raises(ToxlocError, match="k=101: random-gpt2 has 1 to 100 tokens"):
+        promoted_tokens(tiny, [(0, 0)], k=101)
+
+
+def test_half_precision_is_scored_in_float32():
+    lm = random_model("llama", dtype=torch.bfloat16)
+    row, gain = lm.W_out(1)[2].float(), lm.hf.model.norm.weight.float()
+    expected = (lm.hf.lm_head.weight.float() @ (row * gain)).max()
+    assert promoted_tokens(lm, [(1, 2)], k=1)[0].scores[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    (dict(neurons=[(2, 0)]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
+    (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
+    (dict(neurons=[(0, -1)]), "There is no neuron -1 in layer 0"),
+    (dict(neurons=[], k=0), "k=0"), (dict(neurons=[], sign=0), "sign=0"),
+])
+def test_impossible_neurons_and_counts_are_named(tiny, how, words):
+    with pytest.raises(ToxlocError, match=words):
+        promoted_tokens(tiny, **how)
+
+
+def test_promoted_prints_masked_and_keeps_raw(tiny):
+    found, = promoted_tokens(tiny, [(0, 1)], k=40)
+    raw = [token for token in found.tokens if mask(token) != token]
+    assert raw
+    assert found.shown() == [mask(token) for token in found.tokens] == list(found.to_frame()["token"])
+    assert found.shown(masked=False) == found.tokens == list(found.to_frame(masked=False)["token"])
+    assert all(repr(token) not in repr(found) + str(found) for token in raw)
+    assert list(found.to_frame().columns) == ["layer", "neuron", "token", "score"]
+    assert found.scores.dtype == np.float64
+
+
+def test_sentencepiece_tokens_keep_the_space_before_a_word(tiny):
+    inner = Tokenizer(models.BPE({"<unk>": 0, "▁bad": 1, "bad": 2, "▁": 3}, [], unk_token="<unk>"))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tiny.tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    assert tiny.tokenizer.decode([1]) == "bad"
+    assert set(promoted_tokens(tiny, [(0, 0)], k=4)[0].tokens) == {"<unk>", " bad", "bad", " "}
+
+
+@with_class
+@pytest.mark.parametrize("family", ["gpt2", "llama"])  # a LayerNorm and an RMSNorm
+def test_a_hooked_transformer_alone_promotes_what_the_model_beside_hugging_faces_does(family):
+    hf = with_random_norms(family).hf
+    full = LoadedModel.from_hf(hf, tokenizer(), hooks="transformer")
+    alone = LoadedModel.of(full.hooked)
+    assert alone.hf is None
+    for sign in (1, -1):
+        pairs = zip(promoted_tokens(alone, [(0, 3), (1, 5)], sign=sign),
+                    promoted_tokens(full, [(0, 3), (1, 5)], sign=sign), strict=True)
+        for found, expected in pairs:
+            assert found.tokens == expected.tokens
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.conftest import TEXTS, random_hf, random_model, tokenizer
+from tests.models.test_hooked_transformer import with_class
+from toxloc import ContrastSet, ToxlocError, collect_contrast
+from toxloc.localization.statistics import collect
+from toxloc.localization.token_view import TokenView, token_view
+from toxloc.models.architectures import architecture
+from toxloc.models.loaded import LoadedModel
+from toxloc.support.masking import mask
+
+from .by_hand import ids_of, rows_of
+
+
+def nlls_with_one_position_scaled(lm, ids, layer, factor):
+    """Summed NLL of one text with what a layer's neurons write scaled at position t, for every t: a row each.
+
+    Where a norm follows the MLP, which would take the scale out again, the norm's output is scaled.
+    """
+    normed = architecture(lm.hf.config.model_type).post_norm
+    place = lm.at(layer).write_hook if normed else lm.at(layer).keys_hook
+    n = ids.shape[1]
+    t = torch.arange(n)
+
+    def scale(a):
+        a = a.clone()
+        a.view(n, n, -1)[t, t] *= factor
+        return a
+
+    ids = ids.expand(n, n)
+    with torch.no_grad(), lm.hooks([(place, scale)]):
+        logits = lm.forward(ids, torch.ones_like(ids)).double()
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
+
+
+def test_attribution_is_what_scaling_the_neurons_at_one_position_costs(any_family):
+    lm, ids, h = any_family, ids_of(any_family, TEXTS[0]), 1e-2
+    view = token_view(lm, TEXTS[0])
+    assert view.attribution.shape == (lm.n_layers, ids.shape[1])
+    assert view.attribution.dtype == np.float64
+    less, more = (torch.stack([nlls_with_one_position_scaled(lm, ids, layer, factor) for layer in range(lm.n_layers)])
+                  for factor in (1 - h, 1 + h))
+    slopes = ((less - more) / (2 * h)).numpy()
+    np.testing.assert_allclose(view.attribution, slopes, rtol=1e-2, atol=2e-3)
+    assert np.abs(slopes).max() > 0.1
+
+
+def test_attribution_sums_to_the_text_s_contribution(any_family):
+    for skip_first in (False, True):
+        gathered = collect(any_family, [TEXTS[2]], skip_first=skip_first).contributions.attribution
+        found = token_view(any_family, TEXTS[2]).attribution[:, int(skip_first):].sum(1)
+        np.testing.assert_allclose(found, torch.stack(list(gathered.values()))[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_view_leaves_the_model_as_it_was(tiny):
+    weight = tiny.down_projection(0).weight
+    frozen = token_view(tiny, TEXTS[0])
+    weight.requires_grad_(True)
+    np.testing.assert_array_equal(token_view(tiny, TEXTS[0]).attribution, frozen.attribution)
+    assert weight.grad is None
+    assert all(not point.fwd_hooks for point in tiny.hooked.hook_dict.values())
+
+
+def test_activation_is_the_standardised_output_along_the_toxic_direction(any_family):
+    lm, text = any_family, "A new text, of which the statistics know nothing."
+    s = collect_contrast(lm, ContrastSet(TEXTS[:2], TEXTS[2:4]), gradients=False)
+    view = token_view(lm, text, s)
+    assert token_view(lm, text).activation is None
+    for layer in range(lm.n_layers):
+        T, N = (rows_of(lm, texts, layer)[1].numpy() for texts in (TEXTS[:2], TEXTS[2:4]))
+        apart = np.concatenate([T - T.mean(0), N - N.mean(0)])
+        sd = np.sqrt((apart**2).mean(0))
+        d = (T.mean(0) - N.mean(0)) / sd
+        d /= np.sqrt((d**2).sum())
+        expected = [sum((row[i] - (T.mean(0)[i] + N.mean(0)[i]) / 2) / sd[i] * d[i] for i in range(lm.d_model))
+                    for row in rows_of(lm, [text], layer)[1].numpy()]
+        np.testing.assert_allclose(view.activation[layer, 1:], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_toxic_tokens_lie_on_the_toxic_side_of_the_middle(tiny):
+    """Averaged over a set, activation is half the distance of the means, either way."""
+    s = collect_contrast(tiny, ContrastSet(TEXTS[:1], TEXTS[1:2]), gradients=False)
+    sides = [token_view(tiny, text, s).activation[:, 1:].mean(1) for text in TEXTS[:2]]
+    np.testing.assert_allclose(sides[0], -sides[1], rtol=1e-4)
+    assert (sides[0] > 0).all()
+
+
+def test_statistics_of_attentions_beside_the_mlps_change_no_view(tiny):
+    pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
+    one, other = (collect_contrast(tiny, pairs, gradients=False, sites=sites) for sites in (None, tiny.sites()))
+    np.testing.assert_allclose(token_view(tiny, TEXTS[4], one).activation,
+                               token_view(tiny, TEXTS[4], other).activation, rtol=1e-6)
+
+
+def test_a_contrast_without_difference_has_no_side(tiny):
+    s = collect_contrast(tiny, ContrastSet(TEXTS[:1], TEXTS[:1]), gradients=False)
+    np.testing.assert_array_equal(token_view(tiny, TEXTS[1], s).activation, 0)
+
+
+def test_a_view_s_tokens_spell_the_text_and_words_are_masked_whole(lm):
+    text = "He is insufferablest, and dumb."
+    view = token_view(lm, text)
+    assert view.tokens[0] == lm.tokenizer.bos_token
+    assert "".join(view.tokens[1:]) == text
+    assert len(view.tokens) > 1 + len(text.split()) + 2  # the long word is several tokens
+    assert view.shown(masked=False) == view.tokens
+    assert "".join(view.shown()[1:]) == mask(text)
+    assert [len(token) for token in view.shown()] == [len(token) for token in view.tokens]
+    assert "dumb" not in repr(view) + str(view)
+    assert len(token_view(lm, text, max_length=4).tokens) == 4
+
+
+def test_texts_with_nothing_to_predict_and_foreign_statistics_are_refused(tiny):
+    with pytest.raises(ToxlocError, match="is empty"):
+        token_view(tiny, " ")
+    with pytest.raises(ToxlocError, match="one token"):
+        token_view(tiny, "Hello", max_length=1)
+    others = collect_contrast(random_model("gpt2", n_layer=3), ContrastSet(TEXTS[:1], TEXTS[1:2]), gradients=False)
+    with pytest.raises(ToxlocError, match="another shape; gather them on random-gpt2"):
+        token_view(tiny, TEXTS[0], others)
+
+
+def test_the_heatmap_is_the_plots_one(monkeypatch):
+    monkeypatch.setattr("toxloc.plots.tokens.token_heatmap", lambda *args: args)
+    view = TokenView("a", ["a"], np.zeros((1, 1)), None)
+    assert view.heatmap() == (view, "attribution", True)
+    assert view.heatmap("activation", masked=False) == (view, "activation", False)
+
+
+@with_class
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_hooked_transformer_alone_is_viewed_as_the_model_beside_hugging_faces(family):
+    full = LoadedModel.from_hf(random_hf(family), tokenizer(), hooks="transformer")
+    alone = LoadedModel.of(full.hooked)
+    assert alone.hf is None
+    pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
+    found, expected = (token_view(lm, TEXTS[4], collect_contrast(lm, pairs, gradients=False)) for lm in (alone, full))
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.attribution, expected.attribution, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.activation, expected.activation, rtol=1e-4, atol=1e-5)
