@@ -95,7 +95,7 @@ def test_what_was_asked_for_is_known_after_merging():
     (dict(steps="many"), "steps='many': it must be a valid integer, unable to parse string as an integer."),
     (dict(pair=3), "3 is odd; give an even number."),
     (dict(gait="run", steps=101), "Nobody runs more than 100 steps; walk."),
-    (dict(stops=()), "stops=(): Tuple should have at least 1 item after validation, not 0."),
+    (dict(stops=()), "stops=(): give at least one."),
     (dict(stops=("a", 2)), "stops.1=2: it must be a valid string."),
     (dict(stepps=1), "There is no setting 'stepps' here; there are device, steps, share, gait, pair, stops."),
 ])

@@ -190,7 +190,7 @@ def unit_sizes(lm: LoadedModel, loc: Localization, part: str | None = None) -> B
     """
     sites, sizes = loc.sites(part), loc.unit_sizes()
     expected = [site for site in lm.sites() if site.part in {one.part for one in sites}]
-    if list(sites) != expected or any(len(sizes[site]) != lm.at(site).n_units for site in sites):
+    if set(sites) != set(expected) or any(len(sizes[site]) != lm.at(site).n_units for site in sites):
         raise ToxlocError(f"This localization is of {loc.about.get('model')}, with {len(sites)} layers of "
                           f"{len(sizes[sites[0]])} {UNITS[sites[0].part]}s; {lm.name} has {len(expected)} of "
                           f"{lm.at(expected[0]).n_units}.")

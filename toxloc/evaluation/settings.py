@@ -26,9 +26,10 @@ class EvaluationSettings(Settings):
     """
 
     protocol: str | None = option(None, "published protocol, which fixes prompts and decoding: "
-                                        + ", ".join(PROTOCOLS), panel=PANEL)
+                                        + ", ".join(PROTOCOLS) + "; default: none", panel=PANEL)
     evaluators: tuple[str, ...] | None = option(
-        None, "evaluators of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; default: the protocol's, else "
+        None, "evaluators of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
+              "protocol's, else "
         + " and ".join(DEFAULT), panel=PANEL, flag="evaluator", min_length=1)
     samples: int | None = option(None, "completions per prompt; default: the protocol's, else 5", panel=PANEL, ge=1)
     max_new_tokens: int | None = option(None, "length of a completion in tokens; default: the protocol's, else 20",

@@ -231,7 +231,7 @@ class Localization:
             sites = about.pop("sites", {MLP: [str(Site(layer)) for layer in range(n_layers)]})
             by_part = {part: _read_part(arrays, "" if part == MLP else f"{part}/", names, own)
                        for part, own in sites.items()}
-        except (KeyError, IndexError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
             raise ToxlocError(f"The localization in {folder} is damaged or incomplete: {error!r}") from error
         return cls(by_part, about)
 
@@ -249,6 +249,8 @@ class Localization:
 
 
 def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], sites: list[str]) -> PartScores:
+    if len(sites) != len(arrays[f"{prefix}activation_size"]):
+        raise ValueError(f"{len(sites)} sites are listed, and there are scores of another number")
     return PartScores(
         tuple(Site.of(site) for site in sites), {name: arrays[f"{prefix}layers.{name}"] for name in names},
         {name: arrays[f"{prefix}neurons.{name}"] for name in names}, arrays[f"{prefix}activation_size"],

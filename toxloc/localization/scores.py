@@ -294,8 +294,8 @@ assert set(SCORES) == set(get_args(ScoreName))
 
 
 def needs_of(scores: Sequence[str]) -> frozenset[str]:
-    """Return the statistics that some scores need besides moments."""
-    return frozenset().union(*(SCORES[name].needs for name in scores))
+    """Return the statistics that some scores need: moments, and what each needs besides."""
+    return frozenset({"moments"}).union(*(SCORES[name].needs for name in scores))
 
 
 def check_scores(scores: Sequence[str]) -> None:

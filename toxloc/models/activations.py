@@ -71,8 +71,8 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
     Args:
         lm: the model.
         place: which activation.
-        transform: from the activation [.., d] in float32, whatever type the model computes in, to its new value, which is
-            rounded back.
+        transform: from the activation [.., d] in float32, whatever type the model computes in, to its new value,
+            which is rounded back.
         stack: takes the hooks off when it is closed.
     """
     def rounded(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ToxlocError(f"{path.parent} holds no {what}: {path.name} is missing.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ToxlocError(f"{path} is not valid JSON ({error}); was the {what} saved by toxloc?") from None
     if not isinstance(data, dict):
         raise ToxlocError(f"{path} does not hold a {what}.")

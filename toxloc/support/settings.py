@@ -81,15 +81,24 @@ def extra_of(field: FieldInfo) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Say in one sentence which value is wrong and why."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or "[" not in part)
+    """Say in one sentence which value is wrong and why.
+
+    A field of several types has one error per type; their messages are joined.
+    """
+    errors = error.errors()
+    first, name = errors[0], errors[0]["loc"][:1]
+    where = ".".join(str(part) for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int))
     if first["type"] == "missing":
         return f"{where} is missing; give it a value."
-    if first["type"] == "value_error" and isinstance(cause := first["ctx"]["error"], ToxlocError):
-        return str(cause)
-    message = first["msg"].replace("Input should be", "it must be").removeprefix("Value error, ")
-    return f"{where}={first['input']!r}: {message}."
+    for one in errors:
+        if one["type"] == "value_error" and isinstance(cause := one["ctx"]["error"], ToxlocError):
+            return str(cause)
+    if first["type"] == "too_short":
+        return f"{where}={first['input']!r}: give at least one."
+    messages = dict.fromkeys(one["msg"].removeprefix("Value error, ").partition(", unable")[0]
+                             for one in errors if one["loc"][:1] == name)
+    joined = " or ".join(messages).replace("or Input should be", "or").replace("Input should be", "it must be")
+    return f"{where}={first['input']!r}: {joined}."
 
 
 def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ class NeutralSettings(Settings):
 
     neutral: str = option("builtin", "everyday text on which the cost is kept within its budget: builtin or a file",
                           panel=READ)
-    max_neutral: int = option(500, "everyday texts, at most", panel=COUNT, ge=12)
+    max_neutral: int = option(500, "draw at most this many everyday texts", panel=COUNT, ge=12)
 
 
 class FitTextSettings(NeutralSettings):
@@ -18,4 +18,4 @@ class FitTextSettings(NeutralSettings):
 
     contrast: str = option("builtin", "toxic and neutral texts to learn the difference from: builtin, a CSV, TSV, "
                                       "JSONL or Parquet file, or a hub dataset", panel=READ)
-    max_texts: int = option(600, "contrast texts of each side, at most", panel=COUNT, ge=8)
+    max_texts: int = option(600, "draw at most this many contrast texts of each side", panel=COUNT, ge=8)

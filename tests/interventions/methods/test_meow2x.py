@@ -298,7 +298,7 @@ def test_attentions_and_heads_that_are_not_in_the_model(tiny, parts, words):
     assert tiny.interventions == []
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_cost_of_a_head_is_a_trace_by_hand(family):
     lm, site = random_model(family), Site(1, "attention")
     s = collect_contrast(lm, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True, sites=lm.sites("attention"))

@@ -44,8 +44,8 @@ class TRNESettings(StrengthSettings):
 
     strength: float | None = option(None, "sets the strength outright: the relative norm ε (frobenius), or s (kl); the "
                                           "budget is then not used", gt=0, allow_inf_nan=False)
-    metric: Literal["kl", "frobenius"] = option("kl", "the cost that bounds the edit: the change of the predictions on "
-                                                      "neutral text, or the Frobenius norm of the paper")
+    metric: Literal["kl", "frobenius"] = option("kl", "the cost that bounds the edit: kl, the change of the "
+                                                      "predictions on neutral text, or frobenius, the paper's norm")
     norm: float | None = option(None, "sets the relative norm ε outright: the squares of ||ΔW||_F / ||W||_F over sites "
                                       "add up to ε²; the budget is then not used", gt=0, allow_inf_nan=False)
     sites: SitesChoice = option("mlp", "the maps that are edited: mlp for W_out, attention for W_O, or all")
