@@ -25,7 +25,8 @@ RANK = {name.strip(): rank for rank, layer in enumerate(LAYERS["layers"]) for na
 LAZY = {"toxloc", "toxloc.evaluation.evaluators"}  # packages that import a name when it is first used
 BY_NAME = {"toxloc.interventions.registry": "toxloc.interventions.methods"}  # imports every file of that folder
 SECOND_ADDRESS = ("toxloc.texts.contrast", "toxloc")  # `ContrastSet.from_model` calls `toxloc.contrast_from_model`
-NOT_MIRRORED = {"benchmarks", "test_architecture", "test_docs", "test_examples", "test_imports", "test_notebooks"}
+NOT_MIRRORED = {"benchmarks", "test_architecture", "test_docs", "test_entry", "test_examples", "test_imports",
+                "test_notebooks", "test_parity"}
 TOP_FILES = 6
 
 

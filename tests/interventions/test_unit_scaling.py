@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import gelu
@@ -125,17 +124,6 @@ def test_only_what_is_scaled_is_touched(tiny):
         names = [name for (name, now), was in zip(tiny.hf.named_parameters(), before, strict=True)
                  if not torch.equal(now, was)]
     assert names == ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "phi3"])
-def test_aurocs_count_pairs_of_texts_read_one_by_one_by_the_plain_model(family):
-    lm = random_model(family)
-    pairs = ContrastSet([*TEXTS[:2], "Hm, no."], TEXTS[2:])
-    peaks = [[torch.cat([torch.cat([out[1:].amax(0) for out in layer]) for layer in linear_outputs(lm, text)])
-              for text in side] for side in (pairs.toxic, pairs.neutral)]
-    won = sum((t > n).double() + (t == n).double() / 2 for t in peaks[0] for n in peaks[1])
-    assert len(won.unique()) > 5
-    np.testing.assert_array_equal(unit_aurocs(lm, pairs), (won / 9).reshape(lm.n_layers, -1).numpy())
 
 
 def test_save_and_load(tiny, tmp_path):

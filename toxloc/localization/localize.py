@@ -11,7 +11,7 @@ from ..models.sites import PARTS, Part, Site
 from ..texts.contrast import ContrastSet
 from .result import Localization, PartScores
 from .score_names import ScoreName
-from .scores import SCORES, Scored, check_scores, needs_of
+from .scores import SCORES, Scored, both_contributions, check_scores, needs_of
 from .statistics import ContrastStatistics, collect_contrast
 from .uncertainty import DRAWS, Uncertainty, Weights
 
@@ -85,9 +85,8 @@ def _part_scores(part: str, sites: Sequence[Site], scored: dict[str, Scored], si
 
 
 def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:
-    assert s.toxic.contributions is not None
-    assert s.neutral.contributions is not None
-    sizes = len(s.toxic.contributions.tokens), len(s.neutral.contributions.tokens)
+    toxic, neutral = both_contributions(s)
+    sizes = len(toxic.tokens), len(neutral.tokens)
     return [Weights.bootstrap(*sizes, s.paired, draws, seed), Weights.shuffled(*sizes, s.paired, draws, seed)]
 
 

@@ -83,7 +83,7 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
     activation a, signed. Head: the root mean square of that difference over the elements of its z. The activation
     contrast behind Meow2X.
     """
-    toxic, neutral = _sides(s)
+    toxic, neutral = both_contributions(s)
     tokens = _joined(toxic.tokens, neutral.tokens)
 
     def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
@@ -113,7 +113,7 @@ def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weig
     which differs with depth whatever the text: not where toxicity is. Draws come from sketches of the groups'
     gradients, scaled to the exact norm on the texts as they are.
     """
-    toxic, neutral = _sides(s)
+    toxic, neutral = both_contributions(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
     rows = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
     exact = np.array([np.linalg.norm(one) for one in rows])
@@ -132,7 +132,7 @@ def gradient_calibrated(lm: LoadedModel, s: ContrastStatistics, weights: Sequenc
     Site: ||G||_F / mean over permutations of ||G||_F, which removes the scale of the site's depth. Unit: norm of its
     rows over what a unit of its site has on average under shuffled labels.
     """
-    toxic, neutral = (len(side.tokens) for side in _sides(s))
+    toxic, neutral = (len(side.tokens) for side in both_contributions(s))
     null = next((w for w in weights if w.null), Weights.shuffled(toxic, neutral, s.paired, NULL_DRAWS))
     raw = gradient_norm(lm, s, [null, *weights])
     assert raw.draws is not None
@@ -148,7 +148,7 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
     gemma3, olmo2) it undoes any scaling of all units alike, and the sum is near 0; there a site's score is that of the
     norm's output c, -<dNLL/dc, c>, which is what scaling the site scales.
     """
-    toxic, neutral = _sides(s)
+    toxic, neutral = both_contributions(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
     units = [view.per_unit(-(s.G(view.site).double() * view.W.double()).sum(1)).cpu().numpy()
              for view in _views(lm, s)]
@@ -225,7 +225,7 @@ def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) ->
 
 def _auroc_at(s: ContrastStatistics, site: Site, weights: Sequence[Weights]
               ) -> tuple[Float64[np.ndarray, " n_units"], list[Float64[np.ndarray, " draws"]]]:
-    toxic, neutral = _sides(s)
+    toxic, neutral = both_contributions(s)
     if toxic.peaks is None or neutral.peaks is None:
         raise ToxlocError('auroc needs the peaks of every text; gather them with collect_contrast(peaks=True).')
     (x, text_T), (y, text_N) = toxic.peaks.at(site), neutral.peaks.at(site)
@@ -309,9 +309,15 @@ def _views(lm: LoadedModel, s: ContrastStatistics) -> list[SiteView]:
     return [lm.at(site) for site in s.sites]
 
 
-def _sides(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
-    assert s.toxic.contributions is not None
-    assert s.neutral.contributions is not None
+def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
+    """Return what the groups of toxic and of neutral texts contributed.
+
+    Raises:
+        ToxlocError: the statistics were gathered without moments.
+    """
+    if s.toxic.contributions is None or s.neutral.contributions is None:
+        raise ToxlocError("These statistics have no moments, which every score needs; gather them with "
+                          "collect_contrast(moments=True).")
     return s.toxic.contributions, s.neutral.contributions
 
 
@@ -324,7 +330,7 @@ def _over_sites(s: ContrastStatistics, weights: Sequence[Weights],
                 site_score: Callable[[Site, Weights], np.ndarray],
                 units: list[Float64[np.ndarray, " _n_units"]]) -> Scored:
     """Evaluate a site's score with the texts as they are, and under every draw."""
-    observed = Weights.observed(*(len(side.tokens) for side in _sides(s)))
+    observed = Weights.observed(*(len(side.tokens) for side in both_contributions(s)))
     values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
     return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
 

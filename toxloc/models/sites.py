@@ -83,6 +83,13 @@ class BySite(dict[Site, T]):
     def __getitem__(self, site: AnySite) -> T:
         return super().__getitem__(Site.of(site))
 
+    def __setitem__(self, site: AnySite, value: T) -> None:
+        super().__setitem__(Site.of(site), value)
+
+    def get(self, site: AnySite, default: Any = None) -> Any:
+        """Return the value of a site, or the default."""
+        return super().get(Site.of(site), default)
+
     def __contains__(self, site: object) -> bool:
         return super().__contains__(Site.of(site))  # type: ignore[arg-type]
 
