@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -7,6 +8,7 @@ from benchmarks import causal
 from toxloc.localization.scores import SCORES
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(causal.main)

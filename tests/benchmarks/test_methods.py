@@ -18,6 +18,7 @@ def command(*arguments):
 SMALL = ("--budget", "0.05", "--max-prompts", 8, "--samples", 1, "--max-texts", 24, "--max-neutral", 40)
 
 
+@pytest.mark.slow
 def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     out = tmp_path / "methods.json"
@@ -62,6 +63,7 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     assert "was made with seed=0, not 1" in str(other.exception)
 
 
+@pytest.mark.slow
 def test_budgets_in_kl(tmp_path):
     done = command("--method", "TRNE", *SMALL[2:], "--unit", "kl", "--budget", "0.02", "--out", tmp_path / "out.json")
     assert done.exit_code == 0, done.output

@@ -132,6 +132,7 @@ def test_memory_rises_by_what_is_kept(monkeypatch, tiny):
     assert found.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not speed.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
     found = speed.in_process("filtered cache", 8, speed.Setting(device="cpu"))

@@ -80,6 +80,7 @@ def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
     assert generate(lm, PROMPTS, samples=3, journal=path) == expected
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
     path = tmp_path / "journal.jsonl"
     program = ("import sys; from toxloc import load_model; from toxloc.generation.generate import generate; "

@@ -163,13 +163,13 @@ def test_a_sweep_takes_a_users_method(fade, tmp_path):
         assert (type(kept), kept.layer, kept.strength) == (fade, layer, 0.5)
 
 
+@pytest.mark.slow
 def test_a_run_judges_a_users_method_and_its_figure_has_its_title_and_colour(fade, tmp_path):
-    result = toxloc.run("toxloc-tiny", tmp_path / "run", methods=("fade", "steering"), samples=1, max_prompts=4,
+    result = toxloc.run("toxloc-tiny", tmp_path / "run", methods=("fade",), samples=1, max_prompts=4,
                         max_texts=40, max_neutral=24, max_new_tokens=4, knockouts=0, evaluators=("profanity-check",))
-    assert result.methods == ["baseline", "fade", "steering"]
+    assert result.methods == ["baseline", "fade"]
     bars = {bar.name: bar for bar in before_after(result.results["runs"]).data}
-    assert list(bars) == ["baseline", "Fading out", "mean-difference steering"]
+    assert list(bars) == ["baseline", "Fading out"]
     assert bars["Fading out"].marker.color == "#123456"
-    assert bars["mean-difference steering"].marker.color not in (None, "#123456")
     kept = toxloc.load_intervention(tmp_path / "run" / "fade")
     assert kept.record["tuned_perplexity_ratio"] <= 1.01

@@ -16,13 +16,14 @@ def test_the_signature_shows_every_setting():
     assert (shown["samples"].default, shown["methods"].default) == (5, ("meow2x", "trne"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_from_options_as_from_settings(tmp_path):
-    one = toxloc.run(out=tmp_path / "a", methods=["trne", "meow2x"], **SMALL)
-    two = toxloc.run(out=tmp_path / "b", settings=RunSettings(methods=("trne", "meow2x"), **SMALL | {"samples": 3}),
+    one = toxloc.run(out=tmp_path / "a", methods=["trne"], **SMALL)
+    two = toxloc.run(out=tmp_path / "b", settings=RunSettings(methods=("trne",), **SMALL | {"samples": 3}),
                      samples=1)
     assert (one.path / "completions.jsonl").read_bytes() == (two.path / "completions.jsonl").read_bytes()
     assert one.results == two.results
-    assert one.methods == ["baseline", "trne", "meow2x"]
+    assert one.methods == ["baseline", "trne"]
 
 
 def test_a_failed_run_leaves_no_file(tmp_path, monkeypatch):
@@ -31,7 +32,7 @@ def test_a_failed_run_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("toxloc.runs.pipeline.write_report", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        toxloc.run(out=tmp_path / "out", **SMALL)
+        toxloc.run(out=tmp_path / "out", methods=("trne",), **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -92,7 +92,7 @@ def test_what_was_asked_for_is_known_after_merging():
     (dict(share=5.0), "share=5.0: it must be less than 1."),
     (dict(steps=0), "steps=0: it must be greater than or equal to 1."),
     (dict(gait="fly"), "gait='fly': it must be 'walk' or 'run'."),
-    (dict(steps="many"), "steps='many': it must be a valid integer, unable to parse string as an integer."),
+    (dict(steps="many"), "steps='many': it must be a valid integer."),
     (dict(pair=3), "3 is odd; give an even number."),
     (dict(gait="run", steps=101), "Nobody runs more than 100 steps; walk."),
     (dict(stops=()), "stops=(): give at least one."),

@@ -69,7 +69,7 @@ Unit = tuple[Site, int]  # a unit of a site: a neuron or a head
 def unit_of(unit: tuple[Any, int]) -> Unit:
     """Return a unit with its site; (3, 17) is neuron 17 of layer 3."""
     site, number = unit
-    return Site.of(site), int(number)
+    return (site if isinstance(site, Site) else Site.of(site)), int(number)
 
 
 class BySite(dict[Site, T]):

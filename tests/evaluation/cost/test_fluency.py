@@ -44,7 +44,7 @@ def test_the_intervention_is_applied_again_afterwards(tiny):
         weight = tiny.W_out(0).clone()
         measure_fluency(tiny, TEXTS)
         assert torch.equal(weight, tiny.W_out(0))
-        assert tiny.applied == [meow]
+        assert tiny.interventions == [meow]
 
 
 def test_nothing_to_predict(tiny):

@@ -16,7 +16,7 @@ def test_figures_by_hand(lm):
     with edit.applied(lm):
         after = generate(lm, PROMPTS.texts, samples=2, seed=3)
         found = over_suppression(lm, PROMPTS, samples=2, seed=3)
-        assert lm.applied == [edit]
+        assert lm.interventions == [edit]
     assert before != after
     words = [[np.mean([len(text.split()) for text in several]) for several in texts] for texts in (before, after)]
     shift = found.words["anger"]

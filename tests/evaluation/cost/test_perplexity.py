@@ -97,6 +97,6 @@ def test_completions_are_judged_by_the_model_without_its_edits(tiny):
     nll, count = nll_of_endings(tiny, ["a b", "c"], [" c d", " e f g"])
     with Meow2X(layers=[0], scale=0.0).applied(tiny):
         found = completion_perplexity(tiny, prompts, completions)
-        assert len(tiny.applied) == 1
+        assert len(tiny.interventions) == 1
     assert found == pytest.approx(math.exp(nll.sum() / count.sum()), rel=1e-6)
     assert math.isnan(completion_perplexity(tiny, ["a"], [[""]]))

@@ -163,6 +163,7 @@ def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
             torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(scale="graded"), dict(scale="graded", per_cost=False), dict(scale="auto"),
                                      dict(parts="layers"), dict(parts="layers", k=3)])
 def test_every_form_keeps_its_budget(lm, pairs, neutral, options):

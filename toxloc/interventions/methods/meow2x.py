@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator
@@ -237,8 +238,9 @@ class Meow2X(Intervention):
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a layer or unit is not in the model."""
         check_sites(lm, self.sites)
-        for site, unit in self.units:
-            lm.check_unit(site, unit)
+        for site, (units, _) in self._by_site.items():
+            lm.check_unit(site, min(units))
+            lm.check_unit(site, max(units))
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         from ...models.activations import change, keys_of, written_by
@@ -276,10 +278,21 @@ class Meow2X(Intervention):
         import torch
 
         factors: dict[Site, Tensor] = {}
-        for (site, unit), scale in self.units.items():
-            view = lm.at(site)
-            factors.setdefault(site, torch.ones(view.n_units, device=view.device))[unit] = scale
+        for site, (units, scales) in self._by_site.items():
+            factor = torch.ones(lm.at(site).n_units)
+            factor[torch.tensor(units)] = torch.tensor(scales)
+            factors[site] = factor.to(lm.at(site).device)
         return factors
+
+    @cached_property
+    def _by_site(self) -> dict[Site, tuple[list[int], list[float]]]:
+        """The units of every site, and their scales."""
+        grouped: dict[Site, tuple[list[int], list[float]]] = {}
+        for (site, unit), scale in self.units.items():
+            units, scales = grouped.setdefault(site, ([], []))
+            units.append(unit)
+            scales.append(scale)
+        return grouped
 
     def _tensors(self) -> dict[str, Tensor]:
         import torch
