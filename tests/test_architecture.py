@@ -112,6 +112,12 @@ def test_the_top_of_the_package_holds_few_files():
     assert len(files) <= TOP_FILES, files
 
 
+def test_the_package_says_that_it_is_typed_and_lists_its_names_in_a_stub():
+    """Type checkers read the annotations of an installed package only if it holds py.typed (PEP 561)."""
+    assert (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "__init__.pyi").is_file()
+
+
 def test_the_tests_mirror_the_package():
     """`tests/a/test_b.py` tests `toxloc/a/b`; `tests/a/test_a.py` tests the package `toxloc/a` as a whole."""
     known = set(modules())
