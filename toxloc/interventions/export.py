@@ -33,14 +33,14 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
     what it was fitted, what was measured, and what it is not good for.
 
     Args:
-        lm: the model, with whatever interventions are in force; none is fine.
+        lm: the model, with whatever interventions are applied; none is fine.
         folder: to write; it appears only when it is complete.
         overwrite: replace the folder if it holds something.
         effect: what was measured, for the card: `{"before": entry, "after": entry}`, each an `Evaluation.to_dict()` or
             an entry of `runs` in results.json. By default the card says that toxicity was not measured.
 
     Raises:
-        ToxlocError: an intervention in force lives in hooks, `effect` is of another method, the folder is not empty
+        ToxlocError: an applied intervention exists in hooks alone, `effect` is of another method, the folder is not empty
             (and `overwrite` is off), or something cannot be written.
 
     Example:
@@ -71,8 +71,8 @@ def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathL
     lora_alpha equals it, so that the scaling is 1 for every reader of the format.
 
     Args:
-        intervention: what to write; its form in the weights is taken. It need not be in force, and others that are in
-            force play no part.
+        intervention: what to write; its form in the weights is taken. It need not be applied, and other applied
+            interventions play no part.
         lm: the model it is for; unchanged when this returns. A copy of it, in float32, is made meanwhile.
         folder: to write; it appears only when it is complete.
         overwrite: replace the folder if it holds something.
