@@ -20,6 +20,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import toxloc
 from benchmarks.families import LAYOUTS, random_hf, random_model, tokenizer  # noqa: F401
@@ -127,6 +128,10 @@ def neutral():
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """One whole run with small settings, shared by the tests of the pipeline, the report and the command line."""
-    out = tmp_path_factory.mktemp("run") / "result"
-    return toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60, knockouts=6)
+    """A whole run with small settings, shared by the tests of the pipeline and the report in all worker processes."""
+    shared = tmp_path_factory.getbasetemp()
+    out = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "small-run"
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60, knockouts=6)
+    return toxloc.RunResult.load(out)

@@ -44,6 +44,7 @@ def ran(tmp_path_factory):
     return out, result.output, calls
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_the_report(ran):
     out, printed, _ = ran
     kept = toxloc.RunResult.load(out)
@@ -55,6 +56,7 @@ def test_a_run_ends_with_a_table_and_the_report(ran):
     assert kept.report.is_file()
 
 
+@pytest.mark.slow
 def test_the_chosen_methods_are_judged_under_their_titles_and_colours(ran):
     out, _, _ = ran
     runs = json.loads((out / "results.json").read_text())["runs"]
@@ -66,6 +68,7 @@ def test_the_chosen_methods_are_judged_under_their_titles_and_colours(ran):
     assert [toxloc.load_intervention(out / kind).kind for kind in ("aura", "trne")] == ["aura", "trne"]
 
 
+@pytest.mark.slow
 def test_scores_and_methods_share_one_pass_over_the_contrast_texts(ran):
     calls = ran[2]
     assert len(calls) == 1

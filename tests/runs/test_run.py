@@ -30,7 +30,7 @@ def test_a_failed_run_leaves_no_file(tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toxloc.runs.pipeline.write_report", interrupted)
+    monkeypatch.setattr("toxloc.runs.pipeline.evaluate", interrupted)  # after the fits
     with pytest.raises(KeyboardInterrupt):
         toxloc.run(out=tmp_path / "out", methods=("trne",), **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -311,7 +311,7 @@ def test_the_cost_of_a_head_is_a_trace_by_hand(family):
         assert costs[2 + head] == pytest.approx(np.trace(C[u, u] @ W[u] @ S @ W[u].T), rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(scale="graded"), dict(parts="layers")])
+@pytest.mark.parametrize("options", [dict(scale="graded")])
 def test_fitted_heads_keep_the_budget_and_carry_toxicity(lm, pairs, neutral, options):
     before = bits(lm)
     meow = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, sites="attention", **options)

@@ -375,7 +375,7 @@ def test_vectors_that_do_not_fit_W_O(tiny):
     assert tiny.interventions == []
 
 
-@pytest.mark.parametrize("sites", ["attention", "all"])
+@pytest.mark.parametrize("sites", ["attention"])
 def test_a_fit_of_attentions_keeps_the_budget_and_raises_the_contrast(lm, pairs, neutral, sites):
     before = bits(lm)
     edit = TRNE.fit(lm, pairs, budget=0.01, neutral=neutral, sites=sites)
