@@ -40,8 +40,8 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
             an entry of `runs` in results.json. By default the card says that toxicity was not measured.
 
     Raises:
-        ToxlocError: an applied intervention exists in hooks alone, `effect` is of another method, the folder is not empty
-            (and `overwrite` is off), or something cannot be written.
+        ToxlocError: an applied intervention exists in hooks alone, `effect` is of another method, the folder is not
+            empty (and `overwrite` is off), or something cannot be written.
 
     Example:
         >>> with edit.applied(lm): export_hf(lm, "detoxified")             # doctest: +SKIP
