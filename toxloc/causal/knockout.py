@@ -16,9 +16,10 @@ from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..evaluation.cost.perplexity import mean_nll, nll_per_text
-from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.base import Evaluator
-from ..evaluation.evaluators.registry import DEFAULT
+from ..evaluation.evaluators.registry import DEFAULT, get_evaluators
+from ..evaluation.judging import judge
+from ..generation.generate import generate
 from ..interventions.methods.meow2x import Meow2X
 from ..localization.result import Localization
 from ..models.loaded import LoadedModel
@@ -98,7 +99,8 @@ class KnockoutTest:
                  samples: int = 2, seed: int = 0):
         self.lm, self.pairs, self.prompts = lm, pairs, prompts
         self.neutral = None if neutral is None else measured_texts(neutral)
-        self.evaluators, self.samples, self.seed = evaluators, samples, seed
+        self.samples, self.seed = samples, seed
+        self.evaluators = get_evaluators(evaluators) if prompts is not None else []
         (self._toxic, self._n_toxic), (self._neutral, self._n_neutral) = self._read()
         self._everyday = mean_nll(lm, self.neutral) if self.neutral else None
         self._rate = self._toxic_rate()
@@ -126,8 +128,8 @@ class KnockoutTest:
     def _toxic_rate(self) -> float | None:
         if self.prompts is None:
             return None
-        return evaluate(self.lm, self.prompts, self.evaluators, samples=self.samples, seed=self.seed,
-                        fluency=False).toxicity["any"].rate
+        completions = generate(self.lm, self.prompts.texts, samples=self.samples, seed=self.seed)
+        return float(judge(completions, self.evaluators)["any"].toxic.mean())
 
     def _interval(self, toxic: Float64[np.ndarray, " n_toxic"], neutral: Float64[np.ndarray, " n_neutral"]) -> Interval:
         def effect(i: np.ndarray, j: np.ndarray) -> np.ndarray:

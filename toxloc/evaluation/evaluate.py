@@ -24,9 +24,7 @@ from .evaluators.registry import get_evaluators
 from .judging import judge, judge_labels
 from .protocols import Protocol
 from .result import Evaluation
-from .settings import EvaluationSettings
-from .settings import decoding_of as decoding_of
-from .settings import usual_evaluators as usual_evaluators
+from .settings import EvaluationSettings, usual_evaluators
 from .toxicity import Toxicity, toxicity
 
 

@@ -4,9 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..support.intervals import Interval, mean_interval
-from .judgement import Judgement as Judgement
-from .sample_size import prompts_needed as prompts_needed
-from .verdicts import COMBINED as COMBINED
+from .judgement import Judgement
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class UnitScaling(Intervention):
-    """Multiply every output unit of the MLPs' linear maps by a factor of its own.
+    """Scale the output units of the MLPs' linear maps, with one factor per unit.
 
     A layer's units are the outputs of its linear maps (`models.activations.mlp_linears`) one after the other: the
     inputs of the non-linearity (d_mlp; where the MLP is gated, gate then up, 2 d_mlp) and the output of W_out

@@ -33,7 +33,7 @@ def write_report(path: Path, results: Mapping[str, Any], loc: Localization,
     """
     runs = results["runs"]
     editability = {int(layer): value for run in runs
-                   for layer, value in (run["config"].get("editability") or {}).items()}
+                   for layer, value in (run["config"].get("editability") or {}).items() if layer.isdigit()}
     figures = {
         "before_after": plots.before_after(runs),
         "cost": plots.cost(runs),
@@ -107,15 +107,10 @@ def _pairs(rows: Sequence[Mapping[str, Any]], methods: list[str], seed: int) -> 
 
 def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the completions with the largest difference of scores, of those with different verdicts."""
-    split = [row for row in rows if row["toxic"]["any"] and not _by_all(row["toxic"])]
+    split = [row for row in rows if row["toxic"]["any"] and not row["toxic"]["all"]]
     split.sort(key=lambda row: min(row["scores"].values()) - max(row["scores"].values()))
     return [{"text": row["completion"], "verdict": _verdict(row["toxic"]), "scores": row["scores"]}
             for row in split[:DISPUTED]]
-
-
-def _by_all(toxic: Mapping[str, bool]) -> bool:
-    """Return the verdict "all", which older files call "both"."""
-    return toxic["all"] if "all" in toxic else toxic["both"]
 
 
 def _verdict(toxic: Mapping[str, bool]) -> str:

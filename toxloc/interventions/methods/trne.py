@@ -85,7 +85,7 @@ class TRNESettings(StrengthSettings):
 
     @property
     def shares_statistics(self) -> bool:
-        """Whether the fit works on statistics that other methods use too, and not on some of its own."""
+        """Whether the fit can use the statistics that all methods share, instead of gathering its own."""
         return self.ridge != "auto" and not self.shrink and self.fisher == "empirical"
 
 
