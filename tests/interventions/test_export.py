@@ -12,6 +12,7 @@ import toxloc
 from tests.conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
 from toxloc import TRNE, Chain, Meow2X, ProFS, Steering, ToxlocError
 from toxloc.interventions.export import check_fitted_on, export_hf, export_peft
+from toxloc.interventions.methods.ablation import DirectionalAblation
 from toxloc.interventions.methods.trne import RankOne
 from toxloc.models.sites import Site
 
@@ -104,6 +105,18 @@ def test_an_adapter_is_exactly_the_edit(family, name, tmp_path):
     assert [module.get_base_layer().weight.shape for module in base.modules() if isinstance(module, BaseTunerLayer)] \
         == [lm.down_projection(i).weight.shape for i in range(2)]
     close(logits(adapted.merge_and_unload()), wanted)
+
+
+def test_an_ablation_of_a_model_without_biases_is_an_adapter_of_rank_one(tmp_path):
+    lm, base = random_model("llama"), random_hf("llama")
+    edit = DirectionalAblation(torch.nn.functional.normalize(torch.randn(lm.d_model), dim=0), [0, 1], mode="weights")
+    export_peft(edit, lm, tmp_path / "out")
+    with edit.applied(lm):
+        wanted = logits(lm.hf)
+    assert (wanted - logits(base)).abs().max() > 1e-3
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out")
+    close(logits(adapted), wanted)
+    assert adapted.peft_config["default"].r == 1
 
 
 def test_only_edited_layers_are_targeted_also_in_a_deep_model(tmp_path):

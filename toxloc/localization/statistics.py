@@ -139,7 +139,8 @@ class _Collector:
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
         self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
-        self.seen: dict[Site, tuple[Tensor, Tensor]] = {}
+        self.seen_keys: dict[Site, Tensor] = {}
+        self.seen_outputs: dict[Site, Tensor] = {}
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -178,7 +179,8 @@ class _Collector:
             loss.backward()
             self.nll += loss.item()
             self.n_predicted += len(token)
-        self.seen.clear()
+        self.seen_keys.clear()
+        self.seen_outputs.clear()
 
     def _on_keys(self, view: SiteView) -> Callable[[Tensor], None]:
         def hook(a: Tensor) -> None:
@@ -187,7 +189,7 @@ class _Collector:
                 self.keys[view.site].update(a.view(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
                 self.gatherer.see_keys(view, a)
             if self.backward:
-                self.seen[view.site] = (a, a)
+                self.seen_keys[view.site] = a
         return hook
 
     def _on_output(self, view: SiteView) -> Callable[[Tensor], Tensor | None]:
@@ -197,7 +199,7 @@ class _Collector:
                 self.gatherer.see_outputs(view.site, outputs)
             if not self.backward:
                 return None
-            self.seen[view.site] = (self.seen[view.site][0], outputs)
+            self.seen_outputs[view.site] = outputs
             # Weights are frozen, so the graph begins at the first site's output and holds nothing before it. `m` is
             # returned because a hook may be shown a reshaped view, which is not what the model goes on with.
             if not m.requires_grad:
@@ -220,7 +222,7 @@ class _Collector:
 
     def _reduce(self, view: SiteView, delta: Tensor) -> None:
         site = view.site
-        a, m = self.seen.pop(site)
+        a, m = self.seen_keys.pop(site), self.seen_outputs.pop(site)
         delta = delta.view(*self.real.shape, -1).float()
         if self.gradients:
             # No copy of `a` is cut to the tokens that count: at the others the gradient is set to 0 (padding has none).

@@ -208,13 +208,6 @@ class LoadedModel:
                else self.hooked.cfg.output_logits_soft_cap)
         return float(cap) if cap is not None and cap > 0 else None
 
-    @property
-    def has_post_norm(self) -> bool:
-        """Whether a norm follows the MLP before the residual stream."""
-        if self.hf is None:
-            return bool(self.hooked.cfg.use_normalization_before_and_after)
-        return self._family.post_norm is not None
-
     def sites(self, *parts: str) -> list[Site]:
         """List the sites of the model, layer by layer, of all parts or of those given.
 

@@ -219,10 +219,10 @@ class Meow2X(Intervention):
     def where(self) -> str:
         """Say how many neurons and heads of which layers it scales, and which layers as a whole."""
         places = []
-        for units, kind, prefix in ((self.neurons, "neuron", "layer"), (self.heads, "head", "layer")):
+        for units, kind in ((self.neurons, "neuron"), (self.heads, "head")):
             if units:
                 owners = [layer for layer, _ in units]
-                counts = ", ".join(f"{prefix} {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
+                counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
                 places.append(f"{len(owners)} {kind}{'s' if len(owners) > 1 else ''} ({counts})")
         attentions = [site.layer for site in self.sites if site.part == "attention"]
         places += [layers_in_words(self.layers)] if self.layers else []
