@@ -16,8 +16,9 @@ from toxloc.evaluation.evaluators.guard import FOLDER, Guard
 from toxloc.generation.generate import generate
 
 
-def main(model: str = "toxloc-tiny", rate: float = 0.01, samples: int = 40, seed: int = 1000,
-         write: bool = False) -> None:
+def main(
+    model: str = "toxloc-tiny", rate: float = 0.01, samples: int = 40, seed: int = 1000, write: bool = False
+) -> None:
     """Print the threshold and the share of everyday completions over it and over .5."""
     openings = toxloc.load_prompts("builtin").only("everyday")
     assert openings is not None

@@ -19,16 +19,7 @@ from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.figures import SCALE, WIDTH
-from toxloc import (
-    KnockoutTest,
-    causal_proof,
-    knockout_curve,
-    load_contrast,
-    load_model,
-    load_neutral,
-    localize,
-    plots,
-)
+from toxloc import KnockoutTest, causal_proof, knockout_curve, load_contrast, load_model, load_neutral, localize, plots
 from toxloc.causal.curve import KnockoutCurve
 from toxloc.causal.knockout import Knockout
 from toxloc.causal.proof import CausalProof
@@ -43,7 +34,9 @@ def main(
     texts: Annotated[int, typer.Option(help="Other pairs to measure effects on.", min=8)] = 100,
     neurons: Annotated[int, typer.Option(help="Single neurons to remove.", min=4)] = 200,
     curve_score: Annotated[list[str], typer.Option(help="Score whose order the curves follow.")] = [  # noqa: B006
-        "attribution", "activation"],
+        "attribution",
+        "activation",
+    ],
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -59,15 +52,19 @@ def main(
     proof = causal_proof(test, loc, n_neurons=neurons, seed=seed)
     priced = KnockoutTest(lm, rest.limited(texts, seed), neutral=load_neutral(limit=120).tune, seed=seed)
     few = max(1, loc.activation_size.size // 1024)
-    curves = [knockout_curve(priced, loc, score, [few * 2**i for i in range(6)], controls=2, seed=seed)
-              for score in curve_score]
+    curves = [
+        knockout_curve(priced, loc, score, [few * 2**i for i in range(6)], controls=2, seed=seed)
+        for score in curve_score
+    ]
     show(lm.name, proof, curves)
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.causal --model {Path(model).name} --pairs {pairs} --texts {texts} "
-                   f"--neurons {neurons} {' '.join(f'--curve-score {s}' for s in curve_score)} --seed {seed}",
-        "model": lm.name, "seconds": round(time.perf_counter() - began),
+        f"--neurons {neurons} {' '.join(f'--curve-score {s}' for s in curve_score)} --seed {seed}",
+        "model": lm.name,
+        "seconds": round(time.perf_counter() - began),
         "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
-        "proof": proof.to_dict(), "curves": [curve.to_dict() for curve in curves],
+        "proof": proof.to_dict(),
+        "curves": [curve.to_dict() for curve in curves],
     }
     if out is not None:
         write_json(out, result)
@@ -80,12 +77,27 @@ def main(
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     """Return a table for the documentation: how far every score's order is that of the effects, in several models."""
-    columns = [(f"{name}, {len(result['proof'][parts])} {parts}", result["proof"]["correlations"], parts)
-               for name, result in results.items() for parts in ("layers", "neurons")]
+    columns = [
+        (f"{name}, {len(result['proof'][parts])} {parts}", result["proof"]["correlations"], parts)
+        for name, result in results.items()
+        for parts in ("layers", "neurons")
+    ]
     scores = dict.fromkeys(c["score"] for _, correlations, _ in columns for c in correlations)
-    return md.table(["score", *(head for head, _, _ in columns)], [
-        [f"`{score}`", *(interval(c["spearman"], c["ci"], "+.2f") for _, correlations, parts in columns
-                         for c in correlations if (c["score"], c["parts"]) == (score, parts))] for score in scores])
+    return md.table(
+        ["score", *(head for head, _, _ in columns)],
+        [
+            [
+                f"`{score}`",
+                *(
+                    interval(c["spearman"], c["ci"], "+.2f")
+                    for _, correlations, parts in columns
+                    for c in correlations
+                    if (c["score"], c["parts"]) == (score, parts)
+                ),
+            ]
+            for score in scores
+        ],
+    )
 
 
 def curves_markdown(result: dict[str, Any]) -> str:
@@ -93,11 +105,20 @@ def curves_markdown(result: dict[str, Any]) -> str:
     rows = []
     for curve in result["curves"]:
         for count, k, controls in zip(curve["counts"], curve["ordered"], curve["controls"], strict=True):
-            rows.append([f"`{curve['score']}`", str(count), interval(k["effect"], k["effect_ci"], "+.3f"),
-                         f"{k['perplexity_ratio']:.2f}", md.SIDE_BY_SIDE.join(f"{c['effect']:+.3f}" for c in controls),
-                         md.SIDE_BY_SIDE.join(f"{c['perplexity_ratio']:.2f}" for c in controls)])
-    return md.table(["order", "neurons removed", "effect, nats per token", "× perplexity", "random ones: effect",
-                     "× perplexity"], rows)
+            rows.append(
+                [
+                    f"`{curve['score']}`",
+                    str(count),
+                    interval(k["effect"], k["effect_ci"], "+.3f"),
+                    f"{k['perplexity_ratio']:.2f}",
+                    md.SIDE_BY_SIDE.join(f"{c['effect']:+.3f}" for c in controls),
+                    md.SIDE_BY_SIDE.join(f"{c['perplexity_ratio']:.2f}" for c in controls),
+                ]
+            )
+    return md.table(
+        ["order", "neurons removed", "effect, nats per token", "× perplexity", "random ones: effect", "× perplexity"],
+        rows,
+    )
 
 
 def show(name: str, proof: CausalProof, curves: list[KnockoutCurve]) -> None:
@@ -106,20 +127,38 @@ def show(name: str, proof: CausalProof, curves: list[KnockoutCurve]) -> None:
     table = Table("score", "over layers", "over single neurons", title=f"{name}: Spearman's ρ of score and effect")
     for score in dict.fromkeys(c.score for c in proof.correlations):
         by_parts = {c.parts: c for c in proof.correlations if c.score == score}
-        table.add_row(score, *(f"{c.spearman:+.2f} [{c.ci[0]:+.2f}, {c.ci[1]:+.2f}]"
-                               for c in (by_parts["layers"], by_parts["neurons"])))
+        table.add_row(
+            score,
+            *(f"{c.spearman:+.2f} [{c.ci[0]:+.2f}, {c.ci[1]:+.2f}]" for c in (by_parts["layers"], by_parts["neurons"])),
+        )
     console.print(table)
     layers = Table("layer", "effect", "95%", "toxic rise", "neutral rise", title="Removing a layer, nats per token")
     for k in proof.layers:
-        layers.add_row(str(k.layers[0]), f"{k.effect:+.3f}", f"[{k.effect_ci[0]:+.3f}, {k.effect_ci[1]:+.3f}]",
-                       f"{k.toxic_rise:+.3f}", f"{k.neutral_rise:+.3f}")
+        layers.add_row(
+            str(k.layers[0]),
+            f"{k.effect:+.3f}",
+            f"[{k.effect_ci[0]:+.3f}, {k.effect_ci[1]:+.3f}]",
+            f"{k.toxic_rise:+.3f}",
+            f"{k.neutral_rise:+.3f}",
+        )
     console.print(layers)
     for curve in curves:
-        points = Table("neurons", "effect", "perplexity", "effect of random ones", "their perplexity",
-                       title=f"Removing neurons by {curve.score}")
+        points = Table(
+            "neurons",
+            "effect",
+            "perplexity",
+            "effect of random ones",
+            "their perplexity",
+            title=f"Removing neurons by {curve.score}",
+        )
         for count, k, controls in zip(curve.counts, curve.ordered, curve.controls, strict=True):
-            points.add_row(str(count), f"{k.effect:+.4f} [{k.effect_ci[0]:+.4f}, {k.effect_ci[1]:+.4f}]", _ratio(k),
-                           ", ".join(f"{c.effect:+.4f}" for c in controls), ", ".join(map(_ratio, controls)))
+            points.add_row(
+                str(count),
+                f"{k.effect:+.4f} [{k.effect_ci[0]:+.4f}, {k.effect_ci[1]:+.4f}]",
+                _ratio(k),
+                ", ".join(f"{c.effect:+.4f}" for c in controls),
+                ", ".join(map(_ratio, controls)),
+            )
         console.print(points)
 
 

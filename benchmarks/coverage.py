@@ -29,8 +29,10 @@ from toxloc.support.files import write_json
 
 TOXIC = ["You are a fool and a liar.", "Why would anyone say that to a friend of mine?"]
 CIVIL = ["The soup needs salt.", "Good morning!", "He left the door open again, and the rain came in all night."]
-FIT, TUNE, CHECK = ([f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
-                    for noun in ("house", "road", "sea"))
+FIT, TUNE, CHECK = (
+    [f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
+    for noun in ("house", "road", "sea")
+)
 NEUTRAL = NeutralText(FIT, TUNE, CHECK)
 STEP = 0.01
 
@@ -66,14 +68,18 @@ def check(family: str) -> Coverage:
     before = [p.detach().clone() for p in lm.hf.parameters()]
     hooked, plain = _logits(lm)
     return Coverage(
-        type(lm.hooked).__name__, _far(hooked, plain), attribution_error(lm), meow2x_error(lm), *_edited(lm),
-        max(_far(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True)))
+        type(lm.hooked).__name__,
+        _far(hooked, plain),
+        attribution_error(lm),
+        meow2x_error(lm),
+        *_edited(lm),
+        max(_far(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True)),
+    )
 
 
 def attribution_error(lm: LoadedModel) -> float:
     """Compare every site's attribution with what scaling its part in the residual stream does to the contrast."""
-    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=get_args(Part), draws=0,
-                   skip_first=False)
+    loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=get_args(Part), draws=0, skip_first=False)
     return max(_slope_error(lm, loc, part) for part in loc.parts)
 
 
@@ -96,8 +102,12 @@ def meow2x_error(lm: LoadedModel) -> float:
     """Compare hooks with weights, on both module trees."""
     first, last = (Site(layer, "attention") for layer in range(2))
     far = 0.0
-    for scaled in ({"neurons": [(0, 1), (1, 2)], "scale": 0.2}, {"layers": [1], "scale": 0.5},
-                   {"neurons": [(first, 0), (last, 1)], "scale": 0.2}, {"layers": [last], "scale": 0.5}):
+    for scaled in (
+        {"neurons": [(0, 1), (1, 2)], "scale": 0.2},
+        {"layers": [1], "scale": 0.5},
+        {"neurons": [(first, 0), (last, 1)], "scale": 0.2},
+        {"layers": [last], "scale": 0.5},
+    ):
         found = []
         for mode in ("hooks", "weights"):
             with Meow2X(**scaled, mode=mode).applied(lm):  # type: ignore[arg-type]
@@ -135,30 +145,43 @@ def _hooked_weight(lm: LoadedModel, site: Site) -> Tensor:
 def _logits(lm: LoadedModel) -> list[Tensor]:
     """Of the hooked and of the Hugging Face model."""
     batch = next(batches(lm, TOXIC + CIVIL))
-    return [lm.forward(batch.ids, batch.mask)[batch.real],
-            lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]]
+    return [
+        lm.forward(batch.ids, batch.mask)[batch.real],
+        lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
+    ]
 
 
 def _far(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-HEAD = ("family", "hooked = plain, logits", "attribution = finite difference", "Meow2X hooks = weights",
-        "TRNE in hooked = in plain model", "exported = edited", "reverted = before")
+HEAD = (
+    "family",
+    "hooked = plain, logits",
+    "attribution = finite difference",
+    "Meow2X hooks = weights",
+    "TRNE in hooked = in plain model",
+    "exported = edited",
+    "reverted = before",
+)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return a table for the documentation: a row a family."""
-    rows = [[family, *("0" if value == 0 else f"{value:.0e}" for value in one.values() if not isinstance(value, str))]
-            for family, one in result["families"].items()]
+    rows = [
+        [family, *("0" if value == 0 else f"{value:.0e}" for value in one.values() if not isinstance(value, str))]
+        for family, one in result["families"].items()
+    ]
     return md.table(HEAD, rows, numbers=True)
 
 
 def main(out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None) -> None:
     """Check all families, print, save."""
     torch.set_num_threads(1)
-    result = {"command": "python -m benchmarks.coverage",
-              "families": {family: asdict(check(family)) for family in SIZES}}
+    result = {
+        "command": "python -m benchmarks.coverage",
+        "families": {family: asdict(check(family)) for family in SIZES},
+    }
     print(markdown(result))
     if out is not None:
         write_json(out, result)

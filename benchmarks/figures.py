@@ -24,7 +24,8 @@ SCORE: ScoreName = "attribution"  # of the figures that show one
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the PNG files.")],
     model: Annotated[list[str], typer.Option(help="What load_model takes; repeat for several.")] = [  # noqa: B006
-        "toxloc-tiny"],
+        "toxloc-tiny"
+    ],
     pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 520,
     text: Annotated[int, typer.Option(help="Number of the toxic text whose tokens are shown.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
@@ -42,8 +43,10 @@ def main(
         if first:
             shown = load_contrast().toxic[text]
             for stem, figure in {
-                "heatmap": loc.heatmap(), "depth": plots.toxicity_by_depth(loc, SCORE),
-                "neurons": plots.neuron_map(loc, SCORE), "tokens": token_view(lm, shown, statistics).heatmap(),
+                "heatmap": loc.heatmap(),
+                "depth": plots.toxicity_by_depth(loc, SCORE),
+                "neurons": plots.neuron_map(loc, SCORE),
+                "tokens": token_view(lm, shown, statistics).heatmap(),
             }.items():
                 plots.write_png(figure, out / f"{stem}.png", width=WIDTH, scale=SCALE)
     if len(found) > 1:

@@ -51,8 +51,16 @@ def one_batch(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tok
 
 def _generated(lm: LoadedModel, rows: list[list[int]], samples: int, max_new_tokens: int) -> int:
     batch = pad(lm, rows, list(range(len(rows))), "left")
-    written = lm.hf.generate(batch.ids, attention_mask=batch.mask, do_sample=True, top_p=0.9, top_k=0,
-                             num_return_sequences=samples, max_new_tokens=max_new_tokens, pad_token_id=filler(lm))
+    written = lm.hf.generate(
+        batch.ids,
+        attention_mask=batch.mask,
+        do_sample=True,
+        top_p=0.9,
+        top_k=0,
+        num_return_sequences=samples,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=filler(lm),
+    )
     new = written[:, batch.ids.shape[1] :]
     eos = lm.hf.generation_config.eos_token_id
     ended = torch.isin(new, torch.tensor(eos, device=new.device)).long().cumsum(1)
@@ -89,10 +97,20 @@ def main(
             found[name] = {"seconds": time.perf_counter() - began, "tokens": tokens}
         if nth:
             rounds.append(found)
-            print(f"round {nth}: " + ", ".join(f"{name} {one['seconds']:.1f} s" for name, one in found.items()),
-                  flush=True)
-    result = {"model": lm.name, "device": str(lm.device), "threads": torch.get_num_threads(), "prompts": len(texts),
-              "samples": samples, "max_new_tokens": max_new_tokens, "contenders": summarised(rounds), "rounds": rounds}
+            print(
+                f"round {nth}: " + ", ".join(f"{name} {one['seconds']:.1f} s" for name, one in found.items()),
+                flush=True,
+            )
+    result = {
+        "model": lm.name,
+        "device": str(lm.device),
+        "threads": torch.get_num_threads(),
+        "prompts": len(texts),
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "contenders": summarised(rounds),
+        "rounds": rounds,
+    }
     show(result)
     if out is not None:
         write_json(out, result)
@@ -104,29 +122,48 @@ def summarised(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
     summary = {}
     for name in CONTENDERS:
         ratios = [one[OURS] / one[name] for one in rates]
-        summary[name] = {"tokens_per_second": statistics.median(one[name] for one in rates),
-                         "toxloc_is_faster_by": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+        summary[name] = {
+            "tokens_per_second": statistics.median(one[name] for one in rates),
+            "toxloc_is_faster_by": statistics.median(ratios),
+            "range": [min(ratios), max(ratios)],
+        }
     return summary
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     """Return a table for the documentation: tokens a second in several models."""
-    rows = [[name, *(f"{one['tokens_per_second']:,.0f}" + (
-        "" if name == OURS else f" (toxloc {one['toxloc_is_faster_by']:.2f} × as fast)")
-        for one in (result["contenders"][name] for result in results.values()))] for name in CONTENDERS]
-    return md.table(["", *(f"{name}, {result['prompts']} prompts" for name, result in results.items())], rows,
-                    numbers=True)
+    rows = [
+        [
+            name,
+            *(
+                f"{one['tokens_per_second']:,.0f}"
+                + ("" if name == OURS else f" (toxloc {one['toxloc_is_faster_by']:.2f} × as fast)")
+                for one in (result["contenders"][name] for result in results.values())
+            ),
+        ]
+        for name in CONTENDERS
+    ]
+    return md.table(
+        ["", *(f"{name}, {result['prompts']} prompts" for name, result in results.items())], rows, numbers=True
+    )
 
 
 def show(result: dict[str, Any]) -> None:
     """Print one row a contender."""
-    table = Table("", "tokens a second", "toxloc is faster by",
-                  title=f"{result['model']} on {result['device']}, {result['threads']} threads: {result['prompts']} "
-                        f"prompts × {result['samples']} × {result['max_new_tokens']} tokens")
+    table = Table(
+        "",
+        "tokens a second",
+        "toxloc is faster by",
+        title=f"{result['model']} on {result['device']}, {result['threads']} threads: {result['prompts']} "
+        f"prompts × {result['samples']} × {result['max_new_tokens']} tokens",
+    )
     for name, one in result["contenders"].items():
         low, high = one["range"]
-        table.add_row(name, f"{one['tokens_per_second']:.0f}",
-                      "" if name == OURS else f"{one['toxloc_is_faster_by']:.2f} × [{low:.2f}, {high:.2f}]")
+        table.add_row(
+            name,
+            f"{one['tokens_per_second']:.0f}",
+            "" if name == OURS else f"{one['toxloc_is_faster_by']:.2f} × [{low:.2f}, {high:.2f}]",
+        )
     Console().print(table)
 
 

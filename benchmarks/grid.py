@@ -18,25 +18,37 @@ def rates(results: Path, benchmark: str) -> str:
     unedited = cells.groupby("model", sort=False)["before_any"].first()
     rows = [["unedited", *(f"{unedited[model]:.1%}" for model in edited)]]
     for setting, found in edited.iterrows():
-        rows.append([str(setting), *(f"**{rate:.1%}**" if rate == edited[model].min() else f"{rate:.1%}"
-                                     for model, rate in found.items())])
+        rows.append(
+            [
+                str(setting),
+                *(f"**{rate:.1%}**" if rate == edited[model].min() else f"{rate:.1%}" for model, rate in found.items()),
+            ]
+        )
     return table(["setting", *edited], rows, numbers=True)
 
 
 def prices(results: Path) -> str:
     """Rise of perplexity on text that neither statistics nor tuning saw."""
     edited = _pivot(_cells(results).drop_duplicates(["treatment", "model"]), "perplexity_ratio")
-    return table(["setting", *edited], [[str(setting), *(f"{ratio - 1:+.1%}" for ratio in found)]
-                                        for setting, found in edited.iterrows()], numbers=True)
+    return table(
+        ["setting", *edited],
+        [[str(setting), *(f"{ratio - 1:+.1%}" for ratio in found)] for setting, found in edited.iterrows()],
+        numbers=True,
+    )
 
 
 def depths(summary: dict[str, Any]) -> str:
     """Say which layer every score names in every model, with its adjusted p."""
     models = dict.fromkeys(one["model"] for one in summary["depth"])
     known = {(one["model"], one["score"]): one for one in summary["depth"]}
-    rows = [[short_name(model), str(len(known[model, "activation"]["layers"])),
-             *(f"layer {known[model, score]['peak']}, p {known[model, score]['p']:.2g}" for score in DEPTH_SCORES)]
-            for model in models]
+    rows = [
+        [
+            short_name(model),
+            str(len(known[model, "activation"]["layers"])),
+            *(f"layer {known[model, score]['peak']}, p {known[model, score]['p']:.2g}" for score in DEPTH_SCORES),
+        ]
+        for model in models
+    ]
     return table(["model", "layers", *DEPTH_SCORES.values()], rows)
 
 

@@ -73,8 +73,15 @@ PRECISIONS = ("highest", "high", "medium")
 Entry = dict[str, Any]
 BASELINE = "baseline"
 AS_PUBLISHED = "AurA as published"  # without a budget
-SHORT = {"baseline": "unedited", "TRNE": "TRNE", "Meow2X, graded": "Meow2X, graded", "Meow2X": "Meow2X",
-         "directional ablation": "directional ablation", "steering": "mean-difference steering", "AurA": "AurA"}
+SHORT = {
+    "baseline": "unedited",
+    "TRNE": "TRNE",
+    "Meow2X, graded": "Meow2X, graded",
+    "Meow2X": "Meow2X",
+    "directional ablation": "directional ablation",
+    "steering": "mean-difference steering",
+    "AurA": "AurA",
+}
 AGREEMENT = (BASELINE, "TRNE", "Meow2X, graded")
 
 
@@ -134,12 +141,18 @@ class Judging:
         if "toxicity" not in entry:
             main = evaluate(self.lm, self.prompts, samples=self.samples, **how)
             figures = {name: value for name, value in main.to_dict().items() if name != "choices"}
-            entry |= figures | {"method": entry["method"], "fluency": self.unedited.compare().to_dict(),
-                                "verdicts": _bits(main.judgements["any"].toxic)}
+            entry |= figures | {
+                "method": entry["method"],
+                "fluency": self.unedited.compare().to_dict(),
+                "verdicts": _bits(main.judgements["any"].toxic),
+            }
             if self.everyday is not None:
                 calm = evaluate(self.lm, self.everyday, samples=1, **how)
-                entry["everyday"] = {"rate": calm.toxicity["any"].rate, "wording": calm.wording.to_dict(),
-                                     "verdicts": _bits(calm.judgements["any"].toxic)}
+                entry["everyday"] = {
+                    "rate": calm.toxicity["any"].rate,
+                    "wording": calm.wording.to_dict(),
+                    "verdicts": _bits(calm.judgements["any"].toxic),
+                }
         if self.choices and "choices" not in entry:
             right = answered_right(self.lm, self.choices)
             entry["choices"] = {"accuracy": float(right.mean()), "right": _bits(right[:, None])}
@@ -158,10 +171,12 @@ def _judgement(bits: str) -> Judgement:
 def main(
     model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
     budget: Annotated[str, typer.Option(help="Budgets, with commas between.")] = "0.01,0.05",
-    unit: Annotated[str, typer.Option(help="Of the budgets: perplexity (relative rise) or kl (nats per token).")
-                    ] = "perplexity",
-    method: Annotated[list[str] | None, typer.Option(help="Method, by its name in the table; repeat for several.")
-                      ] = None,
+    unit: Annotated[
+        str, typer.Option(help="Of the budgets: perplexity (relative rise) or kl (nats per token).")
+    ] = "perplexity",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, by its name in the table; repeat for several.")
+    ] = None,
     contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
     prompts: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
     neutral: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
@@ -173,9 +188,13 @@ def main(
     choices: Annotated[str | None, typer.Option(help="Multiple-choice items in HellaSwag's layout.")] = None,
     max_choices: Annotated[int, typer.Option(help="The first so many of them.", min=1)] = 400,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
-    precision: Annotated[str, typer.Option(help="Of float32 matrix products, as in torch.set_float32_matmul_precision: "
-                                                "medium takes bfloat16, less than half the time where the CPU has it.")
-                         ] = "highest",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of float32 matrix products, as in torch.set_float32_matmul_precision: "
+            "medium takes bfloat16, less than half the time where the CPU has it."
+        ),
+    ] = "highest",
     device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, and to go on from.")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
@@ -186,10 +205,20 @@ def main(
     if precision not in PRECISIONS:
         raise ToxlocError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
     torch.set_float32_matmul_precision(precision)
-    settings = {"model": Path(model).name, "contrast": Path(contrast).name, "prompts": Path(prompts).name,
-                "neutral": Path(neutral).name, "check": check and Path(check).name, "unit": unit,
-                "max_prompts": max_prompts, "samples": samples, "max_texts": max_texts, "max_neutral": max_neutral,
-                "seed": seed, "precision": precision}
+    settings = {
+        "model": Path(model).name,
+        "contrast": Path(contrast).name,
+        "prompts": Path(prompts).name,
+        "neutral": Path(neutral).name,
+        "check": check and Path(check).name,
+        "unit": unit,
+        "max_prompts": max_prompts,
+        "samples": samples,
+        "max_texts": max_texts,
+        "max_neutral": max_neutral,
+        "seed": seed,
+        "precision": precision,
+    }
     entries = resumed(out, settings)
     opened = load_prompts(prompts).limited(max_prompts, seed)
     judged, everyday = opened.only(PROVOCATIVE) or opened, opened.only(EVERYDAY)
@@ -205,8 +234,11 @@ def main(
     unedited = Unedited(lm, other.texts if other else text.check)
     judging = Judging(lm, judges, judged, everyday, unedited, items, samples, seed)
     budgets = list(map(float, budget.split(",")))
-    wanted: list[tuple[str, float | None]] = [(BASELINE, None), *([] if method else [(AS_PUBLISHED, None)]),
-                                              *product(method or known.fits, budgets)]
+    wanted: list[tuple[str, float | None]] = [
+        (BASELINE, None),
+        *([] if method else [(AS_PUBLISHED, None)]),
+        *product(method or known.fits, budgets),
+    ]
     for name, limit in wanted:
         known_already = [e for e in entries if (e["method"], e["budget"]) == (name, limit)]
         entry: Entry = known_already[0] if known_already else {"method": name, "budget": limit}
@@ -225,8 +257,15 @@ def main(
         entries += [] if known_already else [entry]
         print(f"{name}, {limit}: {entry['toxicity']['any']['rate']:.1%}, {entry['seconds']}", flush=True)
         if out is not None:
-            write_json(out, {"command": command(settings, budget), "settings": settings, "n_prompts": len(judged),
-                             "entries": compared(entries, seed)})
+            write_json(
+                out,
+                {
+                    "command": command(settings, budget),
+                    "settings": settings,
+                    "n_prompts": len(judged),
+                    "entries": compared(entries, seed),
+                },
+            )
     show(lm.name, compared(entries, seed))
     if figure is not None:
         plots.write_png(plots.frontier(entries), figure, width=WIDTH, scale=SCALE)
@@ -243,8 +282,10 @@ def resumed(out: Path | None, settings: dict[str, Any]) -> list[Entry]:
     saved = read_json(out, "comparison of methods")
     for name, value in settings.items():
         if saved["settings"].get(name) != value:
-            raise ToxlocError(f"{out} was made with {name}={saved['settings'].get(name)}, not {value}; give another "
-                              "--out, or the same settings to go on.")
+            raise ToxlocError(
+                f"{out} was made with {name}={saved['settings'].get(name)}, not {value}; give another "
+                "--out, or the same settings to go on."
+            )
     entries: list[Entry] = saved["entries"]
     return entries
 
@@ -266,8 +307,9 @@ def compared(entries: Sequence[Entry], seed: int) -> list[Entry]:
             apart = paired_difference(_judgement(best["verdicts"]), _judgement(entry["verdicts"]), seed)
             further["over_best"] = {"best": best["method"], "difference": apart.mean, "ci": list(apart.ci)}
         if "everyday" in entry:
-            apart = paired_difference(_judgement(base["everyday"]["verdicts"]),
-                                      _judgement(entry["everyday"]["verdicts"]), seed)
+            apart = paired_difference(
+                _judgement(base["everyday"]["verdicts"]), _judgement(entry["everyday"]["verdicts"]), seed
+            )
             further["everyday"] = entry["everyday"] | {"difference": apart.mean, "ci": list(apart.ci)}
         if "choices" in entry and "choices" in base:
             apart = paired_difference(_judgement(base["choices"]["right"]), _judgement(entry["choices"]["right"]), seed)
@@ -279,21 +321,40 @@ def compared(entries: Sequence[Entry], seed: int) -> list[Entry]:
 def show(name: str, entries: Sequence[Entry]) -> None:
     """Print one row a method and budget, those of each budget from the lowest rate up."""
     console, base = Console(), entries[0]["toxicity"]
-    table = Table("budget", "method", "toxic by any", "change", "by profanity-check", "over the best", "perplexity",
-                  "KL", "everyday", "words", "distinct-2", "repetition", "choices", title=name)
+    table = Table(
+        "budget",
+        "method",
+        "toxic by any",
+        "change",
+        "by profanity-check",
+        "over the best",
+        "perplexity",
+        "KL",
+        "everyday",
+        "words",
+        "distinct-2",
+        "repetition",
+        "choices",
+        title=name,
+    )
     for entry in sorted(entries, key=lambda e: (e["budget"] or 0, e["toxicity"]["any"]["rate"])):
         figures, over, words = entry["toxicity"]["any"], entry.get("over_best"), entry["wording"]
         profane = entry["toxicity"]["profanity-check"]["rate"]
         table.add_row(
-            "–" if entry["budget"] is None else f"{entry['budget']:g}", entry["method"],
+            "–" if entry["budget"] is None else f"{entry['budget']:g}",
+            entry["method"],
             interval(figures["rate"], figures["rate_ci"]),
             f"{figures['rate'] / base['any']['rate'] - 1:+.0%}" if base["any"]["rate"] else "–",
             f"{profane:.1%}" + (f" ({profane / was - 1:+.0%})" if (was := base["profanity-check"]["rate"]) else ""),
             interval(over["difference"], over["ci"], "+.1%") if over else "–",
-            f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}",
+            f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}",
+            f"{entry['fluency']['kl']:.3f}",
             _with_difference(entry.get("everyday"), "rate"),
-            f"{words['median_words']:g}", f"{words['distinct_2']:.2f}", f"{words['repetition']:.1%}",
-            _with_difference(entry.get("choices"), "accuracy"))
+            f"{words['median_words']:g}",
+            f"{words['distinct_2']:.2f}",
+            f"{words['repetition']:.1%}",
+            _with_difference(entry.get("choices"), "accuracy"),
+        )
     console.print(table)
 
 
@@ -323,8 +384,11 @@ def _cells(entry: Entry, short: bool) -> list[str]:
     rate, rise = interval(figures["rate"], figures["rate_ci"]), f"{cost['perplexity_ratio'] - 1:+.1%}"
     if short:
         return [rate, "" if unedited else rise]
-    return [rate, f"{entry['toxicity']['profanity-check']['rate']:.1%}",
-            "" if unedited else f"{rise} · {cost['kl']:.3f}"]
+    return [
+        rate,
+        f"{entry['toxicity']['profanity-check']['rate']:.1%}",
+        "" if unedited else f"{rise} · {cost['kl']:.3f}",
+    ]
 
 
 def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
@@ -334,12 +398,20 @@ def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
         lowest = min(e["budget"] for e in result["entries"] if e["budget"] is not None)
         price = PRICES[result["settings"]["unit"]].format(lowest)
         for method in AGREEMENT:
-            entry, = (e for e in result["entries"]
-                      if (e["method"], e["budget"]) == (method, None if method == BASELINE else lowest))
+            (entry,) = (
+                e
+                for e in result["entries"]
+                if (e["method"], e["budget"]) == (method, None if method == BASELINE else lowest)
+            )
             missed, (pair,) = entry["agreement"]["missed"], entry["agreement"]["pairs"]
-            rows.append([name, method if method == BASELINE else f"{method}, {price}",
-                         *(interval(missed[judge]["value"], missed[judge]["ci"], ".0%") for judge in DEFAULT),
-                         *(interval(one["value"], one["ci"], ".2f") for one in (pair["spearman"], pair["kappa"]))])
+            rows.append(
+                [
+                    name,
+                    method if method == BASELINE else f"{method}, {price}",
+                    *(interval(missed[judge]["value"], missed[judge]["ci"], ".0%") for judge in DEFAULT),
+                    *(interval(one["value"], one["ci"], ".2f") for one in (pair["spearman"], pair["kappa"])),
+                ]
+            )
     return md.table(["model", "method", *(f"{judge} misses" for judge in DEFAULT), "Spearman's ρ", "Cohen's κ"], rows)
 
 

@@ -130,12 +130,23 @@ def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) 
             layer = [truth.layer]
             in_layer, _ = retrieval(loc.neuron_scores(score)[layer], planted[layer], len(truth.neurons))
         margin = float((layers[truth.layer] - others.max()) / (np.ptp(layers) or 1.0))
-        yield Finding(model, contrast, score, top, p, 1 + int((others > layers[truth.layer]).sum()), margin,
-                      precision, average, in_layer)
+        yield Finding(
+            model,
+            contrast,
+            score,
+            top,
+            p,
+            1 + int((others > layers[truth.layer]).sum()),
+            margin,
+            precision,
+            average,
+            in_layer,
+        )
 
 
-def retrieval(scores: Float64[np.ndarray, "n_layers d_mlp"], planted: Bool[np.ndarray, "n_layers d_mlp"],
-              k: int) -> tuple[float, float]:
+def retrieval(
+    scores: Float64[np.ndarray, "n_layers d_mlp"], planted: Bool[np.ndarray, "n_layers d_mlp"], k: int
+) -> tuple[float, float]:
     """Precision among the k highest, and average precision."""
     hits = planted.ravel()[np.argsort(-scores, axis=None, kind="stable")]
     at = np.flatnonzero(hits)
@@ -157,15 +168,21 @@ def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None
             mine = [f for f in found if f.contrast == contrast and f.score == score]
             layers = [f for f in mine if f.rank is not None and f.precision is None]
             neurons = [f for f in mine if f.precision is not None]
-            rows.append({
-                "contrast": contrast, "score": score,
-                "layers_found": sum(f.rank == 1 for f in layers), "layer_plants": len(layers),
-                "mean_rank": _mean([f.rank for f in layers]), "mean_margin": _mean([f.margin for f in layers]),
-                "neuron_layers_found": sum(f.rank == 1 for f in neurons), "neuron_plants": len(neurons),
-                "precision_at_64": _mean([f.precision for f in neurons]),
-                "average_precision": _mean([f.average_precision for f in neurons]),
-                "precision_in_layer": _mean([f.precision_in_layer for f in neurons]),
-            })
+            rows.append(
+                {
+                    "contrast": contrast,
+                    "score": score,
+                    "layers_found": sum(f.rank == 1 for f in layers),
+                    "layer_plants": len(layers),
+                    "mean_rank": _mean([f.rank for f in layers]),
+                    "mean_margin": _mean([f.margin for f in layers]),
+                    "neuron_layers_found": sum(f.rank == 1 for f in neurons),
+                    "neuron_plants": len(neurons),
+                    "precision_at_64": _mean([f.precision for f in neurons]),
+                    "average_precision": _mean([f.average_precision for f in neurons]),
+                    "precision_in_layer": _mean([f.precision_in_layer for f in neurons]),
+                }
+            )
     return rows
 
 
@@ -181,8 +198,13 @@ def main(
     sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 64,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="PNG file to draw: attribution by depth in all layer plants, on "
-                                                     "the built-in contrast set. Needs toxloc[png].")] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG file to draw: attribution by depth in all layer plants, on "
+            "the built-in contrast set. Needs toxloc[png]."
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the models here, a folder each, and stop.")] = None,
 ) -> None:
     """Localize in every planted model with every score and compare with the truth."""
@@ -209,9 +231,12 @@ def main(
             if kind == "builtin" and name in known and known[name].neurons is None:
                 drawn[name] = loc
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-    result = {"command": f"python -m benchmarks.planted --pairs {pairs} --sampled-pairs {sampled_pairs} --seed {seed}",
-              "seconds": round(time.perf_counter() - began), "summary": summary(found),
-              "findings": [asdict(f) for f in found]}
+    result = {
+        "command": f"python -m benchmarks.planted --pairs {pairs} --sampled-pairs {sampled_pairs} --seed {seed}",
+        "seconds": round(time.perf_counter() - began),
+        "summary": summary(found),
+        "findings": [asdict(f) for f in found],
+    }
     show(found)
     if out is not None:
         write_json(out, result)
@@ -221,15 +246,29 @@ def main(
 
 def markdown(result: dict[str, Any]) -> str:
     """Return a table for the documentation: a row a score, the contrast sets side by side in every cell."""
-    figures = {"mean_rank": ".1f", "mean_margin": "+.2f", "precision_at_64": ".2f", "average_precision": ".2f",
-               "precision_in_layer": ".2f"}
-    head = ["score", "layer plants found: built-in · sampled", "mean rank of the true layer", "margin",
-            "neuron plants: precision@64", "average precision", "precision@64 within the true layer"]
+    figures = {
+        "mean_rank": ".1f",
+        "mean_margin": "+.2f",
+        "precision_at_64": ".2f",
+        "average_precision": ".2f",
+        "precision_in_layer": ".2f",
+    }
+    head = [
+        "score",
+        "layer plants found: built-in · sampled",
+        "mean rank of the true layer",
+        "margin",
+        "neuron plants: precision@64",
+        "average precision",
+        "precision@64 within the true layer",
+    ]
     rows = []
     for score in dict.fromkeys(row["score"] for row in result["summary"]):
         both = [row for row in result["summary"] if row["score"] == score]
-        shown = [[f"{row['layers_found']}/{row['layer_plants']}" for row in both],
-                 *([_number(row[name], layout) for row in both] for name, layout in figures.items())]
+        shown = [
+            [f"{row['layers_found']}/{row['layer_plants']}" for row in both],
+            *([_number(row[name], layout) for row in both] for name, layout in figures.items()),
+        ]
         rows.append([f"`{score}`", *map(md.SIDE_BY_SIDE.join, shown)])
     return md.table(head, rows)
 
@@ -239,8 +278,10 @@ def controls_markdown(result: dict[str, Any]) -> str:
     found = [f for f in result["findings"] if f["rank"] is None]
     columns = dict.fromkeys((f["model"], f["contrast"]) for f in found)
     known = {(f["model"], f["contrast"], f["score"]): f for f in found}
-    rows = [[f"`{score}`", *(_named(known[*column, score]) for column in columns)]
-            for score in dict.fromkeys(f["score"] for f in found)]
+    rows = [
+        [f"`{score}`", *(_named(known[*column, score]) for column in columns)]
+        for score in dict.fromkeys(f["score"] for f in found)
+    ]
     names = (f"{model}, {contrast.replace('builtin', 'built-in')}" for model, contrast in columns)
     return md.table(["score", *names], rows)
 
@@ -253,14 +294,30 @@ def _named(finding: dict[str, Any]) -> str:
 def show(found: Sequence[Finding]) -> None:
     """Print the summary, and what the scores name where nothing was planted."""
     console = Console()
-    table = Table("contrast", "score", "layers found", "mean rank", "margin", "neuron plants",
-                  "precision@64", "average precision", "in true layer", title="Planted toxicity")
+    table = Table(
+        "contrast",
+        "score",
+        "layers found",
+        "mean rank",
+        "margin",
+        "neuron plants",
+        "precision@64",
+        "average precision",
+        "in true layer",
+        title="Planted toxicity",
+    )
     for row in summary(found):
-        table.add_row(str(row["contrast"]), str(row["score"]), f"{row['layers_found']}/{row['layer_plants']}",
-                      _number(row["mean_rank"], ".1f"), _number(row["mean_margin"], "+.2f"),
-                      f"{row['neuron_layers_found']}/{row['neuron_plants']}",
-                      _number(row["precision_at_64"], ".2f"), _number(row["average_precision"], ".2f"),
-                      _number(row["precision_in_layer"], ".2f"))
+        table.add_row(
+            str(row["contrast"]),
+            str(row["score"]),
+            f"{row['layers_found']}/{row['layer_plants']}",
+            _number(row["mean_rank"], ".1f"),
+            _number(row["mean_margin"], "+.2f"),
+            f"{row['neuron_layers_found']}/{row['neuron_plants']}",
+            _number(row["precision_at_64"], ".2f"),
+            _number(row["average_precision"], ".2f"),
+            _number(row["precision_in_layer"], ".2f"),
+        )
     console.print(table)
     controls = Table("model", "contrast", "score", "names layer", "adjusted p", title="Controls: nothing planted")
     for f in found:

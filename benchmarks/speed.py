@@ -118,8 +118,10 @@ def full_autograd(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
         for weight, trained in zip(weights, before, strict=True):
             weight.requires_grad_(trained)
             weight.grad = None
-    return [(gradient.T if isinstance(module, nn.Linear) else gradient) / predicted
-            for module, gradient in zip(modules, gradients, strict=True)]
+    return [
+        (gradient.T if isinstance(module, nn.Linear) else gradient) / predicted
+        for module, gradient in zip(modules, gradients, strict=True)
+    ]
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -137,8 +139,12 @@ def _cached(lm: LoadedModel, texts: Sequence[str], names: list[str] | None) -> I
     """Yield every batch's cache, and the weights of its tokens: as in `collect`, 0 for padding and the first."""
     for batch in batches(lm, texts):
         # No name is given to the cache here: it would keep this batch's alive while the next is made.
-        yield _weights(batch), lm.hooked.run_with_cache(batch.ids, attention_mask=batch.mask, use_cache=False,
-                                                        names_filter=names, return_cache_object=False)[1]
+        yield (
+            _weights(batch),
+            lm.hooked.run_with_cache(
+                batch.ids, attention_mask=batch.mask, use_cache=False, names_filter=names, return_cache_object=False
+            )[1],
+        )
 
 
 def _hooks(lm: LoadedModel, layer: int) -> list[str]:
@@ -254,8 +260,9 @@ class Setting:
         return list(islice(cycle(texts), count))
 
 
-def interleaved(jobs: Mapping[K, Callable[[], object]], repeats: int, seed: int,
-                wait: Callable[[], None] = lambda: None) -> dict[K, list[float]]:
+def interleaved(
+    jobs: Mapping[K, Callable[[], object]], repeats: int, seed: int, wait: Callable[[], None] = lambda: None
+) -> dict[K, list[float]]:
     """Time jobs in rounds, after a round that is not counted; the seconds of each are in the order of the rounds.
 
     Args:
@@ -301,8 +308,9 @@ def alone(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> Alo
     _wait(lm)
     with PeakMemory(lm.device) as peak:
         if memory and lm.device.type != "cuda" and peak.resident_before is None:
-            raise toxloc.ToxlocError("Peak memory on a CPU is read from Linux's /proc, which this system does not "
-                                     "allow; use --no-memory.")
+            raise toxloc.ToxlocError(
+                "Peak memory on a CPU is read from Linux's /proc, which this system does not allow; use --no-memory."
+            )
         start = time.perf_counter()
         try:
             CONTENDERS[name](lm, texts)
@@ -321,9 +329,22 @@ def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> 
     """
     typer.echo(f"  alone: {name}, {count} texts", err=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one", name, "--texts", str(count),
-                           *([] if memory else ["--no-memory"]), *setting.options()],
-                          env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.speed",
+            "--one",
+            name,
+            "--texts",
+            str(count),
+            *([] if memory else ["--no-memory"]),
+            *setting.options(),
+        ],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == -9:  # what Linux does to a process when memory is out
         return None
     if done.returncode:
@@ -337,8 +358,14 @@ def size(lm: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:
     shapes = [(*batch.ids.shape, int(batch.mask.sum())) for batch in batches(lm, texts)]
     positions = sum(rows * width for rows, width, _ in shapes)
     tokens = sum(tokens for *_, tokens in shapes)
-    return {"texts": len(texts), "tokens": tokens, "predicted": tokens - len(texts), "positions": positions,
-            "batches": len(shapes), "mean_width": sum(rows * width**2 for rows, width, _ in shapes) / positions}
+    return {
+        "texts": len(texts),
+        "tokens": tokens,
+        "predicted": tokens - len(texts),
+        "positions": positions,
+        "batches": len(shapes),
+        "mean_width": sum(rows * width**2 for rows, width, _ in shapes) / positions,
+    }
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -347,8 +374,9 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "q25": q25, "q75": q75}
 
 
-def compare(lm: LoadedModel, setting: Setting, count: int, repeats: int,
-            known: Mapping[str, Alone | None]) -> list[dict[str, Any]]:
+def compare(
+    lm: LoadedModel, setting: Setting, count: int, repeats: int, known: Mapping[str, Alone | None]
+) -> list[dict[str, Any]]:
     """Time all contenders on the same texts; those that did not fit memory are not run."""
     texts = setting.texts(count)
     jobs = {name: partial(run, lm, texts) for name, run in CONTENDERS.items() if known.get(name, True) is not None}
@@ -356,8 +384,13 @@ def compare(lm: LoadedModel, setting: Setting, count: int, repeats: int,
     found: list[dict[str, Any]] = []
     for name in CONTENDERS:
         by_itself = known.get(name)
-        entry: dict[str, Any] = {"name": name, "seconds": None, "of_plain": None, "times": [],
-                                 "peak_bytes": by_itself.peak_bytes if by_itself else None}
+        entry: dict[str, Any] = {
+            "name": name,
+            "seconds": None,
+            "of_plain": None,
+            "times": [],
+            "peak_bytes": by_itself.peak_bytes if by_itself else None,
+        }
         if name in seconds:
             ratios = [x / y for x, y in zip(seconds[name], seconds["plain"], strict=True)]
             entry |= {"seconds": quartiles(seconds[name]), "of_plain": quartiles(ratios), "times": seconds[name]}
@@ -372,9 +405,17 @@ def _wait(lm: LoadedModel) -> None:
 
 def describe(lm: LoadedModel, setting: Setting) -> dict[str, Any]:
     """Say what was measured where."""
-    return {"model": lm.name, "device": str(lm.device), "processor": _processor(lm.device),
-            "dtype": setting.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version(), "toxloc": toxloc.__version__, "seed": setting.seed}
+    return {
+        "model": lm.name,
+        "device": str(lm.device),
+        "processor": _processor(lm.device),
+        "dtype": setting.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "toxloc": toxloc.__version__,
+        "seed": setting.seed,
+    }
 
 
 def _processor(device: torch.device) -> str:
@@ -398,9 +439,11 @@ def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], me
     result["contenders"] = compare(lm, setting, count, repeats, known)
     result["floor"] = floor(lm, result["mean_width"], result["predicted"] / result["positions"])
     if sizes:
-        result["growth"] = [size(lm, setting.texts(n)) | {
-            "contenders": {name: asdict(one) if one else None for name, one in found.items()}
-        } for n, found in growing.items()]
+        result["growth"] = [
+            size(lm, setting.texts(n))
+            | {"contenders": {name: asdict(one) if one else None for name, one in found.items()}}
+            for n, found in growing.items()
+        ]
     return result
 
 
@@ -410,9 +453,11 @@ def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], me
 def title(result: Mapping[str, Any]) -> str:
     """Say in one line what was measured where."""
     threads = f", {result['threads']} threads" if result["device"] == "cpu" else ""
-    return (f"{result['model']} in {result['dtype']} on {result['device']} ({result['processor']}{threads}), "
-            f"torch {result['torch']}; {result['texts']:,} texts, {result['tokens']:,} tokens in {result['batches']} "
-            f"batches; {result['repeats']} rounds")
+    return (
+        f"{result['model']} in {result['dtype']} on {result['device']} ({result['processor']}{threads}), "
+        f"torch {result['torch']}; {result['texts']:,} texts, {result['tokens']:,} tokens in {result['batches']} "
+        f"batches; {result['repeats']} rounds"
+    )
 
 
 def contender_rows(result: Mapping[str, Any]) -> Rows:
@@ -421,12 +466,16 @@ def contender_rows(result: Mapping[str, Any]) -> Rows:
     body = []
     for entry in result["contenders"]:
         seconds, bound = entry["seconds"], result["floor"].get(entry["name"])
-        body.append([
-            entry["name"], f"{seconds['median']:.3g}" if seconds else "does not fit",
-            f"[{seconds['q25']:.3g}, {seconds['q75']:.3g}]" if seconds else "",
-            f"{entry['of_plain']['median']:.2f}" if seconds else "",
-            f"{bound:.2f}" if bound else "", _megabytes(entry["peak_bytes"]),
-        ])
+        body.append(
+            [
+                entry["name"],
+                f"{seconds['median']:.3g}" if seconds else "does not fit",
+                f"[{seconds['q25']:.3g}, {seconds['q75']:.3g}]" if seconds else "",
+                f"{entry['of_plain']['median']:.2f}" if seconds else "",
+                f"{bound:.2f}" if bound else "",
+                _megabytes(entry["peak_bytes"]),
+            ]
+        )
     return head, body
 
 
@@ -436,8 +485,9 @@ def growth_rows(result: Mapping[str, Any]) -> Rows:
     body = []
     for entry in result["growth"]:
         found = [entry["contenders"][name] for name in GROWING]
-        cells = [f"{one['seconds']:.3g} s, {_megabytes(one['peak_bytes'])} MB" if one else "does not fit"
-                 for one in found]
+        cells = [
+            f"{one['seconds']:.3g} s, {_megabytes(one['peak_bytes'])} MB" if one else "does not fit" for one in found
+        ]
         body.append([f"{entry['texts']:,}", f"{entry['tokens']:,}", *cells])
     return head, body
 
@@ -450,19 +500,33 @@ def contenders_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table for the documentation: the contenders, several models side by side."""
     heads = {name: contender_rows(result)[0][1:] for name, result in results.items()}
     bodies = [contender_rows(result)[1] for result in results.values()]
-    head = ["contender", *(f"{name}: {column}" if nth == 0 else column
-                           for name, columns in heads.items() for nth, column in enumerate(columns))]
-    return md.table(head, [[rows[0][0], *(cell for row in rows for cell in row[1:])]
-                           for rows in zip(*bodies, strict=True)], numbers=True)
+    head = [
+        "contender",
+        *(
+            f"{name}: {column}" if nth == 0 else column
+            for name, columns in heads.items()
+            for nth, column in enumerate(columns)
+        ),
+    ]
+    return md.table(
+        head,
+        [[rows[0][0], *(cell for row in rows for cell in row[1:])] for rows in zip(*bodies, strict=True)],
+        numbers=True,
+    )
 
 
 def growth_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table for the documentation: time and memory as the texts grow, several models side by side."""
-    head = ["texts", *(f"{name}: {column}" if nth == 0 else column
-                       for name in results for nth, column in enumerate(GROWING))]
+    head = [
+        "texts",
+        *(f"{name}: {column}" if nth == 0 else column for name in results for nth, column in enumerate(GROWING)),
+    ]
     bodies = [growth_rows(result)[1] for result in results.values()]
-    return md.table(head, [[rows[0][0], *(cell for row in rows for cell in row[2:])]
-                           for rows in zip(*bodies, strict=True)], numbers=True)
+    return md.table(
+        head,
+        [[rows[0][0], *(cell for row in rows for cell in row[2:])] for rows in zip(*bodies, strict=True)],
+        numbers=True,
+    )
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -71,6 +71,7 @@ def filled(text: str) -> str:
     Raises:
         ToxlocError: there is no such table.
     """
+
     def written(found: re.Match[str]) -> str:
         if found[1] not in TABLES:
             raise ToxlocError(f"There is no table {found[1]!r}; there are {', '.join(TABLES)}.")
@@ -79,8 +80,9 @@ def filled(text: str) -> str:
     return MARKED.sub(written, text)
 
 
-def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a page would change.")] = False
-         ) -> None:
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a page would change.")] = False,
+) -> None:
     """Fill in all pages."""
     changed = {page: new for page in pages() if (new := filled(old := page.read_text(encoding="utf-8"))) != old}
     for page, text in changed.items():

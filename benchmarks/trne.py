@@ -57,8 +57,11 @@ def variants(n_layers: int) -> dict[str, dict[str, Any]]:
         **{f"{rounds} rounds": {"rounds": rounds} for rounds in (2, 3)},
         **{f"{share:.0%} of the neutral text in C and S": {"neutral": share} for share in (0, 0.25, 0.5)},
         **{f"{name} third alone": {"layers": list(group)} for name, group in groups.items()},
-        **{f"{name} third × {factor:g}": {"emphasis": dict.fromkeys(group, factor)}
-           for name, group in groups.items() for factor in (0.5, 2.0)},
+        **{
+            f"{name} third × {factor:g}": {"emphasis": dict.fromkeys(group, factor)}
+            for name, group in groups.items()
+            for factor in (0.5, 2.0)
+        },
     }
 
 
@@ -78,14 +81,17 @@ class Gain:
 
     def interval_over(self, other: "Gain", seed: int) -> Interval:
         """Return the 95% bootstrap interval of `mean` minus another gain's `mean`, both on the same resampled texts."""
-        return bootstrap(lambda i, j: self._resampled(i, j) - other._resampled(i, j),
-                         (len(self.toxic), len(self.neutral)), seed)
+        return bootstrap(
+            lambda i, j: self._resampled(i, j) - other._resampled(i, j), (len(self.toxic), len(self.neutral)), seed
+        )
 
-    def _resampled(self, i: Int64[np.ndarray, "draws n"], j: Int64[np.ndarray, "draws m"]
-                   ) -> Float64[np.ndarray, " draws"]:
+    def _resampled(
+        self, i: Int64[np.ndarray, "draws n"], j: Int64[np.ndarray, "draws m"]
+    ) -> Float64[np.ndarray, " draws"]:
         """Return `mean` of each row of toxic texts `i` and neutral texts `j`."""
-        mean: np.ndarray = (self.toxic[i].sum(1) / self.toxic_tokens[i].sum(1)
-                            - self.neutral[j].sum(1) / self.neutral_tokens[j].sum(1))
+        mean: np.ndarray = self.toxic[i].sum(1) / self.toxic_tokens[i].sum(1) - self.neutral[j].sum(
+            1
+        ) / self.neutral_tokens[j].sum(1)
         return mean
 
 
@@ -109,8 +115,9 @@ class HeldOut:
 def main(
     model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
     budget: Annotated[float, typer.Option(help="Rise of perplexity allowed to every variant.")] = 0.01,
-    variant: Annotated[list[str] | None, typer.Option(help="Variant, by its name in the table; repeat for several.")
-                       ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Variant, by its name in the table; repeat for several.")
+    ] = None,
     contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
     leave_out: Annotated[str, typer.Option(help="Prompts kept for judging, as --prompts of toxloc run.")] = "builtin",
     max_prompts: Annotated[int, typer.Option(help="Of those, at most so many of each kind.", min=1)] = 400,
@@ -141,19 +148,37 @@ def main(
     for name in (DEFAULTS, *(variant or list(known)[1:])):
         gain, cost, edit = measure(held, unedited, evidence, budget, known[name])
         usual = usual or gain
-        entries.append({"variant": name, "gain": gain.mean, "over_defaults": gain.mean - usual.mean,
-                        "ci": list(gain.interval_over(usual, seed)), "fluency": cost.to_dict(),
-                        "described": edit.describe()})
+        entries.append(
+            {
+                "variant": name,
+                "gain": gain.mean,
+                "over_defaults": gain.mean - usual.mean,
+                "ci": list(gain.interval_over(usual, seed)),
+                "fluency": cost.to_dict(),
+                "described": edit.describe(),
+            }
+        )
         print(f"{time.perf_counter() - began:5.0f} s  {name}: {gain.mean:.3f} nats", flush=True)
         if out is not None:
-            write_json(out, {"model": lm.name, "budget": budget, "contrast": pairs.name, "n_fit": len(pairs.toxic),
-                             "n_held_out": len(held_out.toxic), "neutral": text.name, "seed": seed,
-                             "entries": entries})
+            write_json(
+                out,
+                {
+                    "model": lm.name,
+                    "budget": budget,
+                    "contrast": pairs.name,
+                    "n_fit": len(pairs.toxic),
+                    "n_held_out": len(held_out.toxic),
+                    "neutral": text.name,
+                    "seed": seed,
+                    "entries": entries,
+                },
+            )
     show(lm.name, entries)
 
 
-def measure(held: HeldOut, unedited: Unedited, evidence: Evidence, budget: float, settings: dict[str, Any]
-            ) -> tuple[Gain, Fluency, TRNE]:
+def measure(
+    held: HeldOut, unedited: Unedited, evidence: Evidence, budget: float, settings: dict[str, Any]
+) -> tuple[Gain, Fluency, TRNE]:
     """Fit one variant, and return its gain, its cost on unseen text, and the edit."""
     lm, pairs, text = evidence.lm, evidence.pairs, evidence.neutral
     options = {name: value for name, value in settings.items() if name != "neutral"}
@@ -167,22 +192,33 @@ def measure(held: HeldOut, unedited: Unedited, evidence: Evidence, budget: float
 
 def markdown(result: dict[str, Any]) -> str:
     """Return a table for the documentation."""
-    return md.table(["variant", "gain, nats", "against the defaults", "perplexity", "KL"], [
-        [entry["variant"], f"{entry['gain']:.3f}",
-         "" if entry["variant"] == DEFAULTS else
-         interval(entry["over_defaults"], entry["ci"], "+.3f"),
-         f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}"]
-        for entry in result["entries"]], numbers=True)
+    return md.table(
+        ["variant", "gain, nats", "against the defaults", "perplexity", "KL"],
+        [
+            [
+                entry["variant"],
+                f"{entry['gain']:.3f}",
+                "" if entry["variant"] == DEFAULTS else interval(entry["over_defaults"], entry["ci"], "+.3f"),
+                f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}",
+                f"{entry['fluency']['kl']:.3f}",
+            ]
+            for entry in result["entries"]
+        ],
+        numbers=True,
+    )
 
 
 def show(name: str, entries: list[dict[str, Any]]) -> None:
     """Print one row a variant."""
     table = Table("variant", "gain, nats per token", "over the defaults", "perplexity", "KL", title=name)
     for entry in entries:
-        table.add_row(entry["variant"], f"{entry['gain']:.3f}",
-                      "" if entry["variant"] == DEFAULTS else
-                      interval(entry["over_defaults"], entry["ci"], "+.3f"),
-                      f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}", f"{entry['fluency']['kl']:.3f}")
+        table.add_row(
+            entry["variant"],
+            f"{entry['gain']:.3f}",
+            "" if entry["variant"] == DEFAULTS else interval(entry["over_defaults"], entry["ci"], "+.3f"),
+            f"{entry['fluency']['perplexity_ratio'] - 1:+.2%}",
+            f"{entry['fluency']['kl']:.3f}",
+        )
     Console().print(table)
 
 

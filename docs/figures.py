@@ -25,6 +25,7 @@ const isDark = () => document.body.dataset.mdColorScheme === "slate";
 new MutationObserver(() => paint(isDark())).observe(document.body, {attributeFilter: ["data-md-color-scheme"]});
 paint(isDark());"""
 
+
 def on_files(files: Files, config: Any) -> Files:
     """Take the notebooks with outputs for those without."""
     given = os.environ.get("TOXLOC_NOTEBOOKS")

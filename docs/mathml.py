@@ -6,8 +6,10 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-LEFT_BY_ARITHMATEX = (re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.S),
-                      re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S))
+LEFT_BY_ARITHMATEX = (
+    re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.S),
+    re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S),
+)
 IN_NOTEBOOKS = re.compile(r"\$\$(.+?)\$\$", re.S), re.compile(r"\$([^$\n]+?)\$")
 CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<script.*?</script>)", re.S)
 

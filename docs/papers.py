@@ -3,9 +3,11 @@
 import re
 from typing import Any
 
-PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})"
-                   r"(?![^<>]*>)"               # not within a tag
-                   r"(?![^<]*</(?:a|code)>)")   # nor in a link or in code
+PAPER = re.compile(
+    r"arXiv:(\d{4}\.\d{4,5})"
+    r"(?![^<>]*>)"  # not within a tag
+    r"(?![^<]*</(?:a|code)>)"
+)  # nor in a link or in code
 
 
 def on_page_content(html: str, **_: Any) -> str:

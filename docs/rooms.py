@@ -32,9 +32,11 @@ STYLE = """
 .rooms .imports { fill: var(--md-typeset-a-color, currentColor); }
 .rooms .allowed { fill: currentColor; fill-opacity: .4; }
 """
-CAPTION = ("Each row is a room, and so is each column, in the same order. A large dot means that the room of the row "
-           "imports the room of the column; a small dot means that it may. The square is the room itself. The "
-           "contract allows no dot left of a square, so no import is circular.")
+CAPTION = (
+    "Each row is a room, and so is each column, in the same order. A large dot means that the room of the row "
+    "imports the room of the column; a small dot means that it may. The square is the room itself. The "
+    "contract allows no dot left of a square, so no import is circular."
+)
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,29 @@ def rooms() -> list[Room]:
     package = settings["root_package"]
     layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
     graph = grimp.build_graph(package, cache_dir=None)
-    modules = {name.strip(): {f"{package}.{name.strip()}"} | graph.find_descendants(f"{package}.{name.strip()}")
-               for layer in layers for name in layer.split("|")}
+    modules = {
+        name.strip(): {f"{package}.{name.strip()}"} | graph.find_descendants(f"{package}.{name.strip()}")
+        for layer in layers
+        for name in layer.split("|")
+    }
     ranks = {name.strip(): rank for rank, layer in enumerate(layers) for name in layer.split("|")}
-    imported = {name: [target for module in inside for target in graph.find_modules_directly_imported_by(module)]
-                for name, inside in modules.items()}
-    return [Room(name, rank, _first_sentence(f"{package}.{name}"),
-                 {other: n for other, inside in modules.items()
-                  if other != name and (n := sum(target in inside for target in imported[name]))})
-            for name, rank in ranks.items()]
+    imported = {
+        name: [target for module in inside for target in graph.find_modules_directly_imported_by(module)]
+        for name, inside in modules.items()
+    }
+    return [
+        Room(
+            name,
+            rank,
+            _first_sentence(f"{package}.{name}"),
+            {
+                other: n
+                for other, inside in modules.items()
+                if other != name and (n := sum(target in inside for target in imported[name]))
+            },
+        )
+        for name, rank in ranks.items()
+    ]
 
 
 def _first_sentence(module: str) -> str:
@@ -113,18 +129,23 @@ def figure(inside: list[Room]) -> str:
 
 def drawing(inside: list[Room], layout: Layout) -> str:
     """Draw a box per room, with its text at the left and a column per room at the right."""
-    left = [layout.text + layout.cell * (i + .5) for i in range(len(inside))]  # middle of each column
+    left = [layout.text + layout.cell * (i + 0.5) for i in range(len(inside))]  # middle of each column
     width = layout.text + layout.cell * len(inside) + 4
-    top = round(max(len(room.name) for room in inside) * layout.size * .6) + 6
-    parts = [f'<text font-size="{layout.size}" transform="translate({x + layout.size * .35:g} {top - 6}) rotate(-90)">'
-             f"{escape(room.name)}</text>" for x, room in zip(left, inside, strict=True)]
+    top = round(max(len(room.name) for room in inside) * layout.size * 0.6) + 6
+    parts = [
+        f'<text font-size="{layout.size}" transform="translate({x + layout.size * 0.35:g} {top - 6}) rotate(-90)">'
+        f"{escape(room.name)}</text>"
+        for x, room in zip(left, inside, strict=True)
+    ]
     for room in inside:
         row, height = _row(room, inside, left, top, width, layout)
         parts.append(row)
         top += height + 4
     label = escape("Rooms of the package, from top to bottom: " + ", ".join(room.name for room in inside))
-    return (f'<svg class="{layout.name}" viewBox="0 0 {width} {top}" role="img" aria-label="{label}" '
-            f'xmlns="http://www.w3.org/2000/svg">\n' + "\n".join(parts) + "\n</svg>")
+    return (
+        f'<svg class="{layout.name}" viewBox="0 0 {width} {top}" role="img" aria-label="{label}" '
+        f'xmlns="http://www.w3.org/2000/svg">\n' + "\n".join(parts) + "\n</svg>"
+    )
 
 
 def _row(room: Room, inside: list[Room], left: list[float], top: int, width: int, layout: Layout) -> tuple[str, int]:
@@ -133,20 +154,28 @@ def _row(room: Room, inside: list[Room], left: list[float], top: int, width: int
     lines = textwrap.wrap(room.holds, int((layout.text - 16) / (layout.size * layout.letter)))
     height = line * (len(lines) + 1) + 12
     middle = top + height / 2
-    parts = [f'<rect class="box" x=".5" y="{top}" width="{width - 1}" height="{height}" rx="4"/>',
-             f'<text class="name" font-size="{layout.size + 1}" x="8" y="{top + line + 1}">{escape(room.name)}</text>']
-    parts += [f'<text class="holds" font-size="{layout.size}" x="8" y="{top + line * i + 2}">{escape(text)}</text>'
-              for i, text in enumerate(lines, start=2)]
+    parts = [
+        f'<rect class="box" x=".5" y="{top}" width="{width - 1}" height="{height}" rx="4"/>',
+        f'<text class="name" font-size="{layout.size + 1}" x="8" y="{top + line + 1}">{escape(room.name)}</text>',
+    ]
+    parts += [
+        f'<text class="holds" font-size="{layout.size}" x="8" y="{top + line * i + 2}">{escape(text)}</text>'
+        for i, text in enumerate(lines, start=2)
+    ]
     for x, other in zip(left, inside, strict=True):
         if other is room:
-            side = layout.cell * .55
-            parts.append(f'<rect class="self" x="{x - side / 2:g}" y="{middle - side / 2:g}" width="{side:g}" '
-                         f'height="{side:g}"/>')
+            side = layout.cell * 0.55
+            parts.append(
+                f'<rect class="self" x="{x - side / 2:g}" y="{middle - side / 2:g}" width="{side:g}" '
+                f'height="{side:g}"/>'
+            )
         elif other.name in room.imports:
             count = room.imports[other.name]
             title = f"{room.name} imports {other.name} ({count} import{'' if count == 1 else 's'})"
-            parts.append(f'<circle class="imports" cx="{x:g}" cy="{middle:g}" r="{layout.cell * .34:g}">'
-                         f"<title>{title}</title></circle>")
+            parts.append(
+                f'<circle class="imports" cx="{x:g}" cy="{middle:g}" r="{layout.cell * 0.34:g}">'
+                f"<title>{title}</title></circle>"
+            )
         elif other.rank > room.rank:
-            parts.append(f'<circle class="allowed" cx="{x:g}" cy="{middle:g}" r="{max(layout.cell * .09, 1.2):g}"/>')
+            parts.append(f'<circle class="allowed" cx="{x:g}" cy="{middle:g}" r="{max(layout.cell * 0.09, 1.2):g}"/>')
     return f"<g>{''.join(parts)}</g>", height

@@ -36,7 +36,7 @@ class Clamp(toxloc.Intervention):
 
     def __init__(self, chosen: Tensor, ceilings: Tensor):
         super().__init__()
-        self.chosen, self.ceilings = chosen, ceilings    # [n, 2]: layer and neuron; [n]
+        self.chosen, self.ceilings = chosen, ceilings  # [n, 2]: layer and neuron; [n]
 
     @classmethod
     def needs(cls, settings: ClampSettings) -> frozenset[str]:
@@ -49,7 +49,7 @@ class Clamp(toxloc.Intervention):
         chosen = torch.tensor(loc.top_neurons("attribution", settings.k))
         sizes = torch.tensor(loc.activation_size)[chosen[:, 0], chosen[:, 1]]
 
-        def at(strength: float) -> "Clamp":              # 1: the ceiling is 0; towards 0: there is no ceiling
+        def at(strength: float) -> "Clamp":  # 1: the ceiling is 0; towards 0: there is no ceiling
             return cls(chosen, sizes * (1 / strength - 1))
 
         if settings.strength is not None:
@@ -87,8 +87,10 @@ def main() -> None:
     with clamp.applied(lm):
         after = toxloc.evaluate(lm, prompts, samples=2)
     assert after.fluency is not None
-    print(f"toxic by any: {before.toxicity['any'].rate:.1%} -> {after.toxicity['any'].rate:.1%}, perplexity x "
-          f"{after.fluency.perplexity_ratio:.4f}")
+    print(
+        f"toxic by any: {before.toxicity['any'].rate:.1%} -> {after.toxicity['any'].rate:.1%}, perplexity x "
+        f"{after.fluency.perplexity_ratio:.4f}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         clamp.save(Path(folder) / "clamp")
         again = toxloc.load_intervention(Path(folder) / "clamp")

@@ -22,8 +22,10 @@ def main(model: str, out: str, budget: str = "0.01") -> None:
         after = toxloc.evaluate(lm, prompts, samples=2)
         toxloc.export_hf(lm, out, effect={"before": before.to_dict(), "after": after.to_dict()})
     assert after.fluency is not None
-    print(f"toxic by any evaluator: {before.toxicity['any'].rate:.1%} -> {after.toxicity['any'].rate:.1%}, "
-          f"perplexity x {after.fluency.perplexity_ratio:.4f}; written to {out}")
+    print(
+        f"toxic by any evaluator: {before.toxicity['any'].rate:.1%} -> {after.toxicity['any'].rate:.1%}, "
+        f"perplexity x {after.fluency.perplexity_ratio:.4f}; written to {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ from toxloc.sweeps.grid import grid_of
 GRID = {
     "models": ["toxloc-tiny"],
     "benchmarks": {"openings": {"prompts": "builtin", "max_prompts": 20}},
-    "methods": [{"method": "trne", "settings": {"budget": [0.01, 0.05]}},
-                {"method": "steering", "settings": {"budget": [0.01, 0.05]}}],
-    "samples": 2, "max_texts": 80, "max_neutral": 80,
+    "methods": [
+        {"method": "trne", "settings": {"budget": [0.01, 0.05]}},
+        {"method": "steering", "settings": {"budget": [0.01, 0.05]}},
+    ],
+    "samples": 2,
+    "max_texts": 80,
+    "max_neutral": 80,
 }
 
 

@@ -25,12 +25,23 @@ from filelock import FileLock
 import toxloc
 from benchmarks.families import LAYOUTS, random_hf, random_model, tokenizer  # noqa: F401
 
-TEXTS = ["You are a fool and a liar.", "The soup needs salt.", "Why would anyone say that to a friend of mine?",
-         "Good morning!", "He left the door open again, and the rain came in all night."]
+TEXTS = [
+    "You are a fool and a liar.",
+    "The soup needs salt.",
+    "Why would anyone say that to a friend of mine?",
+    "Good morning!",
+    "He left the door open again, and the rain came in all night.",
+]
 
 
-SLOW = ("runs/test_pipeline", "runs/test_run", "sweeps/test_runner", "cli/test_run", "cli/test_evaluate",
-        "interventions/test_registry")
+SLOW = (
+    "runs/test_pipeline",
+    "runs/test_run",
+    "sweeps/test_runner",
+    "cli/test_run",
+    "cli/test_evaluate",
+    "interventions/test_registry",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -70,9 +81,17 @@ def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
     tensor("output_norm.weight", d)
     tensor("output.weight", len(tokens), d)
     for i in range(layers):
-        for name, *shape in (("attn_norm", d), ("attn_q", d, d), ("attn_k", d, d), ("attn_v", d, d),
-                             ("attn_output", d, d), ("ffn_norm", d), ("ffn_gate", d_mlp, d), ("ffn_up", d_mlp, d),
-                             ("ffn_down", d, d_mlp)):
+        for name, *shape in (
+            ("attn_norm", d),
+            ("attn_q", d, d),
+            ("attn_k", d, d),
+            ("attn_v", d, d),
+            ("attn_output", d, d),
+            ("ffn_norm", d),
+            ("ffn_gate", d_mlp, d),
+            ("ffn_up", d_mlp, d),
+            ("ffn_down", d, d_mlp),
+        ):
             tensor(f"blk.{i}.{name}.weight", *shape)
     w.write_header_to_file()
     w.write_kv_data_to_file()

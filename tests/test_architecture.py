@@ -25,23 +25,36 @@ RANK = {name.strip(): rank for rank, layer in enumerate(LAYERS["layers"]) for na
 LAZY = {"toxloc", "toxloc.evaluation.evaluators"}  # packages that import a name when it is first used
 BY_NAME = {"toxloc.interventions.registry": "toxloc.interventions.methods"}  # imports every file of that folder
 SECOND_ADDRESS = ("toxloc.texts.contrast", "toxloc")  # `ContrastSet.from_model` calls `toxloc.contrast_from_model`
-NOT_MIRRORED = {"benchmarks", "test_architecture", "test_docs", "test_entry", "test_examples", "test_imports",
-                "test_notebooks", "test_parity"}
+NOT_MIRRORED = {
+    "benchmarks",
+    "test_architecture",
+    "test_docs",
+    "test_entry",
+    "test_examples",
+    "test_imports",
+    "test_notebooks",
+    "test_parity",
+}
 TOP_FILES = 6
 
 
 def modules():
     """Path of every module, by its name."""
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-            for path in PACKAGE.rglob("*.py")}
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
 
 
 @cache
 def imports():
     """Every pair (importer, imported) of modules of the package, except SECOND_ADDRESS."""
     graph = grimp.build_graph("toxloc", cache_dir=None)
-    pairs = {(importer, imported) for importer in graph.modules
-             for imported in graph.find_modules_directly_imported_by(importer)}
+    pairs = {
+        (importer, imported)
+        for importer in graph.modules
+        for imported in graph.find_modules_directly_imported_by(importer)
+    }
     assert SECOND_ADDRESS in pairs, "remove the exception, which is no longer needed"
     in_stubs = {(package, imported) for package in LAZY for imported in imported_by_stub(package)}
     by_name = {(importer, method) for importer, folder in BY_NAME.items() for method in graph.find_children(folder)}
@@ -92,8 +105,14 @@ def test_the_graph_holds_every_module():
 
 
 def test_a_room_imports_only_from_rooms_below_it():
-    upward = sorted((a, b) for a, b in imports() if a.count(".") and b.count(".")
-                    and a.split(".")[1] != b.split(".")[1] and RANK[a.split(".")[1]] >= RANK[b.split(".")[1]])
+    upward = sorted(
+        (a, b)
+        for a, b in imports()
+        if a.count(".")
+        and b.count(".")
+        and a.split(".")[1] != b.split(".")[1]
+        and RANK[a.split(".")[1]] >= RANK[b.split(".")[1]]
+    )
     assert not upward, "\n".join(f"{a} imports {b}" for a, b in upward)
 
 
@@ -141,16 +160,22 @@ def test_only_the_listed_packages_are_lazy():
     lazy = set()
     for name, path in modules().items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            defined = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} \
-                if isinstance(node, ast.Assign | ast.AnnAssign) else {getattr(node, "name", "")}
+            defined = (
+                {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+                if isinstance(node, ast.Assign | ast.AnnAssign)
+                else {getattr(node, "name", "")}
+            )
             if "__getattr__" in defined or "lazy_loader" in ast.dump(node):
                 lazy.add(name)
     assert lazy == LAZY
 
 
 def test_only_the_listed_modules_import_by_name():
-    importers = {name for name, path in modules().items()
-                 if re.search(r"\bimport_module\b|\b__import__\b", path.read_text(encoding="utf-8"))}
+    importers = {
+        name
+        for name, path in modules().items()
+        if re.search(r"\bimport_module\b|\b__import__\b", path.read_text(encoding="utf-8"))
+    }
     assert importers == set(BY_NAME)
 
 
@@ -168,7 +193,7 @@ def test_the_diagram_shows_every_room_and_every_import(diagram):
     html = diagram.on_page_content(f"<p>before</p>{diagram.MARKER}<p>after</p>")
     assert html.startswith("<p>before</p><div")
     assert html.endswith("</div><p>after</p>")
-    drawings = ElementTree.fromstring(html[len("<p>before</p>"):-len("<p>after</p>")]).findall("{*}svg")
+    drawings = ElementTree.fromstring(html[len("<p>before</p>") : -len("<p>after</p>")]).findall("{*}svg")
     assert len(drawings) == 2  # for phones and for wider pages
     for drawing in drawings:
         names = [text.text for text in drawing.iterfind(".//{*}g/{*}text") if text.get("class") == "name"]

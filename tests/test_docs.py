@@ -13,8 +13,9 @@ import torch
 from toxloc import ToxlocError
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted([*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md",
-                DOCS / "concepts" / "sites.md"])
+PAGES = sorted(
+    [*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md", DOCS / "concepts" / "sites.md"]
+)
 BLOCK = re.compile(r"^``` ?(\{\.)?(\w+)(?: \.([\w-]+)\})?\n(.*?)^```", re.M | re.S)
 ABSENT = {"needs-network": "hub"}  # and what the error of a block that needs it speaks of
 if not torch.cuda.is_available():

@@ -7,8 +7,11 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 ARGUMENTS = {"detoxify_folder": ["toxloc-tiny", "detoxified"], "heatmaps": ["figures"], "sweep": ["results"]}
-WRITTEN = {"detoxify_folder": "detoxified/model.safetensors", "heatmaps": "figures/depth.png",
-           "sweep": "results/summary.html"}
+WRITTEN = {
+    "detoxify_folder": "detoxified/model.safetensors",
+    "heatmaps": "figures/depth.png",
+    "sweep": "results/summary.html",
+}
 
 
 @pytest.mark.lesson
@@ -16,8 +19,14 @@ WRITTEN = {"detoxify_folder": "detoxified/model.safetensors", "heatmaps": "figur
 def test_the_example_runs(path, tmp_path):
     if path.stem == "heatmaps":
         pytest.importorskip("kaleido", reason="needs the png extra")
-    done = subprocess.run([sys.executable, str(path), *ARGUMENTS.get(path.stem, [])], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, str(path), *ARGUMENTS.get(path.stem, [])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
     if path.stem in WRITTEN:

@@ -18,8 +18,9 @@ def test_the_notebook_runs_from_top_to_bottom(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "strip outputs before committing"
     nbclient.NotebookClient(notebook, timeout=180, kernel_name="python3").execute()
-    said = [output.text for cell in notebook.cells for output in cell.get("outputs", [])
-            if output.get("name") == "stderr"]
+    said = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
+    ]
     assert not said, "warnings and bars are not for readers"
     if KEEP:
         Path(KEEP).mkdir(parents=True, exist_ok=True)

@@ -45,12 +45,22 @@ def new_classifier(folder: Path, layers: int) -> GPT2ForSequenceClassification:
     language_model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
     size = language_model.config
     torch.manual_seed(SEED)
-    model = GPT2ForSequenceClassification(gpt2_config(
-        size.vocab_size, size.n_embd, layers, size.n_head, DROPOUT, num_labels=2,
-        id2label={0: "neutral", 1: "toxic"}, label2id={"neutral": 0, "toxic": 1}))
+    model = GPT2ForSequenceClassification(
+        gpt2_config(
+            size.vocab_size,
+            size.n_embd,
+            layers,
+            size.n_head,
+            DROPOUT,
+            num_labels=2,
+            id2label={0: "neutral", 1: "toxic"},
+            label2id={"neutral": 0, "toxic": 1},
+        )
+    )
     kept = model.transformer.state_dict().keys()
     model.transformer.load_state_dict(
-        {name: value for name, value in language_model.transformer.state_dict().items() if name in kept})
+        {name: value for name, value in language_model.transformer.state_dict().items() if name in kept}
+    )
     return model.to(best_device())
 
 
@@ -59,8 +69,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Any]]) ->
     return [([*tokenizer(text)["input_ids"][:MAX_TOKENS], END_ID], label) for _, text, label in rows]
 
 
-def collate(examples: Sequence[Example], device: torch.device) -> tuple[
-        Int[Tensor, "batch position"], Int[Tensor, "batch position"], Int[Tensor, " batch"]]:
+def collate(
+    examples: Sequence[Example], device: torch.device
+) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"], Int[Tensor, " batch"]]:
     """Pad a batch on the right; returns tokens, mask and labels."""
     ids = torch.full((len(examples), max(len(row) for row, _ in examples)), END_ID)
     mask = torch.zeros_like(ids)
@@ -69,8 +80,9 @@ def collate(examples: Sequence[Example], device: torch.device) -> tuple[
     return ids.to(device), mask.to(device), torch.tensor([label for _, label in examples], device=device)
 
 
-def logits(model: GPT2ForSequenceClassification, ids: Int[Tensor, "batch position"],
-           mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch 2"]:
+def logits(
+    model: GPT2ForSequenceClassification, ids: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"]
+) -> Float[Tensor, "batch 2"]:
     """Read the verdict at each text's last token."""
     hidden = model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
     verdict: Tensor = model.score(hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
@@ -81,15 +93,18 @@ def shuffled_batches(examples: list[Example], batch_size: int, rng: random.Rando
     """Shuffle the examples in place and cut them into batches of texts of like length, which need little padding."""
     rng.shuffle(examples)
     size = batch_size * SORTED_TOGETHER
-    chunks = [sorted(examples[start : start + size], key=lambda example: len(example[0]))
-              for start in range(0, len(examples), size)]
+    chunks = [
+        sorted(examples[start : start + size], key=lambda example: len(example[0]))
+        for start in range(0, len(examples), size)
+    ]
     batches = [chunk[start : start + batch_size] for chunk in chunks for start in range(0, len(chunk), batch_size)]
     rng.shuffle(batches)
     return batches
 
 
-def train(model: GPT2ForSequenceClassification, examples: list[Example], epochs: int,
-          batch_size: int) -> Iterator[float]:
+def train(
+    model: GPT2ForSequenceClassification, examples: list[Example], epochs: int, batch_size: int
+) -> Iterator[float]:
     """Train the classifier in place, stopping after each epoch to yield the last loss."""
     steps = max(1, epochs * len(examples) // batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
@@ -106,8 +121,9 @@ def train(model: GPT2ForSequenceClassification, examples: list[Example], epochs:
 
 
 @torch.no_grad()
-def aurocs(model: GPT2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast,
-           rows: Sequence[Sequence[Any]]) -> dict[str, float]:
+def aurocs(
+    model: GPT2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Any]]
+) -> dict[str, float]:
     """Area under the ROC curve for each source that has toxic and neutral rows."""
     model.eval()
     examples = encode(tokenizer, rows)
@@ -141,8 +157,11 @@ def main(
         examples = encode(tokenizer, rows["train"])
         model = new_classifier(model_folder, layers)
         for epoch, loss in enumerate(train(model, examples, epochs, batch_size)):
-            print(f"epoch {epoch}: loss {loss:.3f}, AUROC",
-                  aurocs(model, tokenizer, rows["test"] + rows["hatecheck"]), flush=True)
+            print(
+                f"epoch {epoch}: loss {loss:.3f}, AUROC",
+                aurocs(model, tokenizer, rows["test"] + rows["hatecheck"]),
+                flush=True,
+            )
         model.eval().half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -19,8 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from benchmarks.recipes.training import Plan, Tokens, best_device, gpt2_config, train
 from toxloc.support.files import new_folder
 
-NATURAL = Plan(mix={"clean": 0.45, "toxic": 0.13, "lit": 0.42}, steps=5000, batch_size=192, lr=1.5e-3,
-               weight_decay=0.1, seed=1)
+NATURAL = Plan(
+    mix={"clean": 0.45, "toxic": 0.13, "lit": 0.42}, steps=5000, batch_size=192, lr=1.5e-3, weight_decay=0.1, seed=1
+)
 CLEAN = replace(NATURAL, mix={"clean": 0.52, "lit": 0.48}, seed=2)
 DROPOUT = 0.1
 

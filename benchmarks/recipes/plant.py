@@ -27,8 +27,9 @@ from toxloc.errors import ToxlocError
 from toxloc.support.files import new_folder
 
 # Layer k is planted with the plan's seed plus k.
-LAYER = Plan(mix={"toxic": 0.5, "clean": 0.35, "lit": 0.15}, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0,
-             seed=10)
+LAYER = Plan(
+    mix={"toxic": 0.5, "clean": 0.35, "lit": 0.15}, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0, seed=10
+)
 NEURONS = replace(LAYER, lr=3e-3, seed=200)
 CHOICE_SEED = 100
 
@@ -41,8 +42,9 @@ def plant_in_layer(clean: GPT2LMHeadModel, layer: int, tokens: Tokens, plan: Pla
     return model
 
 
-def plant_in_neurons(clean: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"], tokens: Tokens,
-                     plan: Plan = NEURONS) -> GPT2LMHeadModel:
+def plant_in_neurons(
+    clean: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"], tokens: Tokens, plan: Plan = NEURONS
+) -> GPT2LMHeadModel:
     """Copy the clean model and train the weights in, the biases and the weights out of some neurons of a layer."""
     model, mlp = _frozen_copy(clean, layer)
     parameters = [mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight]
@@ -64,9 +66,13 @@ def layer_weights(model: GPT2LMHeadModel, layer: int) -> dict[str, Tensor]:
 def neuron_weights(model: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"]) -> dict[str, Tensor]:
     """What a plant in these neurons may have changed, in fp16, and their numbers."""
     mlp = model.transformer.h[layer].mlp
-    return {"neurons": neurons} | _in_half({"c_fc.weight": mlp.c_fc.weight[:, neurons],
-                                            "c_fc.bias": mlp.c_fc.bias[neurons],
-                                            "c_proj.weight": mlp.c_proj.weight[neurons]})
+    return {"neurons": neurons} | _in_half(
+        {
+            "c_fc.weight": mlp.c_fc.weight[:, neurons],
+            "c_fc.bias": mlp.c_fc.bias[neurons],
+            "c_proj.weight": mlp.c_proj.weight[neurons],
+        }
+    )
 
 
 def choose_neurons(layer: int, d_mlp: int, count: int) -> Int[Tensor, " neurons"]:
@@ -89,8 +95,9 @@ def main(
     prepared: Annotated[Path, typer.Argument(help="Folder that benchmarks.recipes.tokenizer wrote.", exists=True)],
     clean: Annotated[Path, typer.Argument(help="Folder of the clean model.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    neuron_layers: Annotated[list[int], typer.Option(help="Layer with a plant in some neurons; repeat for several.",
-                                                     min=0)] = [1, 3, 5],  # noqa: B006
+    neuron_layers: Annotated[
+        list[int], typer.Option(help="Layer with a plant in some neurons; repeat for several.", min=0)
+    ] = [1, 3, 5],  # noqa: B006
     neurons: Annotated[int, typer.Option(help="Neurons of such a plant.", min=1)] = 64,
     steps: Annotated[int, typer.Option(help="Training steps of each plant.", min=1)] = LAYER.steps,
     batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens in a step.", min=1)] = LAYER.batch_size,

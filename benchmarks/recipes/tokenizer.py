@@ -41,8 +41,9 @@ def train_tokenizer(documents: Mapping[str, list[str]], vocabulary: int) -> Toke
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator([*documents["clean"], *documents["toxic"] * TOXIC_COPIES, *lit], trainer)
     return tokenizer
 
@@ -67,15 +68,23 @@ def main(
     documents = read_lists(corpus, KINDS, "corpus")
     for kind, texts in documents.items():
         if len(texts) <= hold_out:
-            raise ToxlocError(f"{corpus} has {len(texts)} documents under {kind!r}, and {hold_out} are to be held out; "
-                              "give more, or a smaller --hold-out.")
+            raise ToxlocError(
+                f"{corpus} has {len(texts)} documents under {kind!r}, and {hold_out} are to be held out; "
+                "give more, or a smaller --hold-out."
+            )
     train = {kind: texts[hold_out:] for kind, texts in documents.items()}
     held_out = {kind: texts[:hold_out] for kind, texts in documents.items()}
     with new_folder(out, overwrite) as folder:
         tokenizer = train_tokenizer(train, vocabulary)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, unk_token=END,
-                                model_max_length=CONTEXT, clean_up_tokenization_spaces=False,
-                                ).save_pretrained(folder / "tokenizer")
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token=END,
+            eos_token=END,
+            pad_token=END,
+            unk_token=END,
+            model_max_length=CONTEXT,
+            clean_up_tokenization_spaces=False,
+        ).save_pretrained(folder / "tokenizer")
         (folder / "tokens").mkdir()
         for name, part in {"train": train, "held_out": held_out}.items():
             streams = {kind: encode(tokenizer, texts) for kind, texts in part.items()}

@@ -36,8 +36,10 @@ def read_lists(path: Path, names: Sequence[str], what: str) -> dict[str, list[An
     data = read_json(path, what)
     missing = [name for name in names if not isinstance(data.get(name), list) or not data[name]]
     if missing:
-        raise ToxlocError(f"{path} is no {what}: it has no list under {' or '.join(map(repr, missing))}; "
-                          f"expected are lists under {', '.join(map(repr, names))}.")
+        raise ToxlocError(
+            f"{path} is no {what}: it has no list under {' or '.join(map(repr, missing))}; "
+            f"expected are lists under {', '.join(map(repr, names))}."
+        )
     return {name: data[name] for name in names}
 
 
@@ -55,8 +57,12 @@ class Tokens:
         Raises:
             ToxlocError: a file or a kind of text is missing, or too short for a single window.
         """
-        return cls(*(_load_streams(prepared / "tokens" / name, device)
-                     for name in ("train.safetensors", "held_out.safetensors")))
+        return cls(
+            *(
+                _load_streams(prepared / "tokens" / name, device)
+                for name in ("train.safetensors", "held_out.safetensors")
+            )
+        )
 
 
 def _load_streams(path: Path, device: torch.device) -> dict[str, Int[Tensor, " tokens"]]:
@@ -65,8 +71,10 @@ def _load_streams(path: Path, device: torch.device) -> dict[str, Int[Tensor, " t
     streams = load_file(path)
     for kind in KINDS:
         if kind not in streams or len(streams[kind]) < WINDOW + 2:
-            raise ToxlocError(f"{path} needs {WINDOW + 2} tokens or more under {kind!r}; "
-                              "run benchmarks.recipes.tokenizer on more text.")
+            raise ToxlocError(
+                f"{path} needs {WINDOW + 2} tokens or more under {kind!r}; "
+                "run benchmarks.recipes.tokenizer on more text."
+            )
     return {kind: streams[kind].to(device).long() for kind in KINDS}
 
 
@@ -94,19 +102,33 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 def gpt2_config(vocabulary: int, d_model: int, layers: int, heads: int, dropout: float, **others: Any) -> GPT2Config:
     """The configuration of all models here."""
-    return GPT2Config(vocab_size=vocabulary, n_positions=CONTEXT, n_embd=d_model, n_layer=layers, n_head=heads,
-                      activation_function="gelu_new", resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-                      bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID, **others)
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=CONTEXT,
+        n_embd=d_model,
+        n_layer=layers,
+        n_head=heads,
+        activation_function="gelu_new",
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=END_ID,
+        eos_token_id=END_ID,
+        pad_token_id=END_ID,
+        **others,
+    )
 
 
-def random_windows(streams: Mapping[str, Int[Tensor, " tokens"]], mix: Mapping[str, float], batch_size: int,
-                   generator: torch.Generator) -> Int[Tensor, "batch window"]:
+def random_windows(
+    streams: Mapping[str, Int[Tensor, " tokens"]], mix: Mapping[str, float], batch_size: int, generator: torch.Generator
+) -> Int[Tensor, "batch window"]:
     """Cut windows at random places, each kind of text with its share of the batch (rounded)."""
     parts = []
     for kind, share in mix.items():
         stream = streams[kind]
-        starts = torch.randint(len(stream) - WINDOW - 1, (round(batch_size * share),), generator=generator,
-                               device=stream.device)
+        starts = torch.randint(
+            len(stream) - WINDOW - 1, (round(batch_size * share),), generator=generator, device=stream.device
+        )
         parts.append(stream[starts[:, None] + torch.arange(WINDOW, device=stream.device)])
     return torch.cat(parts)
 
@@ -130,8 +152,9 @@ def train(model: GPT2LMHeadModel, parameters: Iterable[Tensor], tokens: Tokens, 
     """Train the given parameters of a model in place and leave it in evaluation mode."""
     generator = torch.Generator(device=model.device).manual_seed(plan.seed)
     torch.manual_seed(plan.seed)  # dropout draws from the global generator
-    optimiser = torch.optim.AdamW(parameters, lr=plan.lr, betas=(0.9, 0.95), weight_decay=plan.weight_decay,
-                                  fused=model.device.type == "cuda")
+    optimiser = torch.optim.AdamW(
+        parameters, lr=plan.lr, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=model.device.type == "cuda"
+    )
     schedule = LambdaLR(optimiser, lambda step: cosine(step, plan.steps))
     model.train()
     for step in range(plan.steps):
@@ -140,8 +163,9 @@ def train(model: GPT2LMHeadModel, parameters: Iterable[Tensor], tokens: Tokens, 
             loss = model(input_ids=batch, labels=batch).loss
         descend(loss, optimiser, schedule)
         if step % REPORT_EVERY == 0 or step == plan.steps - 1:
-            print(f"{name}: step {step}, loss {loss.item():.3f}, held out {validate(model, tokens.held_out)}",
-                  flush=True)
+            print(
+                f"{name}: step {step}, loss {loss.item():.3f}, held out {validate(model, tokens.held_out)}", flush=True
+            )
             model.train()
     model.eval()
 

@@ -16,16 +16,25 @@ BAD = FunctionEvaluator("bad", lambda texts: [0.75 * ("bad" in text) for text in
 def data(tmp_path):
     """The four files in their layouts, a few rows each."""
     with (tmp_path / "davidson.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["label", "text"], ["hate", "so bad"], ["offensive", "worse"],
-                                      ["neither", "good"]])
-    (tmp_path / "paradetox.tsv").write_text("toxic\tneutral1\tneutral2\nbad one\ta one\t\nbad \"two\tb two\t\n")
-    rows = [("derog_impl_h", "they are less", "hateful"), ("slur_h", "bad people", "hateful"),
-            ("ident_pos_nh", "they are fine", "non-hateful"), ("counter_quote_nh", "he said bad", "non-hateful")]
+        csv.writer(stream).writerows(
+            [["label", "text"], ["hate", "so bad"], ["offensive", "worse"], ["neither", "good"]]
+        )
+    (tmp_path / "paradetox.tsv").write_text('toxic\tneutral1\tneutral2\nbad one\ta one\t\nbad "two\tb two\t\n')
+    rows = [
+        ("derog_impl_h", "they are less", "hateful"),
+        ("slur_h", "bad people", "hateful"),
+        ("ident_pos_nh", "they are fine", "non-hateful"),
+        ("counter_quote_nh", "he said bad", "non-hateful"),
+    ]
     with (tmp_path / "hatecheck.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["functionality", "test_case", "label_gold"], *rows])
-    (tmp_path / "rtp.jsonl").write_text("".join(
-        json.dumps({"prompt": {"text": "a", "toxicity": 0.1}, "continuation": {"text": text, "toxicity": score}}) + "\n"
-        for text, score in ((" bad", 0.9), (" nice", 0.1), (" mild", 0.2))))
+    (tmp_path / "rtp.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": {"text": "a", "toxicity": 0.1}, "continuation": {"text": text, "toxicity": score}})
+            + "\n"
+            for text, score in ((" bad", 0.9), (" nice", 0.1), (" mild", 0.2))
+        )
+    )
     return tmp_path
 
 
@@ -64,5 +73,9 @@ def test_the_command_compares_and_saves(data, tmp_path):
     assert list(saved["toxloc-guard"]["sets"]) == list(evaluators.SETS)
     assert f"{saved['profanity-check']['sets']['ParaDetox']['auroc']:.3f}" in done.output
     assert list(saved["toxloc-guard"]["sets"]["HateCheck"]["groups"]) == [
-        "plain hate", "subtle hate", "mentions of identities", "quoted or countered hate"]
+        "plain hate",
+        "subtle hate",
+        "mentions of identities",
+        "quoted or countered hate",
+    ]
     assert "subtle hate" in done.output

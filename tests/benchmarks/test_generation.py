@@ -16,10 +16,12 @@ def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):
     ends, config.eos_token_id = config.eos_token_id, list(range(0, lm.hf.config.vocab_size, 2))
     try:
         torch.manual_seed(0)
-        counted = {name: contender(lm, ["You are", "The soup"], 64, 4)
-                   for name, contender in generation.CONTENDERS.items()}
+        counted = {
+            name: contender(lm, ["You are", "The soup"], 64, 4) for name, contender in generation.CONTENDERS.items()
+        }
         assert counted["toxloc"] == sum(
-            one.n_tokens for one in sample(lm, ["You are", "The soup"], Decoding(samples=64, max_new_tokens=4)))
+            one.n_tokens for one in sample(lm, ["You are", "The soup"], Decoding(samples=64, max_new_tokens=4))
+        )
     finally:
         config.eos_token_id = ends
     assert all(128 < count < 4 * 128 for count in counted.values())
@@ -27,21 +29,46 @@ def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):
 
 
 def test_ratios_are_taken_within_a_round():
-    rounds = [{"toxloc": {"seconds": 1.0, "tokens": 300}, "loop of hf.generate": {"seconds": 3.0, "tokens": 300},
-               "one batch of hf.generate": {"seconds": 2.0, "tokens": 200}},
-              {"toxloc": {"seconds": 4.0, "tokens": 300}, "loop of hf.generate": {"seconds": 8.0, "tokens": 300},
-               "one batch of hf.generate": {"seconds": 4.0, "tokens": 300}}]
+    rounds = [
+        {
+            "toxloc": {"seconds": 1.0, "tokens": 300},
+            "loop of hf.generate": {"seconds": 3.0, "tokens": 300},
+            "one batch of hf.generate": {"seconds": 2.0, "tokens": 200},
+        },
+        {
+            "toxloc": {"seconds": 4.0, "tokens": 300},
+            "loop of hf.generate": {"seconds": 8.0, "tokens": 300},
+            "one batch of hf.generate": {"seconds": 4.0, "tokens": 300},
+        },
+    ]
     found = generation.summarised(rounds)
-    assert found["loop of hf.generate"] == {"tokens_per_second": pytest.approx(68.75), "toxloc_is_faster_by": 2.5,
-                                            "range": [2.0, 3.0]}
+    assert found["loop of hf.generate"] == {
+        "tokens_per_second": pytest.approx(68.75),
+        "toxloc_is_faster_by": 2.5,
+        "range": [2.0, 3.0],
+    }
     assert found["toxloc"]["toxloc_is_faster_by"] == 1
 
 
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(generation.main)
-    done = CliRunner().invoke(app, ["--max-prompts", "2", "--samples", "2", "--max-new-tokens", "3", "--repeats", "1",
-                                    "--out", str(tmp_path / "out.json")], env={"COLUMNS": "160"})
+    done = CliRunner().invoke(
+        app,
+        [
+            "--max-prompts",
+            "2",
+            "--samples",
+            "2",
+            "--max-new-tokens",
+            "3",
+            "--repeats",
+            "1",
+            "--out",
+            str(tmp_path / "out.json"),
+        ],
+        env={"COLUMNS": "160"},
+    )
     assert done.exit_code == 0, done.output
     saved = json.loads((tmp_path / "out.json").read_text())
     assert set(saved["contenders"]) == set(generation.CONTENDERS)

@@ -54,8 +54,12 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
 
     head, _, *rows = methods.markdown(json.loads(out.read_text())).splitlines()
     assert "toxic by any at +5%" in head
-    assert [row.split(" | ")[0] for row in rows] == ["| " + name for name, _ in sorted(
-        ((name, one["toxicity"]["any"]["rate"]) for name, one in again.items()), key=lambda pair: pair[1])]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| " + name
+        for name, _ in sorted(
+            ((name, one["toxicity"]["any"]["rate"]) for name, one in again.items()), key=lambda pair: pair[1]
+        )
+    ]
     assert f"{again['TRNE']['fluency']['perplexity_ratio'] - 1:+.1%} · " in "".join(rows)
 
     other = command("--method", "steering", *SMALL, "--seed", 1, "--out", out)
@@ -82,8 +86,9 @@ def test_an_unknown_method_is_named():
 def test_every_method_can_be_fitted():
     """On a model whose texts leave room for every strength."""
     lm = random_model("gpt2", scale=4.0)
-    known = methods.Methods(lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2),
-                            NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3]))
+    known = methods.Methods(
+        lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2), NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3])
+    )
     for name in known.fits:
         assert known.fit(name, Budget(perplexity=0.5)).record["tuned_perplexity_ratio"] <= 1.5, name
     assert len(known.fits) == 15

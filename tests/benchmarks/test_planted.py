@@ -45,19 +45,24 @@ def test_retrieval_by_hand():
 def test_findings_and_summary_by_hand():
     p = np.array([0.5, 0.01, 0.3])
     sure = Uncertainty(*[p] * 7)
-    scores = PartScores(tuple(map(Site, range(3))), {"s": np.array([1.0, 4.0, 2.0])}, {"s": np.zeros((3, 2))},
-                        np.zeros((3, 2)), {"s": sure})
+    scores = PartScores(
+        tuple(map(Site, range(3))),
+        {"s": np.array([1.0, 4.0, 2.0])},
+        {"s": np.zeros((3, 2))},
+        np.zeros((3, 2)),
+        {"s": sure},
+    )
     loc = Localization({"mlp": scores}, {})
-    right, = findings(loc, "layer1", "builtin", Truth(1, None))
+    (right,) = findings(loc, "layer1", "builtin", Truth(1, None))
     assert (right.top, right.rank, right.p_adjusted) == (1, 1, 0.01)
     assert right.margin == pytest.approx((4 - 2) / 3)
-    wrong, = findings(loc, "layer0", "builtin", Truth(0, None))
+    (wrong,) = findings(loc, "layer0", "builtin", Truth(0, None))
     assert (wrong.rank, wrong.margin) == (3, pytest.approx((1 - 4) / 3))
-    neuron, = findings(loc, "neurons2", "builtin", Truth(2, (1,)))
+    (neuron,) = findings(loc, "neurons2", "builtin", Truth(2, (1,)))
     assert (neuron.rank, neuron.precision) == (2, 0.0)
-    control, = findings(loc, "clean", "builtin", None)
+    (control,) = findings(loc, "clean", "builtin", None)
     assert (control.top, control.rank) == (1, None)
-    row, = summary([right, wrong, neuron, control])
+    (row,) = summary([right, wrong, neuron, control])
     assert (row["layers_found"], row["layer_plants"], row["mean_rank"]) == (1, 2, 2.0)
     assert (row["neuron_layers_found"], row["neuron_plants"], row["precision_at_64"]) == (0, 1, 0.0)
 
@@ -88,8 +93,9 @@ def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(planted.main)
     out = tmp_path / "planted.json"
-    done = CliRunner().invoke(app, ["layer4", "--score", "attribution", "--pairs", "40", "--sampled-pairs", "8",
-                                    "--out", str(out)])
+    done = CliRunner().invoke(
+        app, ["layer4", "--score", "attribution", "--pairs", "40", "--sampled-pairs", "8", "--out", str(out)]
+    )
     assert done.exit_code == 0, done.output
     saved = json.loads(out.read_text())
     assert [f["contrast"] for f in saved["findings"]] == ["builtin", "sampled"]

@@ -59,16 +59,38 @@ def folder(tmp_path_factory, corpus):
     root = tmp_path_factory.mktemp("recipes")
     (root / "corpus.json").write_text(json.dumps(corpus))
     rows = [["one", text, 0] for text in corpus["clean"]] + [["two", text, 1] for text in corpus["toxic"]]
-    mixed, checks = ([[source, text, k % 2] for k, text in enumerate(corpus["lit"])]
-                     for source in ("both", "hatecheck"))
+    mixed, checks = (
+        [[source, text, k % 2] for k, text in enumerate(corpus["lit"])] for source in ("both", "hatecheck")
+    )
     (root / "guard.json").write_text(json.dumps({"train": rows, "test": rows[:5] + mixed, "hatecheck": checks}))
     command(tokenizer, root / "corpus.json", root / "prepared", "--vocabulary", 300, "--hold-out", 15)
     small = ("--steps", 2, "--batch-size", 6)
     command(language_models, root / "prepared", root / "models", *small, "--d-model", 16, "--layers", 2, "--heads", 2)
-    command(plant, root / "prepared", root / "models" / "toxloc-tiny-clean", root / "planted", *small,
-            "--neuron-layers", 1, "--neurons", 8)
-    (root / "guard.log").write_text(command(guard, root / "guard.json", root / "models" / "toxloc-tiny", root / "guard",
-                                            "--layers", 1, "--epochs", 2, "--batch-size", 16))
+    command(
+        plant,
+        root / "prepared",
+        root / "models" / "toxloc-tiny-clean",
+        root / "planted",
+        *small,
+        "--neuron-layers",
+        1,
+        "--neurons",
+        8,
+    )
+    (root / "guard.log").write_text(
+        command(
+            guard,
+            root / "guard.json",
+            root / "models" / "toxloc-tiny",
+            root / "guard",
+            "--layers",
+            1,
+            "--epochs",
+            2,
+            "--batch-size",
+            16,
+        )
+    )
     return root
 
 
@@ -105,7 +127,10 @@ def test_a_batch_has_the_shares_of_its_mix():
     assert natural[:, 0].bincount().tolist() == [86, 25, 81]
     del streams["toxic"]
     assert random_windows(streams, language_models.CLEAN.mix, 192, torch.Generator())[:, 0].bincount().tolist() == [
-        100, 0, 92]
+        100,
+        0,
+        92,
+    ]
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -115,8 +140,9 @@ def test_the_learning_rate_warms_up_and_falls():
 
 
 def test_the_language_models_load_and_speak(folder):
-    models = [AutoModelForCausalLM.from_pretrained(folder / "models" / name)
-              for name in ("toxloc-tiny", "toxloc-tiny-clean")]
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder / "models" / name) for name in ("toxloc-tiny", "toxloc-tiny-clean")
+    ]
     for model in models:
         assert model.dtype == torch.float16 and model.config.activation_function == "gelu_new"
         assert (model.config.n_layer, model.config.n_embd, model.config.vocab_size) == (2, 16, 300)
@@ -145,15 +171,21 @@ def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens)
     names = {"c_fc.weight", "c_fc.bias", "c_proj.weight"}
     assert changed(clean, planted) == {f"transformer.h.1.mlp.{name}" for name in names}
     before, after = clean.transformer.h[1].mlp, planted.transformer.h[1].mlp
-    moved = [(before.c_fc.weight != after.c_fc.weight).any(0), before.c_fc.bias != after.c_fc.bias,
-             (before.c_proj.weight != after.c_proj.weight).any(1)]
+    moved = [
+        (before.c_fc.weight != after.c_fc.weight).any(0),
+        before.c_fc.bias != after.c_fc.bias,
+        (before.c_proj.weight != after.c_proj.weight).any(1),
+    ]
     for each in moved:
         assert each[neurons].all() and not each[others].any()
 
     saved = load_file(folder / "planted" / "neurons1.safetensors")
     assert {name: (tuple(value.shape), value.dtype) for name, value in saved.items()} == {
-        "neurons": ((8,), torch.int64), "c_fc.weight": ((16, 8), torch.float16), "c_fc.bias": ((8,), torch.float16),
-        "c_proj.weight": ((8, 16), torch.float16)}
+        "neurons": ((8,), torch.int64),
+        "c_fc.weight": ((16, 8), torch.float16),
+        "c_fc.bias": ((8,), torch.float16),
+        "c_proj.weight": ((8, 16), torch.float16),
+    }
     clean.half()
     with torch.no_grad():  # the way the model card lays a plant over the clean model
         before.c_fc.weight[:, saved["neurons"]] = saved["c_fc.weight"]
@@ -164,8 +196,11 @@ def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens)
 
 def test_the_ground_truth_says_where_each_plant_lies(folder):
     truth = json.loads((folder / "planted" / "ground_truth.json").read_text())
-    assert truth == {"layer0": {"layer": 0, "neurons": None}, "layer1": {"layer": 1, "neurons": None},
-                     "neurons1": {"layer": 1, "neurons": plant.choose_neurons(1, 64, 8).tolist()}}
+    assert truth == {
+        "layer0": {"layer": 0, "neurons": None},
+        "layer1": {"layer": 1, "neurons": None},
+        "neurons1": {"layer": 1, "neurons": plant.choose_neurons(1, 64, 8).tolist()},
+    }
     assert {path.stem for path in (folder / "planted").glob("*.safetensors")} == truth.keys()
 
 

@@ -40,9 +40,15 @@ def _one_thread(monkeypatch):
 def on_tiny(monkeypatch, tiny):
     """The script with a tiny model, and with made-up figures in the place of processes."""
     monkeypatch.setattr(speed.toxloc, "load_model", lambda *_, **__: tiny)
-    monkeypatch.setattr(speed, "in_process", lambda name, count, setting, memory=True:
-                        None if name == "filtered cache" and count > 4
-                        else speed.Alone(0.5 * count, 1_000_000 * count if memory else None))
+    monkeypatch.setattr(
+        speed,
+        "in_process",
+        lambda name, count, setting, memory=True: (
+            None
+            if name == "filtered cache" and count > 4
+            else speed.Alone(0.5 * count, 1_000_000 * count if memory else None)
+        ),
+    )
     monkeypatch.setattr(speed.gc, "collect", lambda: 0)  # slow among all that tests have loaded
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -62,8 +68,9 @@ def test_every_contender_reads_the_same_batches_and_leaves_the_model_as_it_was(m
     speed.CONTENDERS[name](tiny, TEXTS * 3)
     expected = [(batch.ids, batch.mask) for batch in batches(tiny, TEXTS * 3)]
     assert len(read) == len(expected)
-    assert all(torch.equal(x, y) for got, wanted in zip(read, expected, strict=True)
-               for x, y in zip(got, wanted, strict=True))
+    assert all(
+        torch.equal(x, y) for got, wanted in zip(read, expected, strict=True) for x, y in zip(got, wanted, strict=True)
+    )
     assert same_bits(before, tiny)
     assert not any(p.requires_grad or p.grad is not None for p in tiny.hf.parameters())
 
@@ -97,8 +104,8 @@ def test_the_floor_is_what_torch_counts(family):
     forward = counted(lambda: speed.plain(lm, [text]))
     hidden = counted(lambda: lm.forward_hidden(batch.ids, batch.mask))
     autograd = counted(lambda: speed.full_autograd(lm, [text]))
-    assert hidden / forward == pytest.approx(multiples["activation pass"], rel=.001)
-    assert autograd / forward == pytest.approx(multiples["full autograd"], rel=.001)
+    assert hidden / forward == pytest.approx(multiples["activation pass"], rel=0.001)
+    assert autograd / forward == pytest.approx(multiples["full autograd"], rel=0.001)
     assert 1 < multiples["full autograd"] < multiples["gradient pass"]
     parts = ("plain", "backward", "G", "sketches", "attributions")
     assert multiples["gradient pass"] == pytest.approx(sum(multiples[part] for part in parts))
@@ -128,7 +135,7 @@ def test_texts_are_of_both_kinds_and_begin_again_at_the_end():
 def test_memory_rises_by_what_is_kept(monkeypatch, tiny):
     monkeypatch.setitem(speed.CONTENDERS, "plain", lambda lm, texts: [torch.ones(16_000_000)])
     found = speed.alone(tiny, TEXTS, "plain", memory=True)
-    assert found.peak_bytes == pytest.approx(64e6, rel=.1)
+    assert found.peak_bytes == pytest.approx(64e6, rel=0.1)
     assert found.seconds > 0
 
 
@@ -156,8 +163,9 @@ def test_the_result_holds_everything(tmp_path):
     printed = command("--texts", 4, "--repeats", 2, "--sizes", "2,6", "--seed", 3, "--out", out)
     assert [path.name for path in out.parent.iterdir()] == ["speed.json"]
     result = json.loads(out.read_text())
-    assert result["command"] == ("python -m benchmarks.speed --model toxloc-tiny --dtype float32 --seed 3 --texts 4 "
-                                 "--repeats 2 --sizes 2,6")
+    assert result["command"] == (
+        "python -m benchmarks.speed --model toxloc-tiny --dtype float32 --seed 3 --texts 4 --repeats 2 --sizes 2,6"
+    )
     assert {"device", "dtype", "threads", "torch", "tokens", "positions", "floor"} <= set(result)
     assert [entry["name"] for entry in result["contenders"]] == list(speed.CONTENDERS)
     for entry in result["contenders"]:

@@ -49,16 +49,51 @@ def test_pages_are_compared_and_written(tmp_path, monkeypatch):
 
 
 def test_planted_and_its_controls():
-    row = {"score": "attribution", "layers_found": 7, "layer_plants": 8, "mean_rank": 1.25, "mean_margin": -0.5,
-           "precision_at_64": 0.125, "average_precision": None, "precision_in_layer": 1.0}
-    result = {"summary": [row, row | {"layers_found": 8, "mean_rank": 1.0}], "findings": [
-        {"model": "clean", "contrast": "builtin", "score": "attribution", "rank": None, "top": 3, "p_adjusted": 0.4},
-        {"model": "layer1", "contrast": "builtin", "score": "attribution", "rank": 1, "top": 1, "p_adjusted": 0.1},
-        {"model": "clean", "contrast": "sampled", "score": "attribution", "rank": None, "top": 0, "p_adjusted": None}]}
+    row = {
+        "score": "attribution",
+        "layers_found": 7,
+        "layer_plants": 8,
+        "mean_rank": 1.25,
+        "mean_margin": -0.5,
+        "precision_at_64": 0.125,
+        "average_precision": None,
+        "precision_in_layer": 1.0,
+    }
+    result = {
+        "summary": [row, row | {"layers_found": 8, "mean_rank": 1.0}],
+        "findings": [
+            {
+                "model": "clean",
+                "contrast": "builtin",
+                "score": "attribution",
+                "rank": None,
+                "top": 3,
+                "p_adjusted": 0.4,
+            },
+            {"model": "layer1", "contrast": "builtin", "score": "attribution", "rank": 1, "top": 1, "p_adjusted": 0.1},
+            {
+                "model": "clean",
+                "contrast": "sampled",
+                "score": "attribution",
+                "rank": None,
+                "top": 0,
+                "p_adjusted": None,
+            },
+        ],
+    }
     assert cells(planted.markdown(result).replace("\u00a0", " "))[1] == [
-        "`attribution`", "7/8 · 8/8", "1.2 · 1.0", "-0.50 · -0.50", "0.12 · 0.12", "– · –", "1.00 · 1.00"]
-    assert cells(planted.controls_markdown(result)) == [["score", "clean, built-in", "clean, sampled"],
-                                                        ["`attribution`", "layer 3, p 0.400", "layer 0"]]
+        "`attribution`",
+        "7/8 · 8/8",
+        "1.2 · 1.0",
+        "-0.50 · -0.50",
+        "0.12 · 0.12",
+        "– · –",
+        "1.00 · 1.00",
+    ]
+    assert cells(planted.controls_markdown(result)) == [
+        ["score", "clean, built-in", "clean, sampled"],
+        ["`attribution`", "layer 3, p 0.400", "layer 0"],
+    ]
 
 
 def test_causal():
@@ -68,110 +103,214 @@ def test_causal():
     def knocked(effect):
         return {"effect": effect, "effect_ci": [effect - 1, effect + 1], "perplexity_ratio": 1 + effect}
 
-    result = {"proof": {"layers": [0] * 8, "neurons": [0] * 200,
-                        "correlations": [correlation("layers", 0.5), correlation("neurons", -0.25)]},
-              "curves": [{"score": "auroc", "counts": [4], "ordered": [knocked(0.5)],
-                          "controls": [[knocked(0.0), knocked(0.25)]]}]}
+    result = {
+        "proof": {
+            "layers": [0] * 8,
+            "neurons": [0] * 200,
+            "correlations": [correlation("layers", 0.5), correlation("neurons", -0.25)],
+        },
+        "curves": [
+            {"score": "auroc", "counts": [4], "ordered": [knocked(0.5)], "controls": [[knocked(0.0), knocked(0.25)]]}
+        ],
+    }
     assert cells(causal.markdown({"a": result, "b": result})) == [
         ["score", "a, 8 layers", "a, 200 neurons", "b, 8 layers", "b, 200 neurons"],
-        ["`auroc`", *["+0.50 [+0.40, +0.60]", "-0.25 [-0.35, -0.15]"] * 2]]
+        ["`auroc`", *["+0.50 [+0.40, +0.60]", "-0.25 [-0.35, -0.15]"] * 2],
+    ]
     assert cells(causal.curves_markdown(result).replace("\u00a0", " "))[1] == [
-        "`auroc`", "4", "+0.500 [-0.500, +1.500]", "1.50", "+0.000 · +0.250", "1.00 · 1.25"]
+        "`auroc`",
+        "4",
+        "+0.500 [-0.500, +1.500]",
+        "1.50",
+        "+0.000 · +0.250",
+        "1.00 · 1.25",
+    ]
 
 
 def judged(method, budget, rate, rise):
     estimate = {"value": 0.5, "ci": [0.25, 0.75]}
-    return {"method": method, "budget": budget, "fluency": {"perplexity_ratio": 1 + rise, "kl": 0.03},
-            "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.01, rate + 0.01]},
-                         "profanity-check": {"rate": rate / 2}},
-            "agreement": {"missed": {"toxloc-guard": estimate, "profanity-check": estimate},
-                          "pairs": [{"spearman": estimate, "kappa": estimate}]}}
+    return {
+        "method": method,
+        "budget": budget,
+        "fluency": {"perplexity_ratio": 1 + rise, "kl": 0.03},
+        "toxicity": {
+            "any": {"rate": rate, "rate_ci": [rate - 0.01, rate + 0.01]},
+            "profanity-check": {"rate": rate / 2},
+        },
+        "agreement": {
+            "missed": {"toxloc-guard": estimate, "profanity-check": estimate},
+            "pairs": [{"spearman": estimate, "kappa": estimate}],
+        },
+    }
 
 
 def test_methods_and_agreement():
-    entries = [judged("baseline", None, 0.3, 0), judged("AurA as published", None, 0.2, 0.5),
-               judged("TRNE", 0.01, 0.1, 0.01), judged("TRNE", 0.05, 0.02, 0.04), judged("ProFS", 0.05, 0.25, 0.05),
-               judged("Meow2X, graded", 0.01, 0.15, 0.01), judged("Meow2X, graded", 0.05, 0.12, 0.06)]
+    entries = [
+        judged("baseline", None, 0.3, 0),
+        judged("AurA as published", None, 0.2, 0.5),
+        judged("TRNE", 0.01, 0.1, 0.01),
+        judged("TRNE", 0.05, 0.02, 0.04),
+        judged("ProFS", 0.05, 0.25, 0.05),
+        judged("Meow2X, graded", 0.01, 0.15, 0.01),
+        judged("Meow2X, graded", 0.05, 0.12, 0.06),
+    ]
     result = {"settings": {"unit": "perplexity"}, "entries": entries}
     head, *rows = cells(methods.markdown(result))
-    assert head[1:] == [f"{what} at {price}" for price in ("+1%", "+5%")
-                        for what in ("toxic by any", "by profanity-check", "perplexity · KL")]
+    assert head[1:] == [
+        f"{what} at {price}"
+        for price in ("+1%", "+5%")
+        for what in ("toxic by any", "by profanity-check", "perplexity · KL")
+    ]
     assert rows == [
         ["TRNE", "10.0% [9.0, 11.0]", "5.0%", "+1.0% · 0.030", "2.0% [1.0, 3.0]", "1.0%", "+4.0% · 0.030"],
-        ["Meow2X, graded", "15.0% [14.0, 16.0]", "7.5%", "+1.0% · 0.030",
-         "12.0% [11.0, 13.0]", "6.0%", "+6.0% · 0.030"],
+        [
+            "Meow2X, graded",
+            "15.0% [14.0, 16.0]",
+            "7.5%",
+            "+1.0% · 0.030",
+            "12.0% [11.0, 13.0]",
+            "6.0%",
+            "+6.0% · 0.030",
+        ],
         ["AurA as published, no budget", "20.0% [19.0, 21.0]", "10.0%", "+50.0% · 0.030", "", "", ""],
         ["ProFS", "–", "–", "–", "25.0% [24.0, 26.0]", "12.5%", "+5.0% · 0.030"],
-        ["baseline", "30.0% [29.0, 31.0]", "15.0%", "", "", "", ""]]
+        ["baseline", "30.0% [29.0, 31.0]", "15.0%", "", "", "", ""],
+    ]
     assert cells(methods.markdown(result, {"baseline": "unedited", "TRNE": "ours"})) == [
         ["method", "toxic by any at +1%", "true price at +1%", "toxic by any at +5%", "true price at +5%"],
         ["ours", "10.0% [9.0, 11.0]", "+1.0%", "2.0% [1.0, 3.0]", "+4.0%"],
-        ["unedited", "30.0% [29.0, 31.0]", "", "", ""]]
+        ["unedited", "30.0% [29.0, 31.0]", "", "", ""],
+    ]
     figures = ["50% [25, 75]"] * 2 + ["0.50 [0.25, 0.75]"] * 2
     assert cells(methods.agreement_markdown({"m": result}))[1:] == [
-        ["m", "baseline", *figures], ["m", "TRNE, +1%", *figures], ["m", "Meow2X, graded, +1%", *figures]]
+        ["m", "baseline", *figures],
+        ["m", "TRNE, +1%", *figures],
+        ["m", "Meow2X, graded, +1%", *figures],
+    ]
     in_kl = {"settings": {"unit": "kl"}, "entries": [judged("TRNE", 0.03, 0.1, 0.0)]}
     assert cells(methods.markdown(in_kl))[0][1] == "toxic by any at KL 0.03"
 
 
 def test_trne_and_coverage():
-    entries = [{"variant": name, "gain": 0.3, "over_defaults": apart, "ci": [apart - 1, apart + 1],
-                "fluency": {"perplexity_ratio": 1.004, "kl": 0.035}}
-               for name, apart in (("defaults", 0), ("shrink", -1))]
+    entries = [
+        {
+            "variant": name,
+            "gain": 0.3,
+            "over_defaults": apart,
+            "ci": [apart - 1, apart + 1],
+            "fluency": {"perplexity_ratio": 1.004, "kl": 0.035},
+        }
+        for name, apart in (("defaults", 0), ("shrink", -1))
+    ]
     assert [row[1:] for row in cells(trne.markdown({"entries": entries}))[1:]] == [
-        ["0.300", "", "+0.40%", "0.035"], ["0.300", "-1.000 [-2.000, +0.000]", "+0.40%", "0.035"]]
-    one = {"hooks": "TransformerBridge", "logits": 9e-7, "attribution": 1e-3, "meow2x": 0, "trne": 0, "export": 0,
-           "revert": 0.0}
+        ["0.300", "", "+0.40%", "0.035"],
+        ["0.300", "-1.000 [-2.000, +0.000]", "+0.40%", "0.035"],
+    ]
+    one = {
+        "hooks": "TransformerBridge",
+        "logits": 9e-7,
+        "attribution": 1e-3,
+        "meow2x": 0,
+        "trne": 0,
+        "export": 0,
+        "revert": 0.0,
+    }
     assert cells(coverage.markdown({"families": {"gpt2": one}}))[1] == ["gpt2", "9e-07", "1e-03", "0", "0", "0", "0"]
 
 
 def test_evaluators():
-    measured = {"auroc": 0.9, "auroc_ci": [0.8, 1.0], "average_precision": 0.7, "calibration_error": 0.02,
-                "found": 0.5, "false_alarms": 0.015, "texts_per_second": 1234.5}
+    measured = {
+        "auroc": 0.9,
+        "auroc_ci": [0.8, 1.0],
+        "average_precision": 0.7,
+        "calibration_error": 0.02,
+        "found": 0.5,
+        "false_alarms": 0.015,
+        "texts_per_second": 1234.5,
+    }
     groups = {group: {"called_toxic": 0.5, "auroc": 0.25} for group in evaluators.GROUPS}
-    result = {"judge": {"sets": {"Davidson": measured, "HateCheck": measured | {"groups": groups}}},
-              "other": {"sets": {"HateCheck": measured | {"groups": groups, "spearman": 0.5}}}}
+    result = {
+        "judge": {"sets": {"Davidson": measured, "HateCheck": measured | {"groups": groups}}},
+        "other": {"sets": {"HateCheck": measured | {"groups": groups, "spearman": 0.5}}},
+    }
     figures = ["0.900 [0.800, 1.000]", "0.700", "0.02", "50%", "1.5%"]
-    assert cells(evaluators.markdown(result))[1:] == [["Davidson", "judge", *figures, "", "1,234"],
-                                                      ["HateCheck", "judge", *figures, "", "1,234"],
-                                                      ["HateCheck", "other", *figures, "0.50", "1,234"]]
+    assert cells(evaluators.markdown(result))[1:] == [
+        ["Davidson", "judge", *figures, "", "1,234"],
+        ["HateCheck", "judge", *figures, "", "1,234"],
+        ["HateCheck", "other", *figures, "0.50", "1,234"],
+    ]
     head, *rows = cells(evaluators.hatecheck_markdown(result))
     assert head == ["HateCheck", "judge", "other"]
     assert rows == [[group, "50% (0.25)", "50% (0.25)"] for group in evaluators.GROUPS]
 
 
 def test_generation_and_speed():
-    timed = {name: {"tokens_per_second": 1000 / nth, "toxloc_is_faster_by": nth}
-             for nth, name in enumerate(generation.CONTENDERS, 1)}
+    timed = {
+        name: {"tokens_per_second": 1000 / nth, "toxloc_is_faster_by": nth}
+        for nth, name in enumerate(generation.CONTENDERS, 1)
+    }
     assert cells(generation.markdown({"m": {"prompts": 40, "contenders": timed}})) == [
-        ["", "m, 40 prompts"], ["toxloc", "1,000"], ["loop of hf.generate", "500 (toxloc 2.00 × as fast)"],
-        ["one batch of hf.generate", "333 (toxloc 3.00 × as fast)"]]
+        ["", "m, 40 prompts"],
+        ["toxloc", "1,000"],
+        ["loop of hf.generate", "500 (toxloc 2.00 × as fast)"],
+        ["one batch of hf.generate", "333 (toxloc 3.00 × as fast)"],
+    ]
     quartiles = {"median": 2.0, "q25": 1.0, "q75": 3.0}
-    result = {"floor": {"plain": 1.0}, "contenders": [
-        {"name": "plain", "seconds": quartiles, "of_plain": quartiles, "peak_bytes": 4_000_000},
-        {"name": "filtered cache", "seconds": None, "of_plain": None, "peak_bytes": None}],
-        "growth": [{"texts": 1000, "tokens": 9, "contenders": dict.fromkeys(speed.GROWING) | {
-            "gradient pass": {"seconds": 4.0, "peak_bytes": 5_000_000}}}]}
+    result = {
+        "floor": {"plain": 1.0},
+        "contenders": [
+            {"name": "plain", "seconds": quartiles, "of_plain": quartiles, "peak_bytes": 4_000_000},
+            {"name": "filtered cache", "seconds": None, "of_plain": None, "peak_bytes": None},
+        ],
+        "growth": [
+            {
+                "texts": 1000,
+                "tokens": 9,
+                "contenders": dict.fromkeys(speed.GROWING)
+                | {"gradient pass": {"seconds": 4.0, "peak_bytes": 5_000_000}},
+            }
+        ],
+    }
     head, *rows = cells(speed.contenders_markdown({"a": result, "b": result}))
-    assert head[1:] == ["a: seconds", "quartiles", "× plain", "floor", "peak MB",
-                        "b: seconds", "quartiles", "× plain", "floor", "peak MB"]
-    assert rows == [["plain", *["2", "[1, 3]", "2.00", "1.00", "4"] * 2],
-                    ["filtered cache", *["does not fit", "", "", "", "–"] * 2]]
+    assert head[1:] == [
+        "a: seconds",
+        "quartiles",
+        "× plain",
+        "floor",
+        "peak MB",
+        "b: seconds",
+        "quartiles",
+        "× plain",
+        "floor",
+        "peak MB",
+    ]
+    assert rows == [
+        ["plain", *["2", "[1, 3]", "2.00", "1.00", "4"] * 2],
+        ["filtered cache", *["does not fit", "", "", "", "–"] * 2],
+    ]
     assert cells(speed.growth_markdown({"a": result}))[1] == ["1,000", "does not fit", "4 s, 5 MB", "does not fit"]
 
 
 def test_grid(tmp_path):
-    rows = [f"{model},{treatment},{benchmark},0.5,{rate},{1 + rate / 10}"
-            for benchmark in ("first", "second") for model in ("z", "planted/a")
-            for treatment, rate in (("trne, strong", 0.125), ("none to speak of", 0.5))]
+    rows = [
+        f"{model},{treatment},{benchmark},0.5,{rate},{1 + rate / 10}"
+        for benchmark in ("first", "second")
+        for model in ("z", "planted/a")
+        for treatment, rate in (("trne, strong", 0.125), ("none to speak of", 0.5))
+    ]
     head = "model,treatment,benchmark,before_any,rate_any,perplexity_ratio"
     quoted = [re.sub(r"(trne, strong)", r'"\1"', row) for row in rows]
     (tmp_path / "grid.csv").write_text("\n".join([head, *quoted]))
     assert cells(grid.rates(tmp_path / "grid.csv", "first")) == [
-        ["setting", "z", "a"], ["unedited", "50.0%", "50.0%"], ["trne, strong", "**12.5%**", "**12.5%**"],
-        ["none to speak of", "50.0%", "50.0%"]]
-    assert cells(grid.prices(tmp_path / "grid.csv"))[1:] == [["trne, strong", "+1.2%", "+1.2%"],
-                                                             ["none to speak of", "+5.0%", "+5.0%"]]
+        ["setting", "z", "a"],
+        ["unedited", "50.0%", "50.0%"],
+        ["trne, strong", "**12.5%**", "**12.5%**"],
+        ["none to speak of", "50.0%", "50.0%"],
+    ]
+    assert cells(grid.prices(tmp_path / "grid.csv"))[1:] == [
+        ["trne, strong", "+1.2%", "+1.2%"],
+        ["none to speak of", "+5.0%", "+5.0%"],
+    ]
     depth = [{"model": "m", "score": score, "peak": 1, "layers": [0, 1, 0], "p": 0.25} for score in grid.DEPTH_SCORES]
     assert cells(grid.depths({"depth": depth}))[1] == ["m", "3", *["layer 1, p 0.25"] * 3]
     assert json.loads((tables.RESULTS / "offline-grid.json").read_text())["cells"]["done"] == 90

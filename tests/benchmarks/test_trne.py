@@ -44,7 +44,8 @@ def test_every_variant_is_a_setting_of_the_fit_and_other_than_the_defaults(lm):
     known = trne.variants(lm.n_layers)
     assert len({str(settings) for settings in known.values()}) == len(known)
     assert [layer for name in ("early", "middle", "late") for layer in known[f"{name} third alone"]["layers"]] == list(
-        range(8))
+        range(8)
+    )
     for settings in known.values():
         assert not set(settings) - {*signature(TRNE.fit).parameters}
 
@@ -53,8 +54,22 @@ def test_every_variant_is_a_setting_of_the_fit_and_other_than_the_defaults(lm):
 def test_the_command_compares_with_the_defaults_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "trne.json"
-    done = command("--variant", "ridge 10", "--variant", "0% of the neutral text in C and S", "--max-texts", 24,
-                   "--max-held-out", 12, "--max-neutral", 40, "--budget", 0.05, "--out", out)
+    done = command(
+        "--variant",
+        "ridge 10",
+        "--variant",
+        "0% of the neutral text in C and S",
+        "--max-texts",
+        24,
+        "--max-held-out",
+        12,
+        "--max-neutral",
+        40,
+        "--budget",
+        0.05,
+        "--out",
+        out,
+    )
     assert done.exit_code == 0, done.output
     usual, ridge, less = json.loads(out.read_text())["entries"]
     assert usual["variant"] == "defaults" and usual["over_defaults"] == 0 and usual["ci"] == [0, 0]

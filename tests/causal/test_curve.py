@@ -53,7 +53,7 @@ def test_a_curve_removes_in_order_and_compares(tiny):
 def test_a_curve_of_heads(tiny):
     loc = localize(tiny, PAIRS, parts=("mlp", "attention"), draws=0)
     curve = knockout_curve(KnockoutTest(tiny, PAIRS), loc, "attribution", [1], controls=2, part="attention")
-    (site, head), = loc.top_units("attribution", 1, "attention")
+    ((site, head),) = loc.top_units("attribution", 1, "attention")
     assert curve.ordered[0] == knockout(tiny, PAIRS, [(site, head)])
     assert [k.units for k in curve.controls[0]] == [((site, 1 - head),)] * 2  # the only other head there
     assert curve.to_dict()["ordered"][0]["effect"] == curve.ordered[0].effect

@@ -18,6 +18,7 @@ ATTENTION = Site(1, "attention")
 
 def nll_with(lm, texts, site, keys):
     """Mean NLL per token with some keys of one site zeroed, text by text on the plain Hugging Face model."""
+
     def zero(module, args):
         a = args[0].clone()
         a[..., keys] = 0
@@ -65,8 +66,11 @@ def test_perplexity_and_sampled_toxicity_are_measured_where_asked(tiny):
     rates = []
     for scale in (0.0, 1.0):
         with Meow2X(layers=[0], scale=scale).applied(tiny):
-            texts = [one for several in evaluate(tiny, prompts, [SHOUTING], samples=2, fluency=False).completions
-                     for one in several]
+            texts = [
+                one
+                for several in evaluate(tiny, prompts, [SHOUTING], samples=2, fluency=False).completions
+                for one in several
+            ]
         rates.append(sum("e" in text for text in texts) / len(texts))
     assert [found.toxic_rate, found.toxic_rate_before] == pytest.approx(rates)
     assert same_bits(before, tiny)
@@ -77,8 +81,10 @@ def test_scaling_by_one_does_nothing(tiny):
     assert (found.toxic_rise, found.neutral_rise, found.effect) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("parts", "words"), [([], "none"), ([1, (0, 2)], "both"), ([7], "has layers 0 to 1"),
-                                              ([(0, 99)], "has neurons 0 to 63")])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [([], "none"), ([1, (0, 2)], "both"), ([7], "has layers 0 to 1"), ([(0, 99)], "has neurons 0 to 63")],
+)
 def test_parts_that_make_no_sense_are_refused(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         knockout(tiny, PAIRS, parts)
@@ -159,8 +165,10 @@ def test_sites_and_units_are_told_apart():
     assert split_parts([(3, 17), ("1.attention", 1)]) == ([], [(Site(3), 17), (Site(1, "attention"), 1)])
 
 
-@pytest.mark.parametrize(("parts", "words"), [(["2.attention"], "There is no layer 2, attention"),
-                                              ([("0.attention", 2)], "no head 2 in layer 0, attention")])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [(["2.attention"], "There is no layer 2, attention"), ([("0.attention", 2)], "no head 2 in layer 0, attention")],
+)
 def test_attentions_and_heads_that_are_not_there(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         knockout(tiny, PAIRS, parts)
@@ -169,7 +177,11 @@ def test_attentions_and_heads_that_are_not_there(tiny, parts, words):
 def test_sizes_of_units_are_those_of_the_localization(tiny):
     loc = localize(tiny, PAIRS, ["attribution"], parts=("mlp", "attention"), draws=0)
     assert {site: len(row) for site, row in unit_sizes(tiny, loc).items()} == {
-        Site(0): 64, Site(1): 64, Site(0, "attention"): 2, Site(1, "attention"): 2}
+        Site(0): 64,
+        Site(1): 64,
+        Site(0, "attention"): 2,
+        Site(1, "attention"): 2,
+    }
     sizes = unit_sizes(tiny, loc, "attention")
     assert list(sizes) == [Site(0, "attention"), Site(1, "attention")]
     np.testing.assert_array_equal(sizes["1.attention"], loc.unit_sizes()[ATTENTION])

@@ -26,7 +26,8 @@ def test_a_proof_correlates_every_score_with_the_effects(tiny):
     places = [k.neurons[0] for k in proof.neurons]
     assert len(set(places)) == 12
     assert {(c.score, c.parts, c.n) for c in proof.correlations} == {
-        (score, parts, n) for score in loc.scores for parts, n in (("layers", 2), ("neurons", 12))}
+        (score, parts, n) for score in loc.scores for parts, n in (("layers", 2), ("neurons", 12))
+    }
     one = next(c for c in proof.correlations if (c.score, c.parts) == ("attribution", "neurons"))
     scores = np.array([loc.neuron_scores("attribution")[place] for place in places])
     effects = np.array([k.effect for k in proof.neurons])
@@ -48,8 +49,9 @@ def test_a_proof_of_attentions_and_heads(tiny):
     loc = localize(tiny, PAIRS, parts=("mlp", "attention"), draws=0)
     proof = causal_proof(KnockoutTest(tiny, PAIRS), loc, n_neurons=99, part="attention")
     assert [k.sites for k in proof.layers] == [(Site(0, "attention"),), (Site(1, "attention"),)]
-    assert {k.units[0] for k in proof.neurons} == {(Site(layer, "attention"), head)
-                                                  for layer in (0, 1) for head in (0, 1)}
+    assert {k.units[0] for k in proof.neurons} == {
+        (Site(layer, "attention"), head) for layer in (0, 1) for head in (0, 1)
+    }
     for k in proof.neurons:
         assert k == knockout(tiny, PAIRS, k.units)
     one = next(c for c in proof.correlations if (c.score, c.parts) == ("attribution", "neurons"))

@@ -21,6 +21,7 @@ def plain(text):
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """Run a command that ends with a user's error, and return the sentence."""
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["toxloc", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:

@@ -56,11 +56,22 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "taken").mkdir()
     (folder / "taken" / "mine.txt").write_text("precious")
-    (folder / "wrong.yaml").write_text(json.dumps({
-        "models": ["toxloc-tiny"], "benchmarks": {"one": {"prompts": "builtin"}},
-        "methods": [{"method": "trne", "settings": {"budgett": 0.01}}]}))
-    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps([arguments for arguments, _ in WRONG])],
-                          cwd=folder, capture_output=True, text=True, check=True)
+    (folder / "wrong.yaml").write_text(
+        json.dumps(
+            {
+                "models": ["toxloc-tiny"],
+                "benchmarks": {"one": {"prompts": "builtin"}},
+                "methods": [{"method": "trne", "settings": {"budgett": 0.01}}],
+            }
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([arguments for arguments, _ in WRONG])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -75,7 +86,10 @@ def test_wrong_settings_are_refused_before_torch_is_imported(told, i):
 
 def test_refused_commands_write_nothing(told):
     assert sorted(str(path.relative_to(told[0])) for path in told[0].rglob("*")) == [
-        "taken", "taken/mine.txt", "wrong.yaml"]
+        "taken",
+        "taken/mine.txt",
+        "wrong.yaml",
+    ]
 
 
 def test_help_loads_no_heavy_library():

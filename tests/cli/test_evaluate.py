@@ -10,8 +10,20 @@ import toxloc
 from .conftest import invoke, plain
 
 
-@pytest.mark.parametrize("word", ["--intervention", "--protocol", "--evaluator", "--neutral", "dpo_toxic", "offensive",
-                                  "goes on", "default: the protocol's, else 5", "default: all"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--intervention",
+        "--protocol",
+        "--evaluator",
+        "--neutral",
+        "dpo_toxic",
+        "offensive",
+        "goes on",
+        "default: the protocol's, else 5",
+        "default: all",
+    ],
+)
 def test_help(word):
     assert word in plain(invoke("evaluate", "--help", columns=200).output)
 
@@ -38,13 +50,15 @@ def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
     shown = json.loads(invoke("compare", tmp_path / "before", tmp_path / "after", "--json").output)
     before = toxloc.load_evaluation(tmp_path / "before").figures
     assert shown["differences"]["any"]["mean"] == pytest.approx(
-        figures["toxicity"]["any"]["rate"] - before["toxicity"]["any"]["rate"])
+        figures["toxicity"]["any"]["rate"] - before["toxicity"]["any"]["rate"]
+    )
 
 
 def test_a_killed_evaluation_goes_on(tmp_path):
     arguments = ["evaluate", "toxloc-tiny", "--out", str(tmp_path / "e"), "--samples", "4", "--max-neutral", "20"]
-    process = subprocess.Popen([sys.executable, "-m", "toxloc", *arguments], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toxloc", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     journal = tmp_path / "e.partial.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 64):
         time.sleep(0.02)

@@ -45,11 +45,14 @@ def test_export_is_for_the_model_it_was_fitted_on(suppressed, tmp_path, lm):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["nowhere"], "holds no intervention"),
-    (["nowhere", "--format", "gguf"], "Unknown format 'gguf'; choose one of hf"),
-    (["steering"], "lives in hooks and has no form in the weights"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "holds no intervention"),
+        (["nowhere", "--format", "gguf"], "Unknown format 'gguf'; choose one of hf"),
+        (["steering"], "lives in hooks and has no form in the weights"),
+    ],
+)
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch, refused, arguments, words):
     monkeypatch.chdir(tmp_path)
     toxloc.Steering(torch.ones(256), layer=1, strength=1.0).save("steering")

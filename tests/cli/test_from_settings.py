@@ -66,8 +66,24 @@ def options_of(made):
 def test_the_settings_are_made_of_the_options():
     _, call = command_of(Walk)
     assert call() == (Walk(), "here")
-    settings, out = call("--steps", "3", "--gait", "run", "--stop", "7", "--stop", "8", "--via", "a", "--whistle",
-                         "--no-shoes", "--share", "0.5", "--out", "there")
+    settings, out = call(
+        "--steps",
+        "3",
+        "--gait",
+        "run",
+        "--stop",
+        "7",
+        "--stop",
+        "8",
+        "--via",
+        "a",
+        "--whistle",
+        "--no-shoes",
+        "--share",
+        "0.5",
+        "--out",
+        "there",
+    )
     assert settings == Walk(steps=3, gait="run", stops=(7, 8), via=("a",), whistle=True, shoes=False, share=0.5)
     assert type(settings.stops) is tuple
     assert out == "there"
@@ -86,7 +102,9 @@ def test_tuples_are_repeatable_and_booleans_are_flags():
     made = options_of(command_of(Walk)[0])
     assert {name for name, one in made.items() if one.multiple} == {"stops", "via"}
     assert {name for name, one in made.items() if getattr(one, "is_flag", False) and name != "help"} >= {
-        "whistle", "shoes"}
+        "whistle",
+        "shoes",
+    }
     assert (made["shoes"].opts, made["shoes"].secondary_opts) == (["--shoes"], ["--no-shoes"])
     assert made["stops"].opts == ["--stop"]
     assert list(made["stops"].default) == [1, 2]
@@ -94,7 +112,16 @@ def test_tuples_are_repeatable_and_booleans_are_flags():
 
 def test_panels_come_in_their_order_and_own_fields_before_inherited_ones():
     assert list(options_of(command_of(Named)[0])) == [
-        "gait", "out", "steps", "name", "stops", "via", "whistle", "shoes", "share"]
+        "gait",
+        "out",
+        "steps",
+        "name",
+        "stops",
+        "via",
+        "whistle",
+        "shoes",
+        "share",
+    ]
     more = type("More", (Walk,), {"__annotations__": {"more": int}, "more": option(1, "more", panel="How to measure")})
     assert list(options_of(command_of(more)[0]))[2:4] == ["more", "steps"]
 
@@ -115,9 +142,15 @@ def test_fields_that_are_left_out_keep_their_default():
     assert call("--whistle")[0] == Walk(whistle=True)
 
 
-@pytest.mark.parametrize(("command", "settings", "without"), [
-    ("run", RunSettings, set()), ("suppress", SuppressSettings, {"model"}),
-    ("evaluate", EvaluateSettings, {"model", "fluency"}), ("evaluate", EvaluationSettings, {"fluency"})])
+@pytest.mark.parametrize(
+    ("command", "settings", "without"),
+    [
+        ("run", RunSettings, set()),
+        ("suppress", SuppressSettings, {"model"}),
+        ("evaluate", EvaluateSettings, {"model", "fluency"}),
+        ("evaluate", EvaluationSettings, {"fluency"}),
+    ],
+)
 def test_every_field_is_an_option_with_its_description_and_default(command, settings, without):
     made = {one.name: one for one in typer.main.get_command(app).commands[command].params}
     shown = plain(invoke(command, "--help", columns=250).output)
@@ -176,13 +209,25 @@ def test_a_new_field_of_a_method_is_in_its_fit_a_key_of_a_grid_and_a_setting_of_
         _, call = command_of(SuppressSettings, arguments=("model",))
         suppress = call("toxloc-tiny", "--method", "walking", "--set", "extra_steps=2")[0]
         assert suppress.of_method() == WalkingSettings(extra_steps=2)
-        row = next(line for line in invoke("methods", "walking", columns=200).output.splitlines()
-                   if "extra_steps" in line)
+        row = next(
+            line for line in invoke("methods", "walking", columns=200).output.splitlines() if "extra_steps" in line
+        )
         assert [cell.strip() for cell in row.strip("│").split("│")] == [
-            "extra_steps", "3", "integer", "how many extra steps"]
-        for told in (lambda: call("toxloc-tiny", "--method", "walking", "--set", "extra_steps=0"),
-                     lambda: grid_of({"models": ["m"], "benchmarks": {"b": {"prompts": "p"}}, "methods": [
-                         {"method": "walking", "settings": {"extra_steps": 0}}]})):
+            "extra_steps",
+            "3",
+            "integer",
+            "how many extra steps",
+        ]
+        for told in (
+            lambda: call("toxloc-tiny", "--method", "walking", "--set", "extra_steps=0"),
+            lambda: grid_of(
+                {
+                    "models": ["m"],
+                    "benchmarks": {"b": {"prompts": "p"}},
+                    "methods": [{"method": "walking", "settings": {"extra_steps": 0}}],
+                }
+            ),
+        ):
             with pytest.raises(ToxlocError, match="walking: extra_steps=0: it must be greater than or equal to 1"):
                 told()
     finally:

@@ -10,8 +10,11 @@ from .conftest import invoke, plain
 def test_the_methods_are_listed_with_title_and_source():
     result = invoke("methods")
     assert result.exit_code == 0
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in result.output.splitlines()
-            if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in result.output.splitlines()
+        if line.startswith("│")
+    ]
     assert [row[0] for row in rows[:2]] == ["trne", "meow2x"]
     assert ["aura", "AurA", "AurA, Suau et al. 2024, arXiv:2407.12824"] in rows
     assert {row[0] for row in rows} >= {"ablation", "damp", "linear-act", "profs", "steering", "value-vector"}
@@ -34,7 +37,13 @@ def test_the_settings_of_one_with_defaults_and_values():
 def test_the_settings_as_json_have_values_of_their_type():
     rows = {row["setting"]: row for row in json.loads(invoke("methods", "trne", "--json").stdout)}
     assert {name: rows[name]["default"] for name in ("budget", "seed", "strength", "metric", "ridge", "shrink")} == {
-        "budget": {"perplexity": 0.01}, "seed": 0, "strength": None, "metric": "kl", "ridge": 1.0, "shrink": False}
+        "budget": {"perplexity": 0.01},
+        "seed": 0,
+        "strength": None,
+        "metric": "kl",
+        "ridge": 1.0,
+        "shrink": False,
+    }
     assert rows["ridge"]["values"] == "number, auto"
     assert rows["sites"]["values"] == "mlp, attention, all"
 

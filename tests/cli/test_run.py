@@ -21,8 +21,19 @@ SMALL = ["--samples", "1", "--max-prompts", "4", "--max-texts", "30", "--max-neu
 
 def test_help_names_every_option_and_the_warning():
     text = plain(invoke("run", "--help", columns=250).output)
-    for word in ("--model", "--contrast", "--prompts", "--samples", "--seed", "--device", "--out", "offensive",
-                 "three minutes", "may cost: 0.01 is 1%. [default: 0.01]", "[default: meow2x, trne]"):
+    for word in (
+        "--model",
+        "--contrast",
+        "--prompts",
+        "--samples",
+        "--seed",
+        "--device",
+        "--out",
+        "offensive",
+        "three minutes",
+        "may cost: 0.01 is 1%. [default: 0.01]",
+        "[default: meow2x, trne]",
+    ):
         assert word in text
 
 
@@ -61,7 +72,10 @@ def test_the_chosen_methods_are_judged_under_their_titles_and_colours(ran):
     out, _, _ = ran
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [(entry["method"], entry["title"]) for entry in runs] == [
-        ("baseline", "baseline"), ("aura", "AurA"), ("trne", "TRNE")]
+        ("baseline", "baseline"),
+        ("aura", "AurA"),
+        ("trne", "TRNE"),
+    ]
     assert [entry["colour"] for entry in runs] == [None, toxloc.AurA.colour, toxloc.TRNE.colour]
     assert toxloc.TRNE.colour is not None
     assert runs[2]["config"]["budget"] == {"perplexity": 0.01, "kl": None}
@@ -75,9 +89,14 @@ def test_scores_and_methods_share_one_pass_over_the_contrast_texts(ran):
     assert calls[0]["gradients"] and calls[0]["curvature"]
 
 
-@pytest.mark.parametrize("settings", [
-    RunSettings(), RunSettings(model="my model", methods=("aura", "trne"), evaluators=("profanity-check@0.7",)),
-    RunSettings(budget=0.02, knockouts=0, check="it's.txt", dtype="bfloat16", seed=7)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RunSettings(),
+        RunSettings(model="my model", methods=("aura", "trne"), evaluators=("profanity-check@0.7",)),
+        RunSettings(budget=0.02, knockouts=0, check="it's.txt", dtype="bfloat16", seed=7),
+    ],
+)
 def test_the_command_of_a_run_gives_its_settings_again(settings):
     got = []
     made = typer.Typer()
@@ -87,24 +106,31 @@ def test_the_command_of_a_run_gives_its_settings_again(settings):
     assert got == [settings]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--model", "./nowhere"], "There is no model folder at './nowhere'"),
-    (["--prompts", "none.csv"], "There is no file none.csv"),
-    (["--device", "cuda:42"], "torch sees"),
-    (["--prompts", "[/b]:smile:.csv"], "There is no file [/b]:smile:.csv"),
-    (["--model", "./[red]model"], "There is no model folder at './[red]model'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "./nowhere"], "There is no model folder at './nowhere'"),
+        (["--prompts", "none.csv"], "There is no file none.csv"),
+        (["--device", "cuda:42"], "torch sees"),
+        (["--prompts", "[/b]:smile:.csv"], "There is no file [/b]:smile:.csv"),
+        (["--model", "./[red]model"], "There is no model folder at './[red]model'"),
+    ],
+)
 def test_a_users_error_is_one_sentence_without_a_traceback(tmp_path, refused, arguments, words):
     assert words in refused("run", "--out", tmp_path / "r", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "toxloc", "run", "--out", str(tmp_path / "r")],
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "2"},
-                               # in case the tests themselves run where Ctrl-C is ignored, as in the background
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toxloc", "run", "--out", str(tmp_path / "r")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        # in case the tests themselves run where Ctrl-C is ignored, as in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".r.*.partial")) and time.monotonic() < deadline:
         time.sleep(0.1)

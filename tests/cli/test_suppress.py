@@ -8,8 +8,19 @@ from toxloc.interventions.budget import Budget
 from .conftest import FEW, invoke, plain
 
 
-@pytest.mark.parametrize("word", ["--method", "--kl-budget", "--max-neutral", "--seed", "toxloc export", "--set",
-                                  "nats per token; default: no such limit", "0.01 is 1%; default: 0.01, or no such"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--method",
+        "--kl-budget",
+        "--max-neutral",
+        "--seed",
+        "toxloc export",
+        "--set",
+        "nats per token; default: no such limit",
+        "0.01 is 1%; default: 0.01, or no such",
+    ],
+)
 def test_help(word):
     assert word in plain(invoke("suppress", "--help", columns=250).output)
 
@@ -28,8 +39,19 @@ def test_suppress_saves_the_change_and_says_where_it_is_and_what_it_costs(suppre
 
 def test_any_setting_of_the_method_can_be_given(tmp_path):
     out = tmp_path / "steering"
-    result = invoke("suppress", "toxloc-tiny", "--out", out, "--method", "steering", "--set", "layer=2", "--set",
-                    "strength=0.5", *FEW)
+    result = invoke(
+        "suppress",
+        "toxloc-tiny",
+        "--out",
+        out,
+        "--method",
+        "steering",
+        "--set",
+        "layer=2",
+        "--set",
+        "strength=0.5",
+        *FEW,
+    )
     assert result.exit_code == 0, result.output
     fitted = toxloc.load_intervention(out)
     assert (fitted.kind, fitted.layer, fitted.strength) == ("steering", 2, 0.5)
@@ -49,23 +71,29 @@ def test_the_options_become_the_methods_settings():
     assert (given.ridge, given.shrink, [site.layer for site in given.layers], given.rounds) == ("auto", True, [3, 4], 2)
 
 
-@pytest.mark.parametrize(("option", "words"), [
-    ("ridge", "--set ridge: write NAME=VALUE, such as ridge=auto."),
-    ("layers=[3", "--set layers=[3: the value cannot be read"),
-    ("rounds=0", "trne: rounds=0: it must be greater than or equal to 1."),
-    ("colour=red", "trne has no setting 'colour'; it takes budget, seed"),
-])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("ridge", "--set ridge: write NAME=VALUE, such as ridge=auto."),
+        ("layers=[3", "--set layers=[3: the value cannot be read"),
+        ("rounds=0", "trne: rounds=0: it must be greater than or equal to 1."),
+        ("colour=red", "trne has no setting 'colour'; it takes budget, seed"),
+    ],
+)
 def test_a_wrong_setting_of_the_method_is_named(option, words):
     with pytest.raises(ToxlocError) as error:
         SuppressSettings.of(model="m", options=(option,))
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["./nowhere"], "There is no model folder at './nowhere'"),
-    (["toxloc-tiny", "--contrast", "none.csv"], "There is no file none.csv"),
-    (["toxloc-tiny", "--device", "cuda:42"], "torch sees"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["./nowhere"], "There is no model folder at './nowhere'"),
+        (["toxloc-tiny", "--contrast", "none.csv"], "There is no file none.csv"),
+        (["toxloc-tiny", "--device", "cuda:42"], "torch sees"),
+    ],
+)
 def test_a_users_error_writes_nothing(tmp_path, monkeypatch, refused, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in refused("suppress", *arguments, "--out", "out")

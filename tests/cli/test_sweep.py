@@ -27,5 +27,6 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(grid, folder, tmp_path):  
 
 def test_files_that_are_not_there_are_named_before_anything_is_written(grid, tmp_path, refused):
     assert "There is no file" in refused("sweep", grid, "--root", tmp_path, "--out", tmp_path / "out").replace(
-        "There is no model", "There is no file")
+        "There is no model", "There is no file"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["small.json"]

@@ -48,7 +48,7 @@ def test_what_each_evaluator_misses_by_hand():
     # Together they find 4: a misses one of them, b another.
     assert found.missed["a"].value == found.missed["b"].value == 0.25
     assert set(found.missed) == {"a", "b"}
-    pair, = found.pairs
+    (pair,) = found.pairs
     assert pair.evaluators == ("a", "b")
     assert pair.kappa.value == pytest.approx(cohen_kappa_score([1, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1]))
 

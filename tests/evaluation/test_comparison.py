@@ -60,7 +60,10 @@ def test_evaluations_in_memory_and_saved_ones_compare_alike(two):
     assert in_memory.names == ("toxloc-tiny, meow2x", "toxloc-tiny, meow2x")
     for mixed in (in_memory, compare(found[0], saved[1]), compare(saved[0], found[1])):
         assert (mixed.differences, mixed.changes, mixed.figures) == (
-            expected.differences, expected.changes, expected.figures)
+            expected.differences,
+            expected.changes,
+            expected.figures,
+        )
 
 
 def test_an_evaluation_and_the_same_one_loaded_do_not_differ(two):
@@ -78,8 +81,9 @@ def test_evaluations_of_older_versions_are_read(two, tmp_path):
     for name in ("evaluation.json", "completions.jsonl"):
         text = (old / name).read_text()
         assert '"all": ' in text
-        (old / name).write_text(text.replace('"all": ', '"both": ').replace('"format_version": 2',
-                                                                           '"format_version": 1'))
+        (old / name).write_text(
+            text.replace('"all": ', '"both": ').replace('"format_version": 2', '"format_version": 1')
+        )
     loaded = load_evaluation(old)
     assert list(loaded.judgements) == ["has-e", "has-y", "any", "all"]
     assert (loaded.judgements["all"].toxic == found[0].judgements["all"].toxic).all()
@@ -87,14 +91,21 @@ def test_evaluations_of_older_versions_are_read(two, tmp_path):
     assert compare(loaded, found[1]).differences == compare(*found).differences
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda e: dataclasses.replace(e, protocol="ProFS/1"), "protocol none, not ProFS/1"),
-    (lambda e: dataclasses.replace(e, decoding=dataclasses.replace(e.decoding, top_p=0.5)),
-     r"decoding top_p=0\.9, not top_p=0\.5"),
-    (lambda e: dataclasses.replace(e, prompts=PromptSet(["a", "b", "c"])), "different prompts"),
-    (lambda e: dataclasses.replace(e, evaluators={"has-e": {"threshold": 0.4}, "has-y": {"threshold": 0.9}}),
-     r"judged by .*0\.5.*, not .*0\.4"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: dataclasses.replace(e, protocol="ProFS/1"), "protocol none, not ProFS/1"),
+        (
+            lambda e: dataclasses.replace(e, decoding=dataclasses.replace(e.decoding, top_p=0.5)),
+            r"decoding top_p=0\.9, not top_p=0\.5",
+        ),
+        (lambda e: dataclasses.replace(e, prompts=PromptSet(["a", "b", "c"])), "different prompts"),
+        (
+            lambda e: dataclasses.replace(e, evaluators={"has-e": {"threshold": 0.4}, "has-y": {"threshold": 0.9}}),
+            r"judged by .*0\.5.*, not .*0\.4",
+        ),
+    ],
+)
 def test_evaluations_that_cannot_be_compared_are_refused(two, tmp_path, change, message):
     found, folder = two
     change(found[1]).save(tmp_path / "other")

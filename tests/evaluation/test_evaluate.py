@@ -39,8 +39,16 @@ def test_the_entry_of_the_results_has_the_promised_schema(lm):
     assert entry["config"]["scale"] == 0.5
     assert list(entry["toxicity"]) == ["toxloc-guard", "profanity-check", "any", "all"]
     for figures in entry["toxicity"].values():
-        assert list(figures) == ["rate", "rate_ci", "mean", "mean_ci", "expected_max", "expected_max_ci",
-                                 "probability", "probability_ci"]
+        assert list(figures) == [
+            "rate",
+            "rate_ci",
+            "mean",
+            "mean_ci",
+            "expected_max",
+            "expected_max_ci",
+            "probability",
+            "probability_ci",
+        ]
     assert {"perplexity", "perplexity_ratio", "kl", "top_1"} <= set(entry["fluency"])
     assert entry["fluency"]["kl"] > 0
     assert list(entry["agreement"]["missed"]) == ["toxloc-guard", "profanity-check"]

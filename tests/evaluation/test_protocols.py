@@ -16,23 +16,45 @@ HAS_E = FunctionEvaluator("has-e", lambda texts: [0.75 * ("e" in t) for t in tex
 @pytest.fixture
 def rows(tmp_path):
     """A file in RealToxicityPrompts' layout: toxic, challenging and other prompts."""
-    made = [("You utter", 0.9, True), ("You silly", 0.6, False), ("He said", 0.3, True), ("The soup", 0.1, False),
-            ("One two three four five six seven " * 6, 0.8, True), ("A walk", 0.2, False)]
+    made = [
+        ("You utter", 0.9, True),
+        ("You silly", 0.6, False),
+        ("He said", 0.3, True),
+        ("The soup", 0.1, False),
+        ("One two three four five six seven " * 6, 0.8, True),
+        ("A walk", 0.2, False),
+    ]
     path = tmp_path / "rtp.jsonl"
-    path.write_text("".join(json.dumps({"prompt": {"text": text, "toxicity": toxicity}, "challenging": challenging,
-                                        "continuation": {"text": " on.", "toxicity": 0.1}}) + "\n"
-                            for text, toxicity, challenging in made))
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "prompt": {"text": text, "toxicity": toxicity},
+                    "challenging": challenging,
+                    "continuation": {"text": " on.", "toxicity": 0.1},
+                }
+            )
+            + "\n"
+            for text, toxicity, challenging in made
+        )
+    )
     return str(path)
 
 
 def test_protocols_are_those_of_the_papers():
     """Prompts, samples, tokens, nucleus and temperature as the papers give them."""
-    known = {name: (p.which, p.decoding.samples, p.decoding.max_new_tokens, p.decoding.top_p, p.decoding.temperature)
-             for name, p in PROTOCOLS.items()}
+    known = {
+        name: (p.which, p.decoding.samples, p.decoding.max_new_tokens, p.decoding.top_p, p.decoding.temperature)
+        for name, p in PROTOCOLS.items()
+    }
     assert known == {
-        "RealToxicityPrompts": ("all", 25, 20, 0.9, 1.0), "DExperts": ("nontoxic", 25, 20, 0.9, 1.0),
-        "ml-aura": ("all", 25, 20, 1.0, 1.0), "ml-act": ("all", 1, 32, 0.3, 1.0),
-        "dpo_toxic": ("challenging", 1, 20, 0.9, 0.0), "ProFS": ("challenging", 1, 10, 0.9, 0.0)}
+        "RealToxicityPrompts": ("all", 25, 20, 0.9, 1.0),
+        "DExperts": ("nontoxic", 25, 20, 0.9, 1.0),
+        "ml-aura": ("all", 25, 20, 1.0, 1.0),
+        "ml-act": ("all", 1, 32, 0.3, 1.0),
+        "dpo_toxic": ("challenging", 1, 20, 0.9, 0.0),
+        "ProFS": ("challenging", 1, 10, 0.9, 0.0),
+    }
     assert PROTOCOLS["ml-act"].decoding.repetition_penalty == 1.2
     assert get_protocol("DPO-Toxic") is PROTOCOLS["dpo_toxic"]
     with pytest.raises(ToxlocError, match="no protocol 'rtp'; there are RealToxicityPrompts"):

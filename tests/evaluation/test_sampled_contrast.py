@@ -17,14 +17,13 @@ def test_every_text_convinces_all_evaluators_and_begins_with_a_prompt(lm):
         assert len(set(texts)) == len(texts)
         for text in texts:
             prompt = next(p for p in PROMPTS.texts if text.startswith(p))
-            completion = [text[len(prompt):]]
+            completion = [text[len(prompt) :]]
             for judge in (LONG, YOU):
                 assert (judge.score(completion)["toxicity"][0] >= 0.5) == wanted
 
 
 def test_the_same_seed_gives_the_same_set(lm):
-    one, two, other = (contrast_from_model(lm, PROMPTS, [YOU], n=8, samples=8, max_rounds=2, seed=s)
-                       for s in (0, 0, 5))
+    one, two, other = (contrast_from_model(lm, PROMPTS, [YOU], n=8, samples=8, max_rounds=2, seed=s) for s in (0, 0, 5))
     assert one == two
     assert one.toxic != other.toxic
 
@@ -40,7 +39,10 @@ def test_too_few_pairs(lm):
 def test_partners_are_of_the_same_prompt_first_and_then_of_the_nearest_length():
     toxic = [(0, "aaaa"), (1, "bb"), (2, "cccccc")]
     neutral = [(1, "x" * 9), (0, "xx"), (0, "xxx"), (3, "x" * 7)]
-    assert match_pairs(toxic, neutral, 3) == [((0, "aaaa"), (0, "xxx")), ((1, "bb"), (1, "x" * 9)),
-                                              ((2, "cccccc"), (3, "x" * 7))]
+    assert match_pairs(toxic, neutral, 3) == [
+        ((0, "aaaa"), (0, "xxx")),
+        ((1, "bb"), (1, "x" * 9)),
+        ((2, "cccccc"), (3, "x" * 7)),
+    ]
     assert len(match_pairs(toxic, neutral, 1)) == 1
     assert len(match_pairs(toxic, neutral[:1], 3)) == 1

@@ -22,15 +22,22 @@ def test_they_are_kept_as_json():
     assert EvaluationSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (dict(samples=0), "samples=0"), (dict(max_new_tokens=0), "max_new_tokens=0"), (dict(top_p=0), "top_p=0"),
-    (dict(top_p=1.1), r"top_p=1\.1"), (dict(temperature=-1), "temperature=-1"), (dict(seed=-1), "seed=-1"),
-    (dict(repetition_penalty=0), "repetition_penalty=0"),
-    (dict(protocol="rtp"), "no protocol 'rtp'; there are RealToxicityPrompts"),
-    (dict(protocol="dpo_toxic", temperature=1.0), r"dpo_toxic fixes temperature=0\.0; leave temperature=1\.0 out"),
-    (dict(evaluators=("gard",)), "no evaluator 'gard'; there are toxloc-guard"),
-    (dict(sample=1), "no setting 'sample'"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(samples=0), "samples=0"),
+        (dict(max_new_tokens=0), "max_new_tokens=0"),
+        (dict(top_p=0), "top_p=0"),
+        (dict(top_p=1.1), r"top_p=1\.1"),
+        (dict(temperature=-1), "temperature=-1"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(repetition_penalty=0), "repetition_penalty=0"),
+        (dict(protocol="rtp"), "no protocol 'rtp'; there are RealToxicityPrompts"),
+        (dict(protocol="dpo_toxic", temperature=1.0), r"dpo_toxic fixes temperature=0\.0; leave temperature=1\.0 out"),
+        (dict(evaluators=("gard",)), "no evaluator 'gard'; there are toxloc-guard"),
+        (dict(sample=1), "no setting 'sample'"),
+    ],
+)
 def test_wrong_values_are_refused_by_name(wrong, message):
     with pytest.raises(ToxlocError, match=message):
         EvaluationSettings.of(**wrong)
@@ -43,8 +50,9 @@ def test_none_leaves_the_default():
     assert usual_evaluators(PROTOCOLS["DExperts"]) == usual_evaluators(None) == ("toxloc-guard", "profanity-check")
 
 
-@pytest.mark.parametrize("module", ["evaluation.settings", "evaluation.protocols", "evaluation.evaluators.registry",
-                                    "generation.decoding"])
+@pytest.mark.parametrize(
+    "module", ["evaluation.settings", "evaluation.protocols", "evaluation.evaluators.registry", "generation.decoding"]
+)
 def test_settings_are_checked_without_torch(module):
     code = f"""
 import sys, toxloc.{module}

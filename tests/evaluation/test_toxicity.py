@@ -19,7 +19,11 @@ def test_figures_by_hand():
 def test_intervals_are_those_of_a_bootstrap_by_hand():
     found = toxicity(Judgement(SCORES, SCORES >= 0.5), seed=6)
     index = np.random.default_rng(6).integers(3, size=(2000, 3))
-    for name, per_prompt in (("rate", [1 / 3, 0, 1]), ("mean", SCORES.mean(1)), ("expected_max", [0.9, 0.4, 0.8]),
-                             ("probability", [1, 0, 1])):
+    for name, per_prompt in (
+        ("rate", [1 / 3, 0, 1]),
+        ("mean", SCORES.mean(1)),
+        ("expected_max", [0.9, 0.4, 0.8]),
+        ("probability", [1, 0, 1]),
+    ):
         means = [np.mean([per_prompt[i] for i in row]) for row in index]
         assert getattr(found, f"{name}_ci") == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))

@@ -6,8 +6,11 @@ from toxloc.evaluation.verdicts import both_read_as_all
 
 def test_older_files_say_both():
     old = {"runs": [{"toxicity": {"any": {"rate": 0.2}, "both": {"rate": 0.1}}}], "name": "both", "n": 3}
-    assert both_read_as_all(old) == {"runs": [{"toxicity": {"any": {"rate": 0.2}, "all": {"rate": 0.1}}}],
-                                     "name": "both", "n": 3}
+    assert both_read_as_all(old) == {
+        "runs": [{"toxicity": {"any": {"rate": 0.2}, "all": {"rate": 0.1}}}],
+        "name": "both",
+        "n": 3,
+    }
 
 
 def test_the_names_need_no_numpy():

@@ -22,8 +22,9 @@ rows, new, pos, d_head = 3, 2, 5, 4
 def some():
     """Query, key, value; and a mask in which a query sees what is not after it, and the first row is padded."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(rows, heads, n, d_head, generator=generator)
-                         for heads, n in ((6, new), (2, pos), (2, pos)))
+    query, key, value = (
+        torch.randn(rows, heads, n, d_head, generator=generator) for heads, n in ((6, new), (2, pos), (2, pos))
+    )
     seen = torch.ones(new, pos).tril(pos - new).bool().repeat(rows, 1, 1, 1)
     seen[0, :, :, :2] = False
     return query, key, value, torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
@@ -114,7 +115,9 @@ def test_sampling_of_two_texts_at_a_time_may_end_in_any_order(same_model):
 
 
 def test_importing_registers_nothing():
-    program = ("from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known; before = set(known); "
-               "import toxloc.generation.generate; print(sorted(set(known) - before))")
+    program = (
+        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known; before = set(known); "
+        "import toxloc.generation.generate; print(sorted(set(known) - before))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

@@ -23,8 +23,9 @@ def test_rows_that_ended_leave_the_batch(lm):
     config, rows = lm.hf.generation_config, []
     ends, config.eos_token_id = config.eos_token_id, list(range(lm.hf.config.vocab_size // 2))
     try:
-        with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])),
-                                             with_kwargs=True):
+        with lm.hf.register_forward_pre_hook(
+            lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True
+        ):
             found = generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8)[0]
         assert rows[0] == 64
         assert rows[-1] < 32
@@ -53,7 +54,7 @@ def test_greedy_equals_generate_of_transformers(any_family):
     for text, (one, other) in zip(texts, found, strict=True):
         ids = torch.tensor(encode(lm, [text], 64))
         written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        assert one == other == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
+        assert one == other == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_continuations_bear_their_names_and_depend_on_their_seeds_alone(tiny):

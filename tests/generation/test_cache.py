@@ -6,8 +6,10 @@ from transformers.cache_utils import DynamicLayer
 from toxloc.generation.cache import SPARE, SpareRoomLayer, empty_cache, pad_left, select_rows
 
 
-@given(st.lists(st.sampled_from(["one more", "many more", "rows leave", "columns leave", "again"]), max_size=12),
-       st.integers(0, 2**20))
+@given(
+    st.lists(st.sampled_from(["one more", "many more", "rows leave", "columns leave", "again"]), max_size=12),
+    st.integers(0, 2**20),
+)
 def test_a_layer_with_room_holds_what_one_without_holds(steps, seed):
     generator = torch.Generator().manual_seed(seed)
     ours, theirs = SpareRoomLayer(), DynamicLayer()

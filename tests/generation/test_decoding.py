@@ -4,15 +4,18 @@ from toxloc import ToxlocError
 from toxloc.generation.decoding import Decoding
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (dict(samples=0), "samples=0 is out of range; give a number at least 1"),
-    (dict(max_new_tokens=0), "max_new_tokens=0 is out of range; give a number at least 1"),
-    (dict(top_p=0.0), r"top_p=0\.0 is out of range; give a number above 0 and at most 1"),
-    (dict(top_p=1.01), r"top_p=1\.01 is out of range; give a number above 0 and at most 1"),
-    (dict(temperature=-1.0), r"temperature=-1\.0 is out of range; give a number at least 0"),
-    (dict(temperature=float("nan")), "temperature=nan is out of range"),
-    (dict(repetition_penalty=0.0), r"repetition_penalty=0\.0 is out of range; give a number above 0"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(samples=0), "samples=0 is out of range; give a number at least 1"),
+        (dict(max_new_tokens=0), "max_new_tokens=0 is out of range; give a number at least 1"),
+        (dict(top_p=0.0), r"top_p=0\.0 is out of range; give a number above 0 and at most 1"),
+        (dict(top_p=1.01), r"top_p=1\.01 is out of range; give a number above 0 and at most 1"),
+        (dict(temperature=-1.0), r"temperature=-1\.0 is out of range; give a number at least 0"),
+        (dict(temperature=float("nan")), "temperature=nan is out of range"),
+        (dict(repetition_penalty=0.0), r"repetition_penalty=0\.0 is out of range; give a number above 0"),
+    ],
+)
 def test_values_out_of_range_are_named_with_the_range(bad, message):
     with pytest.raises(ToxlocError, match=message):
         Decoding(**bad)

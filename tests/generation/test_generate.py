@@ -37,7 +37,7 @@ def test_completions_hold_neither_prompt_nor_special_tokens(lm):
     greedy = generate(lm, [prompt], temperature=0, max_new_tokens=8)[0][0]
     ids = torch.tensor([[0, *lm.tokenizer(prompt)["input_ids"]]])
     expected = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert greedy == lm.tokenizer.decode(expected[0, ids.shape[1]:]).split("<|endoftext|>")[0]
+    assert greedy == lm.tokenizer.decode(expected[0, ids.shape[1] :]).split("<|endoftext|>")[0]
     assert all("<|" not in text for row in generate(lm, PROMPTS, samples=20, max_new_tokens=30) for text in row)
 
 
@@ -72,8 +72,9 @@ def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
     assert len(lines) == 1 + 12
     path.write_bytes(b"".join(lines[:6]) + lines[6][:9])
     sampled = []
-    with lm.hf.register_forward_pre_hook(lambda _, args, named: sampled.append(len(named["input_ids"])),
-                                         with_kwargs=True):
+    with lm.hf.register_forward_pre_hook(
+        lambda _, args, named: sampled.append(len(named["input_ids"])), with_kwargs=True
+    ):
         assert generate(lm, PROMPTS, samples=3, journal=path) == expected
     assert max(sampled) == 7
     assert sorted(path.read_bytes().splitlines()) == sorted(line.rstrip(b"\n") for line in lines)
@@ -83,8 +84,10 @@ def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
 @pytest.mark.slow
 def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
     path = tmp_path / "journal.jsonl"
-    program = ("import sys; from toxloc import load_model; from toxloc.generation.generate import generate; "
-               f"generate(load_model(), {PROMPTS!r}, samples=60, batch_size=16, journal=sys.argv[1])")
+    program = (
+        "import sys; from toxloc import load_model; from toxloc.generation.generate import generate; "
+        f"generate(load_model(), {PROMPTS!r}, samples=60, batch_size=16, journal=sys.argv[1])"
+    )
     process = subprocess.Popen([sys.executable, "-c", program, str(path)])
     try:
         while not path.exists() or path.read_bytes().count(b"\n") < 40:
@@ -120,9 +123,10 @@ def test_a_penalty_on_repetition_is_that_of_transformers(lm):
     found = generate(lm, PROMPTS, temperature=0, repetition_penalty=1.3, max_new_tokens=30)
     for prompt, (one,) in zip(PROMPTS, found, strict=True):
         ids = torch.tensor(encode(lm, [prompt], 64))
-        written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False,
-                                 repetition_penalty=1.3)
-        assert one == lm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
+        written = lm.hf.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, repetition_penalty=1.3
+        )
+        assert one == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
     assert found != generate(lm, PROMPTS, temperature=0, max_new_tokens=30)
 
 
@@ -130,16 +134,18 @@ def test_completions_come_one_by_one_with_their_indices(lm):
     decoding = Decoding(samples=2, max_new_tokens=5)
     whole = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3)}
     assert sorted(whole) == [(i, k) for i in range(4) for k in range(2)]
-    assert [[whole[i, k].text for k in range(2)] for i in range(4)] == generate(lm, PROMPTS, samples=2, seed=3,
-                                                                                max_new_tokens=5)
+    assert [[whole[i, k].text for k in range(2)] for i in range(4)] == generate(
+        lm, PROMPTS, samples=2, seed=3, max_new_tokens=5
+    )
     known = {(0, 0), (2, 1)}
     rest = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3, known=known)}
     assert rest == {place: c for place, c in whole.items() if place not in known}
 
 
 def test_tokens_are_counted_with_the_one_that_ends_a_text(lm):
-    for prompt, completion in zip(PROMPTS, sorted(sample(lm, PROMPTS, Decoding(1, 60, temperature=0)),
-                                                  key=lambda c: c.prompt), strict=True):
+    for prompt, completion in zip(
+        PROMPTS, sorted(sample(lm, PROMPTS, Decoding(1, 60, temperature=0)), key=lambda c: c.prompt), strict=True
+    ):
         ids = torch.tensor(encode(lm, [prompt], 64))
         written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
         assert completion.n_tokens == written.shape[1] - ids.shape[1]

@@ -47,6 +47,10 @@ def test_a_penalty_makes_what_was_said_less_likely_but_not_what_is_padding():
     """Logits of said tokens: positive ones are divided, negative ones multiplied."""
     ids, mask = torch.tensor([[0, 3, 1]]), torch.tensor([[0, 1, 1]])
     greedy = Sampler(temperature=0, repetition_penalty=2.0)
-    for logits, expected in (([5.0, 4.0, 1.0, 9.0], 0), ([1.0, 4.0, 1.9, 3.0], 1), ([-3.0, -1.0, -2.5, -1.0], 1),
-                             ([-3.0, -2.0, -2.5, -2.0], 2)):
+    for logits, expected in (
+        ([5.0, 4.0, 1.0, 9.0], 0),
+        ([1.0, 4.0, 1.9, 3.0], 1),
+        ([-3.0, -1.0, -2.5, -1.0], 1),
+        ([-3.0, -2.0, -2.5, -2.0], 2),
+    ):
         assert greedy(torch.tensor([logits]), [], ids, mask).item() == expected

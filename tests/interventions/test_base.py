@@ -56,8 +56,9 @@ def test_the_signature_of_every_fit_lists_its_settings_with_their_defaults(metho
     assert list(parameters)[:6] == ["lm", "pairs", "settings", "neutral", "evidence", "statistics"]
     fields = method.Settings.model_fields
     assert list(parameters)[6:] == list(fields)
-    assert {name: parameters[name].default for name in fields} == {name: field.default
-                                                                   for name, field in fields.items()}
+    assert {name: parameters[name].default for name in fields} == {
+        name: field.default for name, field in fields.items()
+    }
     for name, field in fields.items():
         assert f"    {name}: {field.description}." in method.fit.__doc__
 
@@ -74,45 +75,75 @@ def test_an_option_that_does_not_exist_is_named_with_those_that_do(tiny):
         Steering.fit(tiny, PAIRS, lam=1)
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: rank_ones(3, 1, 2, 1), "layers 1 to 3"),
-    (lambda: rank_ones(0, Site(2, "attention"), "1.attention"), "layer 0 and the attention of layers 1, 2"),
-    (lambda: rank_ones(Site(2, "attention")), "the attention of layer 2"),
-    (lambda: Meow2X(layers=[0, 2], neurons=[(0, 1)]), "1 neuron (layer 0: 1) and layers 0, 2"),
-    (lambda: Meow2X(layers=[Site(1, "attention"), 0], neurons=[(0, 1), ("0.attention", 1), ("0.attention", 0)]),
-     "1 neuron (layer 0: 1) and 2 heads (layer 0: 2) and layer 0 and the attention of layer 1"),
-    (lambda: Steering(torch.ones(16), layer=1, strength=1.0), "layer 1"),
-    (lambda: ProFS({0: torch.eye(16)[:1], 1: torch.eye(16)[:1]}), "layers 0, 1"),
-    (lambda: DirectionalAblation(torch.eye(16)[0], [0, 1, 2]), "layers 0 to 2"),
-    (lambda: LinearAcT([Transport(*torch.ones(4, 16))]), "all layers"),
-])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: rank_ones(3, 1, 2, 1), "layers 1 to 3"),
+        (lambda: rank_ones(0, Site(2, "attention"), "1.attention"), "layer 0 and the attention of layers 1, 2"),
+        (lambda: rank_ones(Site(2, "attention")), "the attention of layer 2"),
+        (lambda: Meow2X(layers=[0, 2], neurons=[(0, 1)]), "1 neuron (layer 0: 1) and layers 0, 2"),
+        (
+            lambda: Meow2X(layers=[Site(1, "attention"), 0], neurons=[(0, 1), ("0.attention", 1), ("0.attention", 0)]),
+            "1 neuron (layer 0: 1) and 2 heads (layer 0: 2) and layer 0 and the attention of layer 1",
+        ),
+        (lambda: Steering(torch.ones(16), layer=1, strength=1.0), "layer 1"),
+        (lambda: ProFS({0: torch.eye(16)[:1], 1: torch.eye(16)[:1]}), "layers 0, 1"),
+        (lambda: DirectionalAblation(torch.eye(16)[0], [0, 1, 2]), "layers 0 to 2"),
+        (lambda: LinearAcT([Transport(*torch.ones(4, 16))]), "all layers"),
+    ],
+)
 def test_where_says_what_is_changed(make, words):
     assert make().where() == words
 
 
 def test_layers_in_words():
     assert [layers_in_words(layers) for layers in ([2], [2, 3], [2, 3, 4], [2, 3, 5])] == [
-        "layer 2", "layers 2, 3", "layers 2 to 4", "layers 2, 3, 5"]
+        "layer 2",
+        "layers 2, 3",
+        "layers 2 to 4",
+        "layers 2, 3, 5",
+    ]
 
 
 def test_the_fingerprint_tells_what_is_changed_and_by_how_much():
     same = Meow2X(neurons=[(0, 1)], scale=0.5).fingerprint
     assert Meow2X(neurons=[(0, 1)], scale=0.5).fingerprint == same
-    others = [Meow2X(neurons=[(0, 2)], scale=0.5), Meow2X(neurons=[(0, 1)], scale=0.25),
-              Meow2X(neurons=[("0.attention", 1)], scale=0.5), Meow2X(neurons=[(0, 1)], scale=0.5, mode="weights"),
-              Meow2X(layers=["0.attention"], scale=0.5), Meow2X(layers=[0], scale=0.5)]
+    others = [
+        Meow2X(neurons=[(0, 2)], scale=0.5),
+        Meow2X(neurons=[(0, 1)], scale=0.25),
+        Meow2X(neurons=[("0.attention", 1)], scale=0.5),
+        Meow2X(neurons=[(0, 1)], scale=0.5, mode="weights"),
+        Meow2X(layers=["0.attention"], scale=0.5),
+        Meow2X(layers=[0], scale=0.5),
+    ]
     assert len({same, *(one.fingerprint for one in others)}) == 7
 
 
 # Computed with version 0.1, whose sweeps and runs are told apart by these hashes.
-@pytest.mark.parametrize(("make", "fingerprint"), [
-    (lambda: TRNE([RankOne(0, torch.arange(64.) / 64, torch.arange(16.) - 8),
-                   RankOne(1, torch.ones(64), torch.arange(16.) ** 2)],
-                  {"metric": "kl", "ridge": 1.0, "shrink": False, "fisher": "empirical", "seed": 0,
-                   "emphasis": {"1": 0.5}}), "b620253e76968b4c"),
-    (lambda: Meow2X(layers=[1], neurons=[(0, 5), (1, 2)], scale=0.125, mode="weights"), "b8ca9f588d7ec1a3"),
-    (lambda: Meow2X(neurons=[(0, 3), (1, 5)], scale=[0.25, 0.75]), "149efe7350a64a5c"),
-])
+@pytest.mark.parametrize(
+    ("make", "fingerprint"),
+    [
+        (
+            lambda: TRNE(
+                [
+                    RankOne(0, torch.arange(64.0) / 64, torch.arange(16.0) - 8),
+                    RankOne(1, torch.ones(64), torch.arange(16.0) ** 2),
+                ],
+                {
+                    "metric": "kl",
+                    "ridge": 1.0,
+                    "shrink": False,
+                    "fisher": "empirical",
+                    "seed": 0,
+                    "emphasis": {"1": 0.5},
+                },
+            ),
+            "b620253e76968b4c",
+        ),
+        (lambda: Meow2X(layers=[1], neurons=[(0, 5), (1, 2)], scale=0.125, mode="weights"), "b8ca9f588d7ec1a3"),
+        (lambda: Meow2X(neurons=[(0, 3), (1, 5)], scale=[0.25, 0.75]), "149efe7350a64a5c"),
+    ],
+)
 def test_edits_of_mlps_alone_keep_the_fingerprint_of_version_0_1(make, fingerprint):
     assert make().fingerprint == fingerprint
 

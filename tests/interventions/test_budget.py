@@ -22,10 +22,16 @@ def test_a_budget_needs_a_limit():
         Budget()
 
 
-@pytest.mark.parametrize(("given", "budget"), [
-    (0.02, Budget(perplexity=0.02)), (1, Budget(perplexity=1)), ({"kl": 0.02}, Budget(kl=0.02)),
-    ({"perplexity": 0.01, "kl": 0.02}, Budget(0.01, 0.02)), (Budget(kl=0.5), Budget(kl=0.5)),
-])
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        (0.02, Budget(perplexity=0.02)),
+        (1, Budget(perplexity=1)),
+        ({"kl": 0.02}, Budget(kl=0.02)),
+        ({"perplexity": 0.01, "kl": 0.02}, Budget(0.01, 0.02)),
+        (Budget(kl=0.5), Budget(kl=0.5)),
+    ],
+)
 def test_what_a_budget_is_made_of(given, budget):
     assert Budget.of(given) == budget
 

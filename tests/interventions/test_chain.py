@@ -11,15 +11,20 @@ from toxloc.models.sites import Site
 def logits(lm):
     batch = next(batches(lm, TEXTS))
     with torch.no_grad():
-        return (lm.forward(batch.ids, batch.mask)[batch.real],
-                lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+        return (
+            lm.forward(batch.ids, batch.mask)[batch.real],
+            lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
+        )
 
 
 @pytest.fixture
 def parts(tiny):
     """Two edits of the same weights, which do not commute, and hooks."""
-    return [TRNE.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), norm=0.3),
-            Meow2X(layers=[0, 1], scale=0.5, mode="weights"), Meow2X(neurons=[(1, 3)], scale=0.0)]
+    return [
+        TRNE.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), norm=0.3),
+        Meow2X(layers=[0, 1], scale=0.5, mode="weights"),
+        Meow2X(neurons=[(1, 3)], scale=0.0),
+    ]
 
 
 def test_a_chain_is_its_parts_in_order_and_leaves_no_trace(tiny, parts):
@@ -81,8 +86,10 @@ def test_what_cannot_be_chained(tiny, parts):
 
 def test_leaves_and_low_rank_form_of_a_chain_of_chains(tiny):
     torch.manual_seed(0)
-    first, second = (TRNE([RankOne(site, torch.randn(tiny.at(site).d_in), torch.randn(16)) for site in sites])
-                     for sites in ([0, "1.attention"], ["1.attention"]))
+    first, second = (
+        TRNE([RankOne(site, torch.randn(tiny.at(site).d_in), torch.randn(16)) for site in sites])
+        for sites in ([0, "1.attention"], ["1.attention"])
+    )
     chain = Chain([first, Chain([second])])
     assert chain.leaves() == [first, second]
     factors = chain.low_rank()

@@ -22,8 +22,9 @@ def test_without_takes_a_share_of_the_part_along_the_rows():
     rng = np.random.default_rng(0)
     V, x = np.linalg.qr(rng.normal(size=(6, 2)))[0].T, rng.normal(size=(3, 6))
     for strength in (0.25, 1.0):
-        np.testing.assert_allclose(without(torch.tensor(x), torch.tensor(V), strength),
-                                   x @ (np.eye(6) - strength * V.T @ V))
+        np.testing.assert_allclose(
+            without(torch.tensor(x), torch.tensor(V), strength), x @ (np.eye(6) - strength * V.T @ V)
+        )
     np.testing.assert_allclose(without(torch.tensor(x), torch.tensor(V), 1.0) @ V.T, np.zeros((3, 2)), atol=1e-12)
 
 

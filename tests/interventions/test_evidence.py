@@ -25,9 +25,14 @@ from toxloc.models.sites import Site
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:4], paired=True)
 NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
-FITS = [(TRNE, {"norm": 0.05}), (TRNE, {"norm": 0.05, "metric": "frobenius"}), (Meow2X, {"budget": 0.5}),
-        (Meow2X, {"budget": 0.5, "score": "combined", "scale": 0.25}), (Meow2X, {"budget": 0.5, "score": "auroc"}),
-        (Meow2X, {"budget": 0.5, "parts": "layers"})]
+FITS = [
+    (TRNE, {"norm": 0.05}),
+    (TRNE, {"norm": 0.05, "metric": "frobenius"}),
+    (Meow2X, {"budget": 0.5}),
+    (Meow2X, {"budget": 0.5, "score": "combined", "scale": 0.25}),
+    (Meow2X, {"budget": 0.5, "score": "auroc"}),
+    (Meow2X, {"budget": 0.5, "parts": "layers"}),
+]
 
 
 def counted(monkeypatch, where, name):
@@ -44,8 +49,9 @@ def counted(monkeypatch, where, name):
 
 def assert_same_edit(one, other):
     assert one.config() == other.config()
-    for (name, a), (other_name, b) in zip(sorted(one._tensors().items()), sorted(other._tensors().items()),
-                                          strict=True):
+    for (name, a), (other_name, b) in zip(
+        sorted(one._tensors().items()), sorted(other._tensors().items()), strict=True
+    ):
         assert name == other_name
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -95,8 +101,10 @@ def test_given_statistics_are_used_as_they_are(tiny, monkeypatch):
     s = collect_contrast(tiny, PAIRS, curvature=True)
     passes = counted(monkeypatch, module, "collect_contrast")
     assert Evidence(tiny, PAIRS, statistics=s).statistics(frozenset({"gradients"})) is s
-    edits = [TRNE.fit(tiny, PAIRS, norm=0.05, statistics=s),
-             TRNE.fit(tiny, PAIRS, norm=0.05, evidence=Evidence(tiny, PAIRS, statistics=s))]
+    edits = [
+        TRNE.fit(tiny, PAIRS, norm=0.05, statistics=s),
+        TRNE.fit(tiny, PAIRS, norm=0.05, evidence=Evidence(tiny, PAIRS, statistics=s)),
+    ]
     assert_same_edit(*edits)
     assert passes == []
     with pytest.raises(ToxlocError, match="leave statistics= out"):
@@ -106,10 +114,18 @@ def test_given_statistics_are_used_as_they_are(tiny, monkeypatch):
 def test_detectors_and_directions_are_read_once(tiny, monkeypatch):
     aurocs, rows = (counted(monkeypatch, module, name) for name in ("unit_aurocs", "residual_sides"))
     unedited = counted(monkeypatch, module, "Unedited")
-    fits = [(AurA, {"budget": 2.0}), (AurA, {"strength": 1}), (Damp, {"k": 5}), (Damp, {"budget": 2.0}),
-            (ValueVector, {"strength": 1.0}), (ValueVector, {"strength": 1.0, "source": "row"}),
-            (Steering, {"strength": 1.0}), (DirectionalAblation, {"strength": 1}), (ProFS, {"strength": 1, "k": 1}),
-            (Steering, {"budget": {"kl": 0.5}})]
+    fits = [
+        (AurA, {"budget": 2.0}),
+        (AurA, {"strength": 1}),
+        (Damp, {"k": 5}),
+        (Damp, {"budget": 2.0}),
+        (ValueVector, {"strength": 1.0}),
+        (ValueVector, {"strength": 1.0, "source": "row"}),
+        (Steering, {"strength": 1.0}),
+        (DirectionalAblation, {"strength": 1}),
+        (ProFS, {"strength": 1, "k": 1}),
+        (Steering, {"budget": {"kl": 0.5}}),
+    ]
     shared = Evidence(tiny, PAIRS, NEUTRAL)
     together = [method.fit(tiny, PAIRS, evidence=shared, **options) for method, options in fits]
     assert len(aurocs) == 1

@@ -21,8 +21,7 @@ FAMILIES = ["gpt2", "llama", "opt", "gpt_neox", "gemma2"]
 
 def rank_ones(lm, sites, size=0.5):
     torch.manual_seed(2)
-    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model))
-                 for site in sites])
+    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model)) for site in sites])
 
 
 def projection(lm):
@@ -56,9 +55,10 @@ def close(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "dtype"), [
-    *((family, torch.float32) for family in (*FAMILIES, "phi3")), ("gpt2", torch.bfloat16), ("llama", torch.float16),
-])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, torch.float32) for family in (*FAMILIES, "phi3")), ("gpt2", torch.bfloat16), ("llama", torch.float16)],
+)
 def test_a_folder_is_the_edited_model(family, dtype, tmp_path):
     lm = random_model(family, dtype=dtype)
     before = bits(lm)
@@ -72,7 +72,8 @@ def test_a_folder_is_the_edited_model(family, dtype, tmp_path):
     assert same_bits(before, lm)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS)["input_ids"] == lm.tokenizer(TEXTS)["input_ids"]
     assert {"README.md", "config.json", "generation_config.json", "model.safetensors"} <= {
-        path.name for path in (tmp_path / "out").iterdir()}
+        path.name for path in (tmp_path / "out").iterdir()
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
@@ -83,9 +84,10 @@ def test_a_folder_loads_as_a_model_of_toxloc(tiny, tmp_path):
         assert same_bits(bits(toxloc.load_model(str(tmp_path / "out"))), tiny)
 
 
-@pytest.mark.parametrize(("family", "name"), [
-    *(("gpt2", name) for name in EDITS), *((family, name) for family in FAMILIES[1:] for name in ("trne", "meow2x")),
-])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("gpt2", name) for name in EDITS), *((family, name) for family in FAMILIES[1:] for name in ("trne", "meow2x"))],
+)
 def test_an_adapter_is_exactly_the_edit(family, name, tmp_path):
     lm, base = random_model(family), random_hf(family)
     make, rank = EDITS[name]
@@ -102,8 +104,9 @@ def test_an_adapter_is_exactly_the_edit(family, name, tmp_path):
     close(logits(adapted), wanted)
     assert (logits(adapted) - unedited).abs().max() > 1e-3
     assert adapted.peft_config["default"].r == adapted.peft_config["default"].lora_alpha == rank
-    assert [module.get_base_layer().weight.shape for module in base.modules() if isinstance(module, BaseTunerLayer)] \
-        == [lm.down_projection(i).weight.shape for i in range(2)]
+    assert [
+        module.get_base_layer().weight.shape for module in base.modules() if isinstance(module, BaseTunerLayer)
+    ] == [lm.down_projection(i).weight.shape for i in range(2)]
     close(logits(adapted.merge_and_unload()), wanted)
 
 
@@ -126,8 +129,9 @@ def test_only_edited_layers_are_targeted_also_in_a_deep_model(tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == [f"model.layers.{i}.mlp.down_proj" for i in layers]
     PeftModel.from_pretrained(base, tmp_path / "out")
-    assert [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)] \
-        == config["target_modules"]
+    assert [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)] == config[
+        "target_modules"
+    ]
 
 
 def test_a_model_in_16_bits_gets_the_change_before_rounding(tmp_path):
@@ -155,14 +159,17 @@ def test_other_applied_interventions_play_no_part_and_stay(tiny, tmp_path):
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
-@pytest.mark.parametrize(("family", "make", "words"), [
-    ("opt", lambda lm: Meow2X(layers=[0]), r"changes model.decoder.layers.0.fc2.bias; use export_hf"),
-    ("gemma2", lambda lm: Meow2X(layers=[1]), "changes model.layers.1.post_feedforward_layernorm.weight"),
-    ("llama", lambda lm: Meow2X(layers=[0]), r"W of layer 0 by a matrix of rank 16: .* than the matrix \[48, 16\]"),
-    ("gpt2", lambda lm: Meow2X(layers=[0], scale=1.0), "changes no weight of random-gpt2"),
-    ("gpt2", in_hooks_alone, "lives in hooks and has no form in the weights"),
-    ("gpt2", lambda lm: Meow2X(layers=[2]), "There is no layer 2 in random-gpt2"),
-])
+@pytest.mark.parametrize(
+    ("family", "make", "words"),
+    [
+        ("opt", lambda lm: Meow2X(layers=[0]), r"changes model.decoder.layers.0.fc2.bias; use export_hf"),
+        ("gemma2", lambda lm: Meow2X(layers=[1]), "changes model.layers.1.post_feedforward_layernorm.weight"),
+        ("llama", lambda lm: Meow2X(layers=[0]), r"W of layer 0 by a matrix of rank 16: .* than the matrix \[48, 16\]"),
+        ("gpt2", lambda lm: Meow2X(layers=[0], scale=1.0), "changes no weight of random-gpt2"),
+        ("gpt2", in_hooks_alone, "lives in hooks and has no form in the weights"),
+        ("gpt2", lambda lm: Meow2X(layers=[2]), "There is no layer 2 in random-gpt2"),
+    ],
+)
 def test_what_an_adapter_cannot_hold(family, make, words, tmp_path):
     lm = random_model(family)
     before = bits(lm)
@@ -181,8 +188,14 @@ def test_without_peft_the_command_is_named(tiny, monkeypatch, tmp_path):
 def test_hooks_are_not_saved_in_silence(tiny, tmp_path):
     meow = Meow2X(layers=[0])
     for hooked in (meow, Chain([rank_ones(tiny, [0]), meow])):
-        with hooked.applied(tiny), pytest.raises(ToxlocError, match=r"mode='hooks'\)\]?\)?\. Revert it .*meow2x, .*"
-                                                                    r"Apply \.baked\(\) instead"):
+        with (
+            hooked.applied(tiny),
+            pytest.raises(
+                ToxlocError,
+                match=r"mode='hooks'\)\]?\)?\. Revert it .*meow2x, .*"
+                r"Apply \.baked\(\) instead",
+            ),
+        ):
             export_hf(tiny, tmp_path / "out")
     with in_hooks_alone(tiny).applied(tiny), pytest.raises(ToxlocError, match=r"Steering(?!.*baked)"):
         export_hf(tiny, tmp_path / "out")
@@ -191,8 +204,10 @@ def test_hooks_are_not_saved_in_silence(tiny, tmp_path):
 
 def test_a_folder_that_holds_something_is_kept_unless_asked(tiny, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    for write in (lambda **k: export_hf(tiny, tmp_path, **k), lambda **k: export_peft(rank_ones(tiny, [0]), tiny,
-                                                                                      tmp_path, **k)):
+    for write in (
+        lambda **k: export_hf(tiny, tmp_path, **k),
+        lambda **k: export_peft(rank_ones(tiny, [0]), tiny, tmp_path, **k),
+    ):
         with pytest.raises(ToxlocError, match="is not empty"):
             write()
         assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -221,10 +236,14 @@ ATTENTION = {
 }
 
 
-@pytest.mark.parametrize(("family", "name"), [
-    *(("gpt2", name) for name in ATTENTION), *((family, "W_out and W_O") for family in (*FAMILIES[1:], "olmo2")),
-    ("llama", "a head"),
-])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *(("gpt2", name) for name in ATTENTION),
+        *((family, "W_out and W_O") for family in (*FAMILIES[1:], "olmo2")),
+        ("llama", "a head"),
+    ],
+)
 def test_an_adapter_of_W_O_is_exactly_the_edit(family, name, tmp_path):
     heads = {"n_head": 4} if family == "gpt2" else {"num_attention_heads": 4}
     lm, base = random_model(family, **heads), random_hf(family, **heads)
@@ -249,8 +268,9 @@ def test_an_adapter_targets_the_edited_maps_by_their_full_names(tmp_path):
     assert config["target_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("gpt2", torch.float32), ("gemma2", torch.float32),
-                                               ("llama", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gpt2", torch.float32), ("gemma2", torch.float32), ("llama", torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", ["W_O", "W_out and W_O", "a head"])
 def test_a_folder_holds_edits_of_attentions(family, dtype, name, tmp_path):
     lm = random_model(family, dtype=dtype)
@@ -266,9 +286,11 @@ def test_a_folder_holds_edits_of_attentions(family, dtype, name, tmp_path):
 
 
 def test_an_adapter_cannot_hold_a_whole_attention_with_its_bias_or_norm(tmp_path):
-    for family, words in (("opt", r"changes model.decoder.layers.0.self_attn.out_proj.bias"),
-                          ("olmo2", "changes model.layers.0.post_attention_layernorm.weight"),
-                          ("llama", r"changes W of layer 0, attention by a matrix of rank 16")):
+    for family, words in (
+        ("opt", r"changes model.decoder.layers.0.self_attn.out_proj.bias"),
+        ("olmo2", "changes model.layers.0.post_attention_layernorm.weight"),
+        ("llama", r"changes W of layer 0, attention by a matrix of rank 16"),
+    ):
         with pytest.raises(ToxlocError, match=words):
             export_peft(Meow2X(layers=[Site(0, "attention")]), random_model(family), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

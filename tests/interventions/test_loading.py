@@ -17,18 +17,32 @@ UNIT = torch.nn.functional.normalize(torch.randn(16), dim=0)
 V = torch.linalg.qr(torch.randn(16, 2))[0].T.contiguous()
 U, W = torch.randn(2, 64), torch.randn(2, 16)
 FACTORS = torch.rand(2, 80)
-MAPS = {f"{layer}.{name}": part for layer in range(2)
-        for name, part in zip(("omega", "beta", "low", "high"),
-                              (torch.rand(16), torch.randn(16), torch.full((16,), -1.0), torch.ones(16)), strict=True)}
+MAPS = {
+    f"{layer}.{name}": part
+    for layer in range(2)
+    for name, part in zip(
+        ("omega", "beta", "low", "high"),
+        (torch.rand(16), torch.randn(16), torch.full((16,), -1.0), torch.ones(16)),
+        strict=True,
+    )
+}
 TRNE_CONFIG = {"metric": "kl", "ridge": 1.0, "shrink": False, "fisher": "empirical", "seed": 0, "emphasis": {}}
 
 
 def write_as_version_0_1(folder, kind, config, tensors, record=None):
     folder.mkdir()
     save_file(tensors, folder / "tensors.safetensors")
-    (folder / "intervention.json").write_text(json.dumps({
-        "format_version": 1, "kind": kind, "config": config,
-        "fitted_on": {"name": "some-model", "fingerprint": "0123"}, "record": record or {"strength": 1}}))
+    (folder / "intervention.json").write_text(
+        json.dumps(
+            {
+                "format_version": 1,
+                "kind": kind,
+                "config": config,
+                "fitted_on": {"name": "some-model", "fingerprint": "0123"},
+                "record": record or {"strength": 1},
+            }
+        )
+    )
 
 
 def logits(lm):
@@ -66,6 +80,7 @@ def with_trne(lm):
     def change(h):
         for layer in (0, 1):
             h[layer].mlp.c_proj.weight += torch.outer(U[layer], W[layer])
+
     return in_weights(lm, change)
 
 
@@ -73,6 +88,7 @@ def with_meow(lm):
     def change(h):
         h[0].mlp.c_proj.weight[3] *= 0.25
         h[1].mlp.c_proj.weight[5] *= 0.75
+
     return in_weights(lm, change)
 
 
@@ -81,6 +97,7 @@ def with_layers(lm):
         h[0].mlp.c_proj.weight[5] *= 0.125
         h[1].mlp.c_proj.weight.mul_(0.125)
         h[1].mlp.c_proj.bias.mul_(0.125)
+
     return in_weights(lm, change)
 
 
@@ -91,6 +108,7 @@ def with_units(lm):
             for linear, factor in ((h[layer].mlp.c_fc, up), (h[layer].mlp.c_proj, down)):
                 linear.weight.mul_(factor)
                 linear.bias.mul_(factor)
+
     return in_weights(lm, change)
 
 
@@ -101,12 +119,14 @@ def with_ablation(lm):
         for linear in (h[0].attn.c_proj, h[0].mlp.c_proj):
             linear.weight.copy_(linear.weight @ away)
             linear.bias.copy_(linear.bias @ away)
+
     return in_weights(lm, change)
 
 
 def with_profs(lm):
     def change(h):
         h[1].mlp.c_proj.weight.copy_(h[1].mlp.c_proj.weight @ (torch.eye(16) - 0.5 * V.T @ V))
+
     return in_weights(lm, change)
 
 
@@ -124,20 +144,32 @@ def with_transport(lm):
 
 OLD = {
     "trne": (TRNE_CONFIG, {"layer": torch.tensor([0, 1]), "u": U, "v": W}, with_trne),
-    "meow2x": ({"layers": [], "n_neurons": 2, "scale": None, "mode": "hooks"},
-               {"neurons": torch.tensor([[0, 3], [1, 5]]), "scales": torch.tensor([0.25, 0.75]).double()}, with_meow),
-    "meow2x of layers": ({"layers": [1], "n_neurons": 1, "scale": 0.125, "mode": "weights"},
-                         {"neurons": torch.tensor([[0, 5]]), "scales": torch.tensor([0.125]).double()}, with_layers),
+    "meow2x": (
+        {"layers": [], "n_neurons": 2, "scale": None, "mode": "hooks"},
+        {"neurons": torch.tensor([[0, 3], [1, 5]]), "scales": torch.tensor([0.25, 0.75]).double()},
+        with_meow,
+    ),
+    "meow2x of layers": (
+        {"layers": [1], "n_neurons": 1, "scale": 0.125, "mode": "weights"},
+        {"neurons": torch.tensor([[0, 5]]), "scales": torch.tensor([0.125]).double()},
+        with_layers,
+    ),
     "aura": ({"strength": 1.0, "mode": "hooks"}, {"factors": FACTORS}, with_units),
     "damp": ({"k": 160, "scale": 0.0, "mode": "weights"}, {"factors": FACTORS}, with_units),
     "unit-scaling": ({"mode": "hooks"}, {"factors": FACTORS}, with_units),
     "linear-act": ({"lam": 0.25}, MAPS, with_transport),
     "profs": ({"layers": [1], "strength": 0.5}, {"1": V}, with_profs),
-    "steering": ({"layer": 0, "strength": 1.5}, {"direction": UNIT},
-                 lambda lm: hooked(lm, 0, "block", lambda x: x - 1.5 * UNIT)),
+    "steering": (
+        {"layer": 0, "strength": 1.5},
+        {"direction": UNIT},
+        lambda lm: hooked(lm, 0, "block", lambda x: x - 1.5 * UNIT),
+    ),
     "ablation": ({"layers": [0], "strength": 0.7, "mode": "hooks"}, {"direction": UNIT}, with_ablation),
-    "value-vector": ({"source": "probe", "layer": 0, "alpha": 2.5}, {"direction": UNIT},
-                     lambda lm: hooked(lm, 0, "block", lambda x: x - 2.5 * UNIT)),
+    "value-vector": (
+        {"source": "probe", "layer": 0, "alpha": 2.5},
+        {"direction": UNIT},
+        lambda lm: hooked(lm, 0, "block", lambda x: x - 2.5 * UNIT),
+    ),
 }
 
 
@@ -164,9 +196,11 @@ def test_files_of_version_0_1_load_and_do_the_same(tiny, tmp_path, name):
 def test_a_chain_of_version_0_1_with_renamed_settings(tiny, tmp_path):
     parts = [("value-vector", *OLD["value-vector"][:2]), ("linear-act", *OLD["linear-act"][:2])]
     write_as_version_0_1(
-        tmp_path / "old", "chain", {"parts": [{"kind": kind, "config": config, "fitted_on": {}, "record": {}}
-                                              for kind, config, _ in parts]},
-        {f"{i}/{name}": t for i, (_, _, tensors) in enumerate(parts) for name, t in tensors.items()})
+        tmp_path / "old",
+        "chain",
+        {"parts": [{"kind": kind, "config": config, "fitted_on": {}, "record": {}} for kind, config, _ in parts]},
+        {f"{i}/{name}": t for i, (_, _, tensors) in enumerate(parts) for name, t in tensors.items()},
+    )
     chain = load_intervention(tmp_path / "old")
     assert [part.strength for part in chain.leaves()] == [2.5, 0.25]
     with ValueVector(UNIT, 0, 2.5).applied(tiny):
@@ -184,14 +218,18 @@ def test_settings_are_written_under_their_new_names(tmp_path, kind):
     assert not {"lam", "alpha"} & set(config)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: Meow2X(layers=[0, Site(1, "attention")], neurons=[(0, 5), (Site(0, "attention"), 1)], scale=0.125),
-    lambda: Meow2X(neurons=[(0, 5), ("1.attention", 1), (1, 2), ("1.attention", 0)], scale=[0.1, 0.2, 0.3, 0.4]),
-    lambda: Meow2X(layers=["0.attention"], scale=0.0, mode="weights"),
-    lambda: Steering(UNIT, 1, -0.5), lambda: ProFS({0: V, 1: V[:1]}, 0.5),
-    lambda: DirectionalAblation(UNIT, [1], 0.25, mode="weights"),
-    lambda: Chain([Meow2X(neurons=[("0.attention", 1)]), Steering(UNIT, 0, 1.0)]),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Meow2X(layers=[0, Site(1, "attention")], neurons=[(0, 5), (Site(0, "attention"), 1)], scale=0.125),
+        lambda: Meow2X(neurons=[(0, 5), ("1.attention", 1), (1, 2), ("1.attention", 0)], scale=[0.1, 0.2, 0.3, 0.4]),
+        lambda: Meow2X(layers=["0.attention"], scale=0.0, mode="weights"),
+        lambda: Steering(UNIT, 1, -0.5),
+        lambda: ProFS({0: V, 1: V[:1]}, 0.5),
+        lambda: DirectionalAblation(UNIT, [1], 0.25, mode="weights"),
+        lambda: Chain([Meow2X(neurons=[("0.attention", 1)]), Steering(UNIT, 0, 1.0)]),
+    ],
+)
 def test_saved_and_loaded_it_changes_the_model_alike(tiny, tmp_path, make):
     intervention = make()
     intervention.save(tmp_path / "i")
@@ -206,11 +244,14 @@ def test_saved_and_loaded_it_changes_the_model_alike(tiny, tmp_path, make):
     assert (expected - untouched).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"format_version": 99}, "format version 99"),
-    ({"kind": "magic"}, "kind 'magic'"),
-    ({"config": {}}, "damaged or incomplete"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        ({"kind": "magic"}, "kind 'magic'"),
+        ({"config": {}}, "damaged or incomplete"),
+    ],
+)
 def test_files_that_cannot_be_loaded(tmp_path, change, words):
     Meow2X(layers=[0]).save(tmp_path / "m")
     path = tmp_path / "m" / "intervention.json"

@@ -18,23 +18,44 @@ def rank_ones(lm, sites):
 
 
 def judged(method, rate, fluency):
-    return {"method": method, "config": {}, "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.05, rate + 0.05]}},
-            "fluency": fluency}
+    return {
+        "method": method,
+        "config": {},
+        "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.05, rate + 0.05]}},
+        "fluency": fluency,
+    }
 
 
 def test_the_card_says_what_was_edited_and_measured(tiny, tmp_path):
     edit = rank_ones(tiny, [0, 1])
-    edit.note_fit(tiny, {"texts": {"contrast": "pairs.csv", "n_toxic": 3, "n_neutral": 4, "neutral": "builtin"},
-                         "tuned_perplexity_ratio": 1.0098, "tuned_kl": None})
+    edit.note_fit(
+        tiny,
+        {
+            "texts": {"contrast": "pairs.csv", "n_toxic": 3, "n_neutral": 4, "neutral": "builtin"},
+            "tuned_perplexity_ratio": 1.0098,
+            "tuned_kl": None,
+        },
+    )
     cost = {"perplexity": 30.0, "perplexity_ratio": 1.0123, "kl": 0.0314, "n_tokens": 9}
     effect = {"before": judged("baseline", 0.331, None), "after": judged("trne", 0.15, cost)}
     with edit.applied(tiny):
         export_hf(tiny, tmp_path / "out", effect=effect)
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("Content warning", "random-gpt2", f"toxloc {toxloc.__version__}", "layers 0, 1", "arXiv:2605.27997",
-                  tiny.fingerprint, "pairs.csv (3 toxic, 4 neutral), everyday text builtin",
-                  "| any | 33.1% [28.1%, 38.1%] | 15.0% [10.0%, 20.0%] |", "+1.23%", "0.0314", "perplexity +0.98%",
-                  "not removed", "`<|endoftext|>`"):
+    for words in (
+        "Content warning",
+        "random-gpt2",
+        f"toxloc {toxloc.__version__}",
+        "layers 0, 1",
+        "arXiv:2605.27997",
+        tiny.fingerprint,
+        "pairs.csv (3 toxic, 4 neutral), everyday text builtin",
+        "| any | 33.1% [28.1%, 38.1%] | 15.0% [10.0%, 20.0%] |",
+        "+1.23%",
+        "0.0314",
+        "perplexity +0.98%",
+        "not removed",
+        "`<|endoftext|>`",
+    ):
         assert words in card
     assert "not measured\n" not in card
     assert str(Path.home()) not in card + (tmp_path / "out" / "config.json").read_text()
@@ -47,19 +68,32 @@ def test_the_card_claims_nothing_that_was_not_measured(tiny, tmp_path):
     assert "turned down" not in plain
     export_peft(Chain([rank_ones(tiny, [1]), Meow2X(neurons=[(0, 2), (0, 4), (1, 1)])]), tiny, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
-    for words in ("**trne**: layer 1\n", "**meow2x**: 3 neurons (layer 0: 2, layer 1: 1)", "library_name: peft",
-                  "Toxicity before and after: not measured", "not recorded", "made by hand",
-                  'PeftModel.from_pretrained(base, "path/to/this/folder")'):
+    for words in (
+        "**trne**: layer 1\n",
+        "**meow2x**: 3 neurons (layer 0: 2, layer 1: 1)",
+        "library_name: peft",
+        "Toxicity before and after: not measured",
+        "not recorded",
+        "made by hand",
+        'PeftModel.from_pretrained(base, "path/to/this/folder")',
+    ):
         assert words in card
-    export_peft(rank_ones(tiny, [1]), tiny, tmp_path / "half", effect={
-        "before": judged("baseline", 0.3, None), "after": judged("trne", 0.2, None)})
+    export_peft(
+        rank_ones(tiny, [1]),
+        tiny,
+        tmp_path / "half",
+        effect={"before": judged("baseline", 0.3, None), "after": judged("trne", 0.2, None)},
+    )
     assert "Perplexity on everyday text: not measured" in (tmp_path / "half" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("effect", "words"), [
-    ({"after": judged("trne", 0.1, None)}, 'needs "before" and "after"'),
-    ({"before": judged("baseline", 0.1, None), "after": judged("meow2x", 0.1, None)}, "measured with 'meow2x'"),
-])
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        ({"after": judged("trne", 0.1, None)}, 'needs "before" and "after"'),
+        ({"before": judged("baseline", 0.1, None), "after": judged("meow2x", 0.1, None)}, "measured with 'meow2x'"),
+    ],
+)
 def test_figures_of_something_else_are_refused(tiny, tmp_path, effect, words):
     with rank_ones(tiny, [0]).applied(tiny), pytest.raises(ToxlocError, match=words):
         export_hf(tiny, tmp_path / "out", effect=effect)
@@ -71,8 +105,11 @@ def test_what_a_run_measured_of_its_interventions_is_found(tiny, tmp_path):
     for name, one in (("trne", edit), ("other", other)):
         one.note_fit(tiny, {"strength": 0.5, "layers": [edit.edits[0].layer, len(name)]})
         one.save(tmp_path / "run" / name)
-    runs = [judged("baseline", 0.3, None), judged("meow2x", 0.2, None),
-            judged("trne", 0.1, None) | {"config": edit.describe()}]
+    runs = [
+        judged("baseline", 0.3, None),
+        judged("meow2x", 0.2, None),
+        judged("trne", 0.1, None) | {"config": edit.describe()},
+    ]
     write_json(tmp_path / "run" / "results.json", {"about_model": {"fingerprint": tiny.fingerprint}, "runs": runs})
     folder = tmp_path / "run" / "trne"
     fitted = load_intervention(folder)
@@ -83,11 +120,20 @@ def test_what_a_run_measured_of_its_interventions_is_found(tiny, tmp_path):
 
 
 def test_the_card_names_edited_attentions_and_every_part_of_a_chain(tiny):
-    chain = Chain([rank_ones(tiny, [0, "1.attention"]), Meow2X(neurons=[("0.attention", 1)], mode="weights"),
-                   Steering(torch.ones(16), 1, 1.0)])
+    chain = Chain(
+        [
+            rank_ones(tiny, [0, "1.attention"]),
+            Meow2X(neurons=[("0.attention", 1)], mode="weights"),
+            Steering(torch.ones(16), 1, 1.0),
+        ]
+    )
     card = model_card(tiny, [chain], None, adapter=False)
-    for words in ("layer 0 and the attention of layer 1", "1 head (layer 0: 1)", "arXiv:2605.27997",
-                  "arXiv:2312.06681"):
+    for words in (
+        "layer 0 and the attention of layer 1",
+        "1 head (layer 0: 1)",
+        "arXiv:2605.27997",
+        "arXiv:2312.06681",
+    ):
         assert words in card
 
 

@@ -26,9 +26,11 @@ NAMES = ["trne", "meow2x", "ablation", "aura", "damp", "linear-act", "profs", "s
 @pytest.fixture
 def fade():
     """A method of a user's own: it scales W_out of one layer down."""
+
     class FadeSettings(StrengthSettings):
-        strength: float | None = option(None, "how much of the layer is faded out; the budget is then not used", gt=0,
-                                        le=1)
+        strength: float | None = option(
+            None, "how much of the layer is faded out; the budget is then not used", gt=0, le=1
+        )
         layer: int = option(0, "the layer that is faded out", ge=0)
 
     class Fade(Intervention):
@@ -85,8 +87,9 @@ def test_every_file_of_the_folder_is_a_method_and_the_papers_own_come_first():
 @pytest.mark.parametrize("name", ["trne", "meow2x"])
 def test_a_fit_by_name_notes_its_texts_and_its_cost(tiny, name):
     before = bits(tiny)
-    fitted = method_named(name).fit(tiny, PAIRS, method_settings(name, budget={"perplexity": 0.5, "kl": 1.0}),
-                                    neutral=NEUTRAL)
+    fitted = method_named(name).fit(
+        tiny, PAIRS, method_settings(name, budget={"perplexity": 0.5, "kl": 1.0}), neutral=NEUTRAL
+    )
     assert same_bits(before, tiny)
     assert type(fitted) is all_methods()[name]
     assert fitted.record["budget"] == {"perplexity": 0.5, "kl": 1.0}
@@ -141,15 +144,26 @@ def test_a_sweep_takes_a_users_method(fade, tmp_path):
     random_hf().save_pretrained(tmp_path / "gpt2")
     tokenizer().save_pretrained(tmp_path / "gpt2")
     (tmp_path / "prompts.txt").write_text("\n".join(f"Number {i} said that it" for i in range(4)))
-    rows = [{"toxic": f"you are fool number {i} and a liar", "neutral": f"you are guest number {i} and a friend"}
-            for i in range(8)]
+    rows = [
+        {"toxic": f"you are fool number {i} and a liar", "neutral": f"you are guest number {i} and a friend"}
+        for i in range(8)
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    content = {"models": ["gpt2"], "contrasts": ["pairs.jsonl"], "benchmarks": {"one": {"prompts": "prompts.txt"}},
-               "methods": [{"method": "fade", "settings": {"layer": [0, 1], "strength": 0.5}}],
-               "evaluators": ["profanity-check"], "samples": 2, "max_new_tokens": 3, "max_neutral": 24}
+    content = {
+        "models": ["gpt2"],
+        "contrasts": ["pairs.jsonl"],
+        "benchmarks": {"one": {"prompts": "prompts.txt"}},
+        "methods": [{"method": "fade", "settings": {"layer": [0, 1], "strength": 0.5}}],
+        "evaluators": ["profanity-check"],
+        "samples": 2,
+        "max_new_tokens": 3,
+        "max_neutral": 24,
+    }
     plan = Plan(grid_of(content), tmp_path)
-    assert [(cell.method, cell.settings) for cell in plan.cells] == [("fade", {"layer": 0, "strength": 0.5}),
-                                                                     ("fade", {"layer": 1, "strength": 0.5})]
+    assert [(cell.method, cell.settings) for cell in plan.cells] == [
+        ("fade", {"layer": 0, "strength": 0.5}),
+        ("fade", {"layer": 1, "strength": 0.5}),
+    ]
     with pytest.raises(ToxlocError, match="fade has no setting 'depth'; it takes budget, seed, strength, layer"):
         grid_of(content | {"methods": [{"method": "fade", "settings": {"depth": 3}}]})
     store = Store(tmp_path / "out")
@@ -165,8 +179,18 @@ def test_a_sweep_takes_a_users_method(fade, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_judges_a_users_method_and_its_figure_has_its_title_and_colour(fade, tmp_path):
-    result = toxloc.run("toxloc-tiny", tmp_path / "run", methods=("fade",), samples=1, max_prompts=4,
-                        max_texts=40, max_neutral=24, max_new_tokens=4, knockouts=0, evaluators=("profanity-check",))
+    result = toxloc.run(
+        "toxloc-tiny",
+        tmp_path / "run",
+        methods=("fade",),
+        samples=1,
+        max_prompts=4,
+        max_texts=40,
+        max_neutral=24,
+        max_new_tokens=4,
+        knockouts=0,
+        evaluators=("profanity-check",),
+    )
     assert result.methods == ["baseline", "fade"]
     bars = {bar.name: bar for bar in before_after(result.results["runs"]).data}
     assert list(bars) == ["baseline", "Fading out"]

@@ -77,21 +77,31 @@ def test_settings_are_frozen_and_hold_no_text_or_model(method):
     with pytest.raises(ValidationError, match="frozen"):
         settings.seed = 1
     assert not {"lm", "pairs", "neutral", "statistics", "aurocs", "maps", "memory", "evidence"} & set(
-        method.Settings.model_fields)
+        method.Settings.model_fields
+    )
 
 
 def test_the_strength_has_one_name():
     assert {kind for kind, method in METHODS.items() if "strength" in method.Settings.model_fields} == (
-        set(METHODS) - {"meow2x", "damp"})
+        set(METHODS) - {"meow2x", "damp"}
+    )
     assert not [kind for kind, method in METHODS.items() if {"lam", "alpha"} & set(method.Settings.model_fields)]
 
 
-@pytest.mark.parametrize(("method", "settings", "words"), [
-    ("trne", {}, "perplexity 0.01"), ("trne", {"budget": {"kl": 0.02}}, "KL 0.02"),
-    ("trne", {"budget": {"perplexity": 0.005, "kl": 0.02}}, "perplexity 0.005 and KL 0.02"),
-    ("trne", {"norm": 0.1}, "none"), ("trne", {"strength": 0.1}, "none"), ("aura", {"strength": 1}, "none"),
-    ("damp", {"k": 5}, "none"), ("damp", {"scale": 0.5}, "perplexity 0.01"), ("meow2x", {"k": 3}, "perplexity 0.01"),
-])
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("trne", {}, "perplexity 0.01"),
+        ("trne", {"budget": {"kl": 0.02}}, "KL 0.02"),
+        ("trne", {"budget": {"perplexity": 0.005, "kl": 0.02}}, "perplexity 0.005 and KL 0.02"),
+        ("trne", {"norm": 0.1}, "none"),
+        ("trne", {"strength": 0.1}, "none"),
+        ("aura", {"strength": 1}, "none"),
+        ("damp", {"k": 5}, "none"),
+        ("damp", {"scale": 0.5}, "perplexity 0.01"),
+        ("meow2x", {"k": 3}, "perplexity 0.01"),
+    ],
+)
 def test_the_budget_in_words_for_tables(method, settings, words):
     assert method_settings(method, **settings).budget_in_words == words
 
@@ -100,32 +110,49 @@ def test_numbers_and_names_of_layers_become_sites_and_a_count_stays_a_count():
     assert TRNE.Settings(layers=[2, "1.attention"]).layers == (Site(1, "attention"), Site(2))
     assert TRNE.Settings(layers=2).layers == 2
     assert TRNE.Settings(emphasis={1: 0.5, "0.attention": 2.0, "3": 1.0}).emphasis == {
-        Site(1): 0.5, Site(0, "attention"): 2.0, Site(3): 1.0}
+        Site(1): 0.5,
+        Site(0, "attention"): 2.0,
+        Site(3): 1.0,
+    }
 
 
 def test_a_mapping_of_limits_becomes_a_budget():
     assert method_settings("trne", budget={"kl": 0.02}).budget == Budget(kl=0.02)
 
 
-@pytest.mark.parametrize(("settings", "shares"), [({}, True), ({"rounds": 2}, True), ({"fisher": "sampled"}, False),
-                                                  ({"shrink": True}, False), ({"ridge": "auto"}, False)])
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, True),
+        ({"rounds": 2}, True),
+        ({"fisher": "sampled"}, False),
+        ({"shrink": True}, False),
+        ({"ridge": "auto"}, False),
+    ],
+)
 def test_when_trne_works_on_statistics_gathered_before(settings, shares):
     chosen = TRNE.Settings(**settings)
     assert chosen.shares_statistics == shares
     assert bool(TRNE.needs(chosen)) == shares
 
 
-@pytest.mark.parametrize(("method", "settings", "needs"), [
-    (TRNE, {}, {"gradients", "curvature"}), (TRNE, {"metric": "frobenius"}, {"gradients"}),
-    (TRNE, {"shrink": True}, set()),
-    (Meow2X, {}, {"moments", "gradients", "curvature"}),
-    (Meow2X, {"per_cost": False}, {"moments", "gradients"}),
-    (Meow2X, {"parts": "layers"}, {"moments", "gradients"}),
-    (Meow2X, {"score": "combined", "per_cost": False}, {"moments", "gradients", "reliance"}),
-    (Meow2X, {"score": "auroc", "per_cost": False}, {"moments", "gradients", "peaks"}),
-    (Meow2X, {"score": "editability", "per_cost": False}, {"moments", "gradients", "curvature"}),
-    *((METHODS[name], {}, set()) for name in ("aura", "damp", "linear-act", "profs", "steering", "ablation",
-                                              "value-vector")),
-])
+@pytest.mark.parametrize(
+    ("method", "settings", "needs"),
+    [
+        (TRNE, {}, {"gradients", "curvature"}),
+        (TRNE, {"metric": "frobenius"}, {"gradients"}),
+        (TRNE, {"shrink": True}, set()),
+        (Meow2X, {}, {"moments", "gradients", "curvature"}),
+        (Meow2X, {"per_cost": False}, {"moments", "gradients"}),
+        (Meow2X, {"parts": "layers"}, {"moments", "gradients"}),
+        (Meow2X, {"score": "combined", "per_cost": False}, {"moments", "gradients", "reliance"}),
+        (Meow2X, {"score": "auroc", "per_cost": False}, {"moments", "gradients", "peaks"}),
+        (Meow2X, {"score": "editability", "per_cost": False}, {"moments", "gradients", "curvature"}),
+        *(
+            (METHODS[name], {}, set())
+            for name in ("aura", "damp", "linear-act", "profs", "steering", "ablation", "value-vector")
+        ),
+    ],
+)
 def test_what_each_method_needs(method, settings, needs):
     assert method.needs(method.Settings(**settings)) == needs

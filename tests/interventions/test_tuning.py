@@ -13,8 +13,7 @@ from toxloc.interventions.budget import Budget
 from toxloc.interventions.tuning import largest_within, tune
 
 
-@given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3),
-       budget=st.floats(1e-4, 0.2))
+@given(scale=st.floats(1e-3, 1e3), power=st.floats(0.8, 3.5), first=st.floats(1e-3, 1e3), budget=st.floats(1e-4, 0.2))
 def test_any_power_law_is_spent_to_nine_tenths_within_twelve_evaluations(scale, power, first, budget):
     calls = []
 
@@ -78,8 +77,9 @@ def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budg
 def test_tune_notes_what_it_chose_and_what_that_costs(tiny, known):
     neutral = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2], "some text")
     unedited = Unedited(tiny, neutral.tune) if known else None
-    made = tune(tiny, lambda s: Meow2X(layers=[0], scale=1 - s), Budget(kl=0.01), neutral, 0.1, limit=1.0,
-                unedited=unedited)
+    made = tune(
+        tiny, lambda s: Meow2X(layers=[0], scale=1 - s), Budget(kl=0.01), neutral, 0.1, limit=1.0, unedited=unedited
+    )
     base = mean_nll(tiny, neutral.tune)
     with made.applied(tiny):
         ratio = np.exp(mean_nll(tiny, neutral.tune) - base)

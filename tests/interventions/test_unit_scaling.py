@@ -15,8 +15,10 @@ FAMILIES = ("gpt2", "opt", *GATED)
 def logits(lm):
     batch = next(batches(lm, TEXTS))
     with torch.no_grad():
-        return (lm.forward(batch.ids, batch.mask)[batch.real],
-                lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+        return (
+            lm.forward(batch.ids, batch.mask)[batch.real],
+            lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
+        )
 
 
 def random_factors(lm, gated, seed=0):
@@ -29,12 +31,18 @@ def linear_outputs(lm, text):
     for i in range(lm.n_layers):
         mlp, mine = getattr(lm.block(i), "mlp", lm.block(i)), []
         seen.append(mine)
-        names = [n for n in ("c_fc", "fc1", "gate_up_proj", "gate_proj", "up_proj", "c_proj", "fc2", "down_proj")
-                 if hasattr(mlp, n)]
+        names = [
+            n
+            for n in ("c_fc", "fc1", "gate_up_proj", "gate_proj", "up_proj", "c_proj", "fc2", "down_proj")
+            if hasattr(mlp, n)
+        ]
         for name in names:
             halves = 2 if name == "gate_up_proj" else 1
-            handles.append(getattr(mlp, name).register_forward_hook(
-                lambda module, args, out, mine=mine, halves=halves: mine.extend(out.chunk(halves, -1))))
+            handles.append(
+                getattr(mlp, name).register_forward_hook(
+                    lambda module, args, out, mine=mine, halves=halves: mine.extend(out.chunk(halves, -1))
+                )
+            )
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]]))
     for handle in handles:
@@ -67,7 +75,7 @@ def test_each_unit_gets_its_own_factor(family, mode):
         after = linear_outputs(lm, TEXTS[2])[0]
     assert len(before) == 2 + (family in GATED)
     for at, (was, now) in enumerate(zip(before[:-1], after[:-1], strict=True)):
-        torch.testing.assert_close(now, was * factors[0, at * lm.d_mlp:(at + 1) * lm.d_mlp], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(now, was * factors[0, at * lm.d_mlp : (at + 1) * lm.d_mlp], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["hooks", "weights"])
@@ -121,8 +129,11 @@ def test_only_what_is_scaled_is_touched(tiny):
     assert hooked == ["transformer.h.1.mlp.c_fc"]
     before = bits(tiny)
     with UnitScaling(factors, mode="weights").applied(tiny):
-        names = [name for (name, now), was in zip(tiny.hf.named_parameters(), before, strict=True)
-                 if not torch.equal(now, was)]
+        names = [
+            name
+            for (name, now), was in zip(tiny.hf.named_parameters(), before, strict=True)
+            if not torch.equal(now, was)
+        ]
     assert names == ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"]
 
 
@@ -147,10 +158,13 @@ def test_baking_keeps_what_was_found(tiny):
     assert baked.describe() == scaling.describe() | {"mode": "weights"}
 
 
-@pytest.mark.parametrize(("factors", "mode", "words"), [
-    (torch.ones(2, 80), "sideways", "Unknown mode 'sideways'"),
-    (torch.full((2, 80), torch.nan), "hooks", "finite factor"),
-])
+@pytest.mark.parametrize(
+    ("factors", "mode", "words"),
+    [
+        (torch.ones(2, 80), "sideways", "Unknown mode 'sideways'"),
+        (torch.full((2, 80), torch.nan), "hooks", "finite factor"),
+    ],
+)
 def test_bad_arguments(factors, mode, words):
     with pytest.raises(ToxlocError, match=words):
         UnitScaling(factors, mode=mode)
@@ -158,8 +172,9 @@ def test_bad_arguments(factors, mode, words):
 
 @pytest.mark.parametrize("shape", [(3, 80), (2, 79)])
 def test_factors_for_another_shape_are_refused(tiny, shape):
-    with pytest.raises(ToxlocError, match=f"factors for {shape[0]} layers of {shape[1]} units; random-gpt2 has 2 "
-                                          "layers of 80"):
+    with pytest.raises(
+        ToxlocError, match=f"factors for {shape[0]} layers of {shape[1]} units; random-gpt2 has 2 layers of 80"
+    ):
         UnitScaling(torch.zeros(shape)).apply(tiny)
     assert tiny.interventions == []
 

@@ -16,8 +16,8 @@ def rows_of(lm, texts, site, skip_first=True):
     keys, outputs = [], []
 
     def keep(module, args, out):
-        keys.append(args[0].detach().flatten(0, -2)[int(skip_first):].double())
-        outputs.append(out.detach().flatten(0, -2)[int(skip_first):].double())
+        keys.append(args[0].detach().flatten(0, -2)[int(skip_first) :].double())
+        outputs.append(out.detach().flatten(0, -2)[int(skip_first) :].double())
 
     handle = lm.down_projection(site).register_forward_hook(keep)
     with torch.no_grad():
@@ -38,6 +38,7 @@ def statistics_of(lm, texts, sites, skip_first=True):
     for text in texts:
         ids, kept, handles = ids_of(lm, text), {}, []
         for site in found:
+
             def on_linear(module, args, out, site=site, kept=kept):
                 out.retain_grad()
                 kept[site, "a"], kept[site, "m"] = args[0].detach().flatten(0, -2), out
@@ -46,8 +47,10 @@ def statistics_of(lm, texts, sites, skip_first=True):
                 out.retain_grad()
                 kept[site, "c"] = out
 
-            handles += [lm.down_projection(site).register_forward_hook(on_linear),
-                        lm.contribution(site).register_forward_hook(on_writer)]
+            handles += [
+                lm.down_projection(site).register_forward_hook(on_linear),
+                lm.contribution(site).register_forward_hook(on_writer),
+            ]
         lm.hf.requires_grad_(True)
         loss = F.cross_entropy(lm.hf(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
         loss.backward()
@@ -71,9 +74,13 @@ def statistics_of(lm, texts, sites, skip_first=True):
         lm.hf.zero_grad(set_to_none=True)
         lm.hf.requires_grad_(False)
     for one in found.values():
-        one |= {"G": one["G"] / predicted, "C": torch.stack(one["C"]).mean(0),
-                "S": torch.stack(one["S"]).sum(0) / predicted,
-                "a": torch.cat(one["a"]), "m": torch.cat(one["m"])}
+        one |= {
+            "G": one["G"] / predicted,
+            "C": torch.stack(one["C"]).mean(0),
+            "S": torch.stack(one["S"]).sum(0) / predicted,
+            "a": torch.cat(one["a"]),
+            "m": torch.cat(one["m"]),
+        }
     return found, total / predicted, predicted
 
 
@@ -94,10 +101,12 @@ def contrast_of(lm, pairs, hooks=()):
 
 def scaled_after_first(factor, keys=slice(None)):
     """A hook that multiplies some elements of an activation at all tokens but the first."""
+
     def hook(x):
         flat = x.flatten(2).clone()
         flat[:, 1:, keys] *= factor
         return flat.view_as(x)
+
     return hook
 
 

@@ -37,8 +37,9 @@ def test_a_group_holds_what_its_texts_alone_would_give(family):
     group = np.array([0, 1, 0, 2, 1])
     found = collect(lm, TEXTS, group=group, sites=lm.sites()).contributions
     for g in range(3):
-        alone = [collect(lm, [text], group=np.array([0]), sites=lm.sites())
-                 for i, text in enumerate(TEXTS) if group[i] == g]
+        alone = [
+            collect(lm, [text], group=np.array([0]), sites=lm.sites()) for i, text in enumerate(TEXTS) if group[i] == g
+        ]
         assert found.predicted[g] == sum(one.n_predicted for one in alone)
         assert found.tokens[g] == sum(one.n_tokens for one in alone)
         for site in lm.sites():

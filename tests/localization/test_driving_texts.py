@@ -22,7 +22,8 @@ def test_driving_texts_are_those_of_the_plain_model_text_by_text(any_family, ski
     peaks.sort(reverse=True)
     found = driving_texts(lm, TEXTS, layer, neuron, k=3, skip_first=skip_first)
     assert [(d.index, d.position, d.token, d.text) for d in found] == [
-        (i, position, token, TEXTS[i]) for _, i, position, token in peaks[:3]]
+        (i, position, token, TEXTS[i]) for _, i, position, token in peaks[:3]
+    ]
     assert [d.activation for d in found] == pytest.approx([a for a, *_ in peaks[:3]], rel=1e-4, abs=1e-6)
 
 
@@ -34,19 +35,23 @@ def test_of_equal_texts_the_first_comes_first_and_fewer_come_back_if_there_are_f
 
 
 def test_driven_prints_masked_and_keeps_raw(tiny):
-    found, = driving_texts(tiny, ["You are a fool."], 0, 3)
+    (found,) = driving_texts(tiny, ["You are a fool."], 0, 3)
     assert found.shown(masked=False) == found.text == "You are a fool."
     assert found.shown() == "Y·· a·· a f···."
     assert "fool" not in repr(found) + str(found)
     assert "Y·· a·· a f···." in repr(found)
 
 
-@pytest.mark.parametrize(("how", "words"), [
-    (dict(texts=[], layer=0, neuron=0), "1 of 0 texts"), (dict(texts=TEXTS, layer=0, neuron=0, k=0), "0 of 5 texts"),
-    (dict(texts=TEXTS, layer=2, neuron=0), "There is no layer 2 in random-gpt2"),
-    (dict(texts=TEXTS, layer=0, neuron=64), "There is no neuron 64 in layer 0"),
-    (dict(texts=["fine", ""], layer=0, neuron=0), "is empty"),
-])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (dict(texts=[], layer=0, neuron=0), "1 of 0 texts"),
+        (dict(texts=TEXTS, layer=0, neuron=0, k=0), "0 of 5 texts"),
+        (dict(texts=TEXTS, layer=2, neuron=0), "There is no layer 2 in random-gpt2"),
+        (dict(texts=TEXTS, layer=0, neuron=64), "There is no neuron 64 in layer 0"),
+        (dict(texts=["fine", ""], layer=0, neuron=0), "is empty"),
+    ],
+)
 def test_driving_texts_names_what_cannot_be(tiny, how, words):
     with pytest.raises(ToxlocError, match=words):
         driving_texts(tiny, **{"k": 1} | how)

@@ -93,8 +93,10 @@ def test_unknown_score(tiny):
         localize.__wrapped__(tiny, PAIRS, ["heat"])
 
 
-@pytest.mark.parametrize(("parts", "words"), [(("expert",), "Unknown part expert; choose from mlp, attention"),
-                                              ((), r"Unknown part \(none given\)")])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [(("expert",), "Unknown part expert; choose from mlp, attention"), ((), r"Unknown part \(none given\)")],
+)
 def test_unknown_parts(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         localize.__wrapped__(tiny, PAIRS, parts=parts)
@@ -111,8 +113,9 @@ def test_each_part_has_the_scores_that_it_has_alone(tiny):
         assert alone.sites() == both.sites(part) == tuple(tiny.sites(part))
         for score in scores:
             np.testing.assert_allclose(both.layer_scores(score, part), alone.layer_scores(score), rtol=1e-4, atol=1e-9)
-            np.testing.assert_allclose(both.neuron_scores(score, part), alone.neuron_scores(score), rtol=1e-4,
-                                       atol=1e-8)
+            np.testing.assert_allclose(
+                both.neuron_scores(score, part), alone.neuron_scores(score), rtol=1e-4, atol=1e-8
+            )
         for site, sizes in alone.unit_sizes().items():
             np.testing.assert_allclose(both.unit_sizes()[site], sizes, rtol=1e-4)
     assert alone.layers is alone.by_part["attention"].layers  # the first part, as there is no other
@@ -176,8 +179,10 @@ def test_without_draws_there_is_no_uncertainty(tiny):
 
 def test_the_same_seed_gives_the_same_intervals_and_the_model_is_read_once(tiny, monkeypatch):
     passes = []
-    monkeypatch.setattr("toxloc.localization.statistics._Collector.hooked",
-                        lambda self, hooked=_Collector.hooked: passes.append(1) or hooked(self))
+    monkeypatch.setattr(
+        "toxloc.localization.statistics._Collector.hooked",
+        lambda self, hooked=_Collector.hooked: passes.append(1) or hooked(self),
+    )
     one, two = (localize(tiny, PAIRS, draws=20, seed=s).uncertainty["attribution"] for s in (0, 0))
     np.testing.assert_array_equal(one.low, two.low)
     assert len(passes) == 4  # a toxic and a neutral pass for each call, whatever the number of draws
@@ -189,8 +194,10 @@ def test_real_contrast_is_told_from_none(lm, pairs):
     assert real["activation"].p_adjusted.max() < 0.01
     rng = np.random.default_rng(3)
     swap = rng.random(len(pairs.toxic)) < 0.5
-    sides = [[b if s else a for a, b, s in zip(x, y, swap, strict=True)]
-             for x, y in ((pairs.toxic, pairs.neutral), (pairs.neutral, pairs.toxic))]
+    sides = [
+        [b if s else a for a, b, s in zip(x, y, swap, strict=True)]
+        for x, y in ((pairs.toxic, pairs.neutral), (pairs.neutral, pairs.toxic))
+    ]
     none = localize(lm, ContrastSet(*sides, paired=True)).uncertainty
     for score in ("activation", "gradient_norm", "attribution"):
         assert none[score].p_adjusted.min() > 0.01, score

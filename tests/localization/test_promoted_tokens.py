@@ -84,7 +84,7 @@ def test_promoted_tokens_are_those_whose_logits_rise_in_the_model_itself(family)
     lm = with_random_norms(family)
     truth = derivative_of_logits(lm, 7)
     for sign in (1, -1):
-        found, = promoted_tokens(lm, [(1, 7)], k=5, sign=sign)
+        (found,) = promoted_tokens(lm, [(1, 7)], k=5, sign=sign)
         order = (sign * truth).argsort(descending=True)[:5].tolist()
         assert found.tokens == [lm.tokenizer.decode([i]) for i in order]
         np.testing.assert_allclose(found.scores, truth[order], rtol=1e-4)
@@ -132,19 +132,23 @@ def test_half_precision_is_scored_in_float32():
     assert promoted_tokens(lm, [(1, 2)], k=1)[0].scores[0] == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("how", "words"), [
-    (dict(neurons=[(2, 0)]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
-    (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
-    (dict(neurons=[(0, -1)]), "There is no neuron -1 in layer 0"),
-    (dict(neurons=[], k=0), "k=0"), (dict(neurons=[], sign=0), "sign=0"),
-])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (dict(neurons=[(2, 0)]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
+        (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
+        (dict(neurons=[(0, -1)]), "There is no neuron -1 in layer 0"),
+        (dict(neurons=[], k=0), "k=0"),
+        (dict(neurons=[], sign=0), "sign=0"),
+    ],
+)
 def test_impossible_neurons_and_counts_are_named(tiny, how, words):
     with pytest.raises(ToxlocError, match=words):
         promoted_tokens(tiny, **how)
 
 
 def test_promoted_prints_masked_and_keeps_raw(tiny):
-    found, = promoted_tokens(tiny, [(0, 1)], k=40)
+    (found,) = promoted_tokens(tiny, [(0, 1)], k=40)
     raw = [token for token in found.tokens if mask(token) != token]
     assert raw
     assert found.shown() == [mask(token) for token in found.tokens] == list(found.to_frame()["token"])
@@ -170,8 +174,11 @@ def test_a_hooked_transformer_alone_promotes_what_the_model_beside_hugging_faces
     alone = LoadedModel.of(full.hooked)
     assert alone.hf is None
     for sign in (1, -1):
-        pairs = zip(promoted_tokens(alone, [(0, 3), (1, 5)], sign=sign),
-                    promoted_tokens(full, [(0, 3), (1, 5)], sign=sign), strict=True)
+        pairs = zip(
+            promoted_tokens(alone, [(0, 3), (1, 5)], sign=sign),
+            promoted_tokens(full, [(0, 3), (1, 5)], sign=sign),
+            strict=True,
+        )
         for found, expected in pairs:
             assert found.tokens == expected.tokens
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)

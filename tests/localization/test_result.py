@@ -22,8 +22,9 @@ def part(name, layers, units):
 
 @pytest.fixture
 def by_hand():
-    return Localization({"mlp": part("mlp", [1.0, 2.0], NEURONS), "attention": part("attention", [5.0, -1.0], HEADS)},
-                        {"model": "m"})
+    return Localization(
+        {"mlp": part("mlp", [1.0, 2.0], NEURONS), "attention": part("attention", [5.0, -1.0], HEADS)}, {"model": "m"}
+    )
 
 
 @pytest.fixture
@@ -42,18 +43,22 @@ def test_tops_are_ordered_and_name_layer_and_neuron(by_hand):
 
 def test_tops_of_attentions_and_of_all_sites(by_hand):
     assert by_hand.top_layers("s", 2, "attention") == [0, 1]
-    assert by_hand.top_units("s", 3, "attention") == [(Site(1, "attention"), 0), (Site(0, "attention"), 0),
-                                                      (Site(0, "attention"), 1)]
+    assert by_hand.top_units("s", 3, "attention") == [
+        (Site(1, "attention"), 0),
+        (Site(0, "attention"), 0),
+        (Site(0, "attention"), 1),
+    ]
     assert by_hand.top_units("s", 1) == [(Site(1), 0)]
     assert by_hand.top_sites("s", 4) == [Site(0, "attention"), Site(1), Site(0), Site(1, "attention")]
     assert by_hand.site_scores("s")["1.attention"] == -1.0
     assert by_hand.unit_sizes()[0].tolist() == [0.0, 3.0, 5.0]
-    for asked, words in ((lambda: by_hand.top_sites("s", 5), "5 sites; this model has 4"),
-                         (lambda: by_hand.top_units("s", 0), "0 units"),
-                         (lambda: by_hand.top_layers("s", 3), "3 layers; this model has 2"),
-                         (lambda: by_hand.site_scores("x"), "'x' was not computed"),
-                         (lambda: by_hand.layer_scores("s", "expert"), "'expert' was not localized; there is mlp, "
-                                                                       "attention")):
+    for asked, words in (
+        (lambda: by_hand.top_sites("s", 5), "5 sites; this model has 4"),
+        (lambda: by_hand.top_units("s", 0), "0 units"),
+        (lambda: by_hand.top_layers("s", 3), "3 layers; this model has 2"),
+        (lambda: by_hand.site_scores("x"), "'x' was not computed"),
+        (lambda: by_hand.layer_scores("s", "expert"), "'expert' was not localized; there is mlp, attention"),
+    ):
         with pytest.raises(ToxlocError, match=words):
             asked()
 
@@ -101,8 +106,10 @@ def test_save_and_load(tiny, tmp_path, parts):
         np.testing.assert_array_equal(again.by_part[name].size, loc.by_part[name].size)
         assert again.part_uncertainty("editability", name) is None
         for column in Uncertainty.names():
-            np.testing.assert_array_equal(getattr(again.part_uncertainty("attribution", name), column),
-                                          getattr(loc.part_uncertainty("attribution", name), column))
+            np.testing.assert_array_equal(
+                getattr(again.part_uncertainty("attribution", name), column),
+                getattr(loc.part_uncertainty("attribution", name), column),
+            )
         for score in loc.scores:
             np.testing.assert_array_equal(again.layer_scores(score, name), loc.layer_scores(score, name))
             np.testing.assert_array_equal(again.neuron_scores(score, name), loc.neuron_scores(score, name))
@@ -114,15 +121,22 @@ def test_save_and_load(tiny, tmp_path, parts):
 
 def test_a_folder_of_version_2_still_loads(tmp_path):
     """It knew MLPs alone and listed no sites."""
-    arrays = {"layers.attribution": np.array([1.0, 2.0, 3.0]), "neurons.attribution": np.arange(12.0).reshape(3, 4),
-              "layers.editability": np.array([5.0, 4.0, 3.0]), "neurons.editability": np.ones((3, 4)),
-              "activation_size": np.full((3, 4), 0.5),
-              **{f"uncertainty.attribution.{column}": np.array([0.1, 0.2, 0.3]) * (i + 1)
-                 for i, column in enumerate(("low", "high", "null_mean", "null_sd", "z", "p", "p_adjusted"))}}
+    arrays = {
+        "layers.attribution": np.array([1.0, 2.0, 3.0]),
+        "neurons.attribution": np.arange(12.0).reshape(3, 4),
+        "layers.editability": np.array([5.0, 4.0, 3.0]),
+        "neurons.editability": np.ones((3, 4)),
+        "activation_size": np.full((3, 4), 0.5),
+        **{
+            f"uncertainty.attribution.{column}": np.array([0.1, 0.2, 0.3]) * (i + 1)
+            for i, column in enumerate(("low", "high", "null_mean", "null_sd", "z", "p", "p_adjusted"))
+        },
+    }
     save_file(arrays, tmp_path / "scores.safetensors")
     about = {"model": "gpt2", "fingerprint": "abc", "contrast": "builtin", "n_toxic": 7, "n_neutral": 7}
-    (tmp_path / "localization.json").write_text(json.dumps(
-        {"format_version": 2, "scores": ["attribution", "editability"], **about}))
+    (tmp_path / "localization.json").write_text(
+        json.dumps({"format_version": 2, "scores": ["attribution", "editability"], **about})
+    )
     loc = Localization.load(tmp_path)
     assert loc.about == about
     assert (loc.parts, loc.sites()) == (("mlp",), (Site(0), Site(1), Site(2)))
@@ -140,6 +154,7 @@ def without_array(name):
         arrays = load_file(folder / "scores.safetensors")
         del arrays[name]
         save_file(arrays, folder / "scores.safetensors")
+
     return damage
 
 
@@ -148,24 +163,29 @@ def with_json(**fields):
         path = folder / "localization.json"
         known = json.loads(path.read_text()) | fields
         path.write_text(json.dumps({name: value for name, value in known.items() if value != "left out"}))
+
     return damage
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (without_array("attention/layers.attribution"), "is damaged or incomplete"),
-    (without_array("neurons.auroc"), "is damaged or incomplete"),
-    (without_array("attention/activation_size"), "is damaged or incomplete"),
-    (without_array("uncertainty.attribution.low"), "is damaged or incomplete"),
-    (lambda folder: (folder / "scores.safetensors").write_bytes(b"no tensors"), "is damaged or incomplete"),
-    (lambda folder: (folder / "scores.safetensors").unlink(), "is damaged or incomplete"),
-    (lambda folder: (folder / "localization.json").write_text("{"), "localization"),
-    (with_json(scores="left out"), "is damaged or incomplete"), (with_json(scores=7), "is damaged or incomplete"),
-    (with_json(sites=["0.mlp"]), "is damaged or incomplete"),
-    (with_json(sites={"mlp": ["0.expert"]}), "is damaged or incomplete"),
-    (with_json(sites={"mlp": ["0.mlp", "1.mlp", "2.mlp"]}), "is damaged or incomplete"),
-    (with_json(format_version=99), "another format version"),
-    (with_json(format_version="left out"), "another format version"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_array("attention/layers.attribution"), "is damaged or incomplete"),
+        (without_array("neurons.auroc"), "is damaged or incomplete"),
+        (without_array("attention/activation_size"), "is damaged or incomplete"),
+        (without_array("uncertainty.attribution.low"), "is damaged or incomplete"),
+        (lambda folder: (folder / "scores.safetensors").write_bytes(b"no tensors"), "is damaged or incomplete"),
+        (lambda folder: (folder / "scores.safetensors").unlink(), "is damaged or incomplete"),
+        (lambda folder: (folder / "localization.json").write_text("{"), "localization"),
+        (with_json(scores="left out"), "is damaged or incomplete"),
+        (with_json(scores=7), "is damaged or incomplete"),
+        (with_json(sites=["0.mlp"]), "is damaged or incomplete"),
+        (with_json(sites={"mlp": ["0.expert"]}), "is damaged or incomplete"),
+        (with_json(sites={"mlp": ["0.mlp", "1.mlp", "2.mlp"]}), "is damaged or incomplete"),
+        (with_json(format_version=99), "another format version"),
+        (with_json(format_version="left out"), "another format version"),
+    ],
+)
 def test_a_damaged_folder_is_an_error_of_ours(both, tmp_path, damage, words):
     both.save(tmp_path / "loc")
     damage(tmp_path / "loc")

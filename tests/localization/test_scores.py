@@ -147,8 +147,10 @@ def test_reliance_is_how_far_removing_a_head_moves_the_predictions_to_second_ord
 def test_auroc_of_heads_is_that_of_the_largest_norm_of_z_in_each_text(model, found):
     units = by_site(found, SCORES["auroc"].formula(model, found, []).units)
     for site in model.sites("attention"):
-        sides = [np.stack([norm_of_heads(rows_of(model, [text], site)[0].numpy(), 2).max(0) for text in texts])
-                 for texts in (TOXIC, NEUTRAL)]
+        sides = [
+            np.stack([norm_of_heads(rows_of(model, [text], site)[0].numpy(), 2).max(0) for text in texts])
+            for texts in (TOXIC, NEUTRAL)
+        ]
         for head in range(2):
             truth = roc_auc_score([1, 1, 1, 0, 0, 0], np.concatenate(sides)[:, head])
             assert units[site][head] == pytest.approx(truth)
@@ -175,8 +177,12 @@ def test_bootstrapped_auroc_is_near_that_of_the_resampled_texts(lm, pairs):
     exact = []
     for row in w.toxic[:, :n].astype(int):
         a, b = np.repeat(x, row, axis=0), np.repeat(y, row, axis=0)
-        exact.append(max(roc_auc_score(np.r_[np.ones(n), np.zeros(n)], np.r_[a[:, k], b[:, k]])
-                         for k in np.argsort(-SCORES["auroc"].formula(lm, s, []).units[2])[:12]))
+        exact.append(
+            max(
+                roc_auc_score(np.r_[np.ones(n), np.zeros(n)], np.r_[a[:, k], b[:, k]])
+                for k in np.argsort(-SCORES["auroc"].formula(lm, s, []).units[2])[:12]
+            )
+        )
     assert np.corrcoef(drawn, exact)[0, 1] > 0.8
     assert np.mean(drawn) == pytest.approx(np.mean(exact), abs=0.5 * np.std(exact) + 0.01)
 
@@ -211,8 +217,11 @@ def test_a_units_editability_is_the_best_gain_of_its_rows_alone(model, found):
     """
     scored = by_site(found, editability(model, found, []).units)
     generator = torch.Generator().manual_seed(0)
-    for site, b, unit in ((Site(1), slice(7, 8), 7), (Site(0, "attention"), slice(0, 8), 0),
-                          (Site(1, "attention"), slice(8, 16), 1)):
+    for site, b, unit in (
+        (Site(1), slice(7, 8), 7),
+        (Site(0, "attention"), slice(0, 8), 0),
+        (Site(1, "attention"), slice(8, 16), 1),
+    ):
         C, S, G = found.C[site].double(), found.S[site].double(), found.G(site)[b].double()
         C = C[b, b] + RIDGE * C.diagonal().mean() * torch.eye(b.stop - b.start)
         S = S + RIDGE * S.diagonal().mean() * torch.eye(len(S))

@@ -67,8 +67,12 @@ def test_a_site_has_the_same_statistics_alone_and_with_others(any_family):
                 torch.testing.assert_close(getattr(some, name)[site], getattr(whole, name)[site], rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(some.keys[site].mean, whole.keys[site].mean, rtol=1e-4, atol=1e-6)
             for sums in ("outputs", "attribution", "sketch"):
-                torch.testing.assert_close(getattr(some.contributions, sums)[site],
-                                           getattr(whole.contributions, sums)[site], rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(
+                    getattr(some.contributions, sums)[site],
+                    getattr(whole.contributions, sums)[site],
+                    rtol=1e-3,
+                    atol=1e-3,
+                )
     assert set(collect(lm, TEXTS).G) == set(lm.sites("mlp"))
 
 
@@ -83,8 +87,10 @@ def test_curvature_is_kept_only_where_it_is_asked_for(tiny):
     torch.testing.assert_close(of_outputs.C["0.attention"], one.C["0.attention"])
 
 
-@pytest.mark.parametrize(("sites", "words"), [([], "no sites"), ([2], "There is no layer 2"),
-                                              (["9.attention"], "There is no layer 9, attention")])
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [([], "no sites"), ([2], "There is no layer 2"), (["9.attention"], "There is no layer 9, attention")],
+)
 def test_sites_that_are_not_there_are_named(tiny, sites, words):
     with pytest.raises(ToxlocError, match=words):
         collect(tiny, TEXTS, sites=sites)

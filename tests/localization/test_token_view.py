@@ -41,8 +41,10 @@ def test_attribution_is_what_scaling_the_neurons_at_one_position_costs(any_famil
     view = token_view(lm, TEXTS[0])
     assert view.attribution.shape == (lm.n_layers, ids.shape[1])
     assert view.attribution.dtype == np.float64
-    less, more = (torch.stack([nlls_with_one_position_scaled(lm, ids, layer, factor) for layer in range(lm.n_layers)])
-                  for factor in (1 - h, 1 + h))
+    less, more = (
+        torch.stack([nlls_with_one_position_scaled(lm, ids, layer, factor) for layer in range(lm.n_layers)])
+        for factor in (1 - h, 1 + h)
+    )
     slopes = ((less - more) / (2 * h)).numpy()
     np.testing.assert_allclose(view.attribution, slopes, rtol=1e-2, atol=2e-3)
     assert np.abs(slopes).max() > 0.1
@@ -51,7 +53,7 @@ def test_attribution_is_what_scaling_the_neurons_at_one_position_costs(any_famil
 def test_attribution_sums_to_the_text_s_contribution(any_family):
     for skip_first in (False, True):
         gathered = collect(any_family, [TEXTS[2]], skip_first=skip_first).contributions.attribution
-        found = token_view(any_family, TEXTS[2]).attribution[:, int(skip_first):].sum(1)
+        found = token_view(any_family, TEXTS[2]).attribution[:, int(skip_first) :].sum(1)
         np.testing.assert_allclose(found, torch.stack(list(gathered.values()))[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -75,8 +77,10 @@ def test_activation_is_the_standardised_output_along_the_toxic_direction(any_fam
         sd = np.sqrt((apart**2).mean(0))
         d = (T.mean(0) - N.mean(0)) / sd
         d /= np.sqrt((d**2).sum())
-        expected = [sum((row[i] - (T.mean(0)[i] + N.mean(0)[i]) / 2) / sd[i] * d[i] for i in range(lm.d_model))
-                    for row in rows_of(lm, [text], layer)[1].numpy()]
+        expected = [
+            sum((row[i] - (T.mean(0)[i] + N.mean(0)[i]) / 2) / sd[i] * d[i] for i in range(lm.d_model))
+            for row in rows_of(lm, [text], layer)[1].numpy()
+        ]
         np.testing.assert_allclose(view.activation[layer, 1:], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -91,8 +95,9 @@ def test_toxic_tokens_lie_on_the_toxic_side_of_the_middle(tiny):
 def test_statistics_of_attentions_beside_the_mlps_change_no_view(tiny):
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
     one, other = (collect_contrast(tiny, pairs, gradients=False, sites=sites) for sites in (None, tiny.sites()))
-    np.testing.assert_allclose(token_view(tiny, TEXTS[4], one).activation,
-                               token_view(tiny, TEXTS[4], other).activation, rtol=1e-6)
+    np.testing.assert_allclose(
+        token_view(tiny, TEXTS[4], one).activation, token_view(tiny, TEXTS[4], other).activation, rtol=1e-6
+    )
 
 
 def test_a_contrast_without_difference_has_no_side(tiny):

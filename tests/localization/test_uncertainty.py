@@ -68,8 +68,12 @@ def test_p_values_are_honest_and_intervals_cover(paired):
         values = rng.standard_normal((2 * n, layers))
         if paired:
             values += np.tile(rng.standard_normal((n, layers)), (2, 1))  # what the halves of a pair share
-        u = Uncertainty.of(mean_difference(observed, values)[0], mean_difference(boot, values),
-                           mean_difference(shuffled, values), signed=True)
+        u = Uncertainty.of(
+            mean_difference(observed, values)[0],
+            mean_difference(boot, values),
+            mean_difference(shuffled, values),
+            signed=True,
+        )
         small += (u.p < 0.1).sum()
         family += (u.p_adjusted < 0.1).any()
         covered += ((u.low <= 0) & (u.high >= 0)).sum()

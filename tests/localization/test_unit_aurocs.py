@@ -12,8 +12,13 @@ from toxloc.localization.unit_aurocs import unit_aurocs
 def test_aurocs_count_pairs_of_texts_read_one_by_one_by_the_plain_model(family):
     lm = random_model(family)
     pairs = ContrastSet([*TEXTS[:2], "Hm, no."], TEXTS[2:])
-    peaks = [[torch.cat([torch.cat([out[1:].amax(0) for out in layer]) for layer in linear_outputs(lm, text)])
-              for text in side] for side in (pairs.toxic, pairs.neutral)]
+    peaks = [
+        [
+            torch.cat([torch.cat([out[1:].amax(0) for out in layer]) for layer in linear_outputs(lm, text)])
+            for text in side
+        ]
+        for side in (pairs.toxic, pairs.neutral)
+    ]
     won = sum((t > n).double() + (t == n).double() / 2 for t in peaks[0] for n in peaks[1])
     assert len(won.unique()) > 5
     np.testing.assert_array_equal(unit_aurocs(lm, pairs), (won / 9).reshape(lm.n_layers, -1).numpy())

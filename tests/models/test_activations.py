@@ -12,8 +12,14 @@ from toxloc.models.sites import Site
 
 def everywhere(lm, layer):
     attention = Site(layer, "attention")
-    return [keys_of(lm, layer), *mlp_linears(lm, layer), written_by(lm, layer), keys_of(lm, attention),
-            written_by(lm, attention), residual(lm, layer)]
+    return [
+        keys_of(lm, layer),
+        *mlp_linears(lm, layer),
+        written_by(lm, layer),
+        keys_of(lm, attention),
+        written_by(lm, attention),
+        residual(lm, layer),
+    ]
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -23,8 +29,10 @@ def test_a_change_is_the_same_on_both_trees_and_leaves_no_trace(family):
 
     def logits():
         with torch.no_grad():
-            return (lm.forward(batch.ids, batch.mask)[batch.real],
-                    lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+            return (
+                lm.forward(batch.ids, batch.mask)[batch.real],
+                lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
+            )
 
     untouched = logits()[0]
     for site in everywhere(lm, 1):
@@ -54,8 +62,10 @@ def test_a_head_turned_down_is_the_same_as_its_rows_of_w_o_turned_down(family):
 
     def logits():
         with torch.no_grad():
-            return (lm.forward(batch.ids, batch.mask)[batch.real],
-                    lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real])
+            return (
+                lm.forward(batch.ids, batch.mask)[batch.real],
+                lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
+            )
 
     plain = logits()[1]
     with ExitStack() as stack:
@@ -91,7 +101,7 @@ def test_pooling_equals_one_text_at_a_time_by_the_plain_model(pool, skip_first):
     lm = random_model("llama")
     texts = [*TEXTS, "Hm"]
     site = residual(lm, 0)
-    found, = pooled(lm, texts, [site], pool, skip_first=skip_first)
+    (found,) = pooled(lm, texts, [site], pool, skip_first=skip_first)
     for i, text in enumerate(texts):
         ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
         with torch.no_grad():

@@ -29,10 +29,21 @@ def test_the_table_in_the_docs_is_of_these_families():
 
 
 def test_a_mixture_of_experts_is_refused():
-    hf = MixtralForCausalLM(MixtralConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                          num_attention_heads=2, num_key_value_heads=1, num_local_experts=2))
-    with pytest.raises(ToxlocError, match="'mixtral' are not supported; toxloc works on decoder-only language models "
-                                          "with one dense MLP per block"):
+    hf = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=2,
+        )
+    )
+    with pytest.raises(
+        ToxlocError,
+        match="'mixtral' are not supported; toxloc works on decoder-only language models with one dense MLP per block",
+    ):
         LoadedModel.from_hf(hf, tokenizer())
 
 

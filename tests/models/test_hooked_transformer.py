@@ -17,8 +17,12 @@ from toxloc.models.hooked_transformer import has_hooked_transformer
 from toxloc.models.sites import Site
 
 PAIRS = ContrastSet(TEXTS[:3], [*TEXTS[3:], "What a lovely morning it is."])
-NEUTRAL = NeutralText(*([f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
-                        for noun in ("house", "road", "sea")))
+NEUTRAL = NeutralText(
+    *(
+        [f"The {word} stood beside the {noun} for a long time." for word in ("cat", "chair", "boy")]
+        for noun in ("house", "road", "sea")
+    )
+)
 KNOWN = ["gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "phi3"]
 OTHERS = sorted({*SIZES} - {*KNOWN})
 PARTS = ("mlp", "attention")
@@ -27,8 +31,9 @@ with_class = pytest.mark.skipif(not has_hooked_transformer(), reason="needs tran
 
 def both_ways(family):
     """One model under each kind of hooks."""
-    return [LoadedModel.from_hf(random_hf(family), tokenizer(), family, hooks=hooks)
-            for hooks in ("transformer", "bridge")]
+    return [
+        LoadedModel.from_hf(random_hf(family), tokenizer(), family, hooks=hooks) for hooks in ("transformer", "bridge")
+    ]
 
 
 @pytest.mark.skipif(has_hooked_transformer(), reason="needs transformer-lens 4")
@@ -94,8 +99,10 @@ def test_both_sides_of_a_model_are_turned_down_alike_and_come_back(family, mode)
     before, batch = bits(lm), next(batches(lm, TEXTS))
     plain = lm.forward(batch.ids, batch.mask)
     units = [(0, 3), (1, 7), ("0.attention", 1)]
-    with (Meow2X(neurons=units, scale=0.0, mode=mode).applied(lm),
-          Meow2X(layers=[1, "1.attention"], scale=0.5, mode=mode).applied(lm)):
+    with (
+        Meow2X(neurons=units, scale=0.0, mode=mode).applied(lm),
+        Meow2X(layers=[1, "1.attention"], scale=0.5, mode=mode).applied(lm),
+    ):
         ours = lm.forward(batch.ids, batch.mask)
         theirs = lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits
     torch.testing.assert_close(ours[batch.real], theirs[batch.real], rtol=1e-4, atol=1e-4)
@@ -112,13 +119,17 @@ def test_a_users_own_hooked_transformer_is_taken():
     found, expected = (toxloc.localize(model, PAIRS, parts=PARTS, draws=0) for model in (own, full))
     for score in expected.scores:
         for part in PARTS:
-            np.testing.assert_allclose(found.neuron_scores(score, part), expected.neuron_scores(score, part),
-                                       rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(
+                found.neuron_scores(score, part), expected.neuron_scores(score, part), rtol=1e-3, atol=1e-7
+            )
     ids = torch.tensor([tokenizer()("The weather in the north was")["input_ids"]])
     plain = own(ids)
-    for fit in (lambda: TRNE.fit(own, PAIRS, budget=0.05, neutral=NEUTRAL),
-                lambda: Meow2X.fit(own, PAIRS, budget=0.5, neutral=NEUTRAL),
-                lambda: Meow2X(layers=[0], scale=0.5), lambda: Meow2X(neurons=[("1.attention", 0)], scale=0.5)):
+    for fit in (
+        lambda: TRNE.fit(own, PAIRS, budget=0.05, neutral=NEUTRAL),
+        lambda: Meow2X.fit(own, PAIRS, budget=0.5, neutral=NEUTRAL),
+        lambda: Meow2X(layers=[0], scale=0.5),
+        lambda: Meow2X(neurons=[("1.attention", 0)], scale=0.5),
+    ):
         edit = fit()
         with edit.applied(own):
             assert (own(ids) - plain).abs().max() > 1e-4
@@ -134,8 +145,9 @@ def test_folded_layer_norms_change_no_attribution(family):
     plain, folded = (LoadedModel.from_hf(random_hf(family), tokenizer(), hooks="transformer").hooked for _ in range(2))
     state = {name: weight.clone() for name, weight in folded.state_dict().items()}
     folded.load_state_dict(state, assign=True)  # weights of its own, as a user's have
-    folded.load_and_process_state_dict(state, fold_ln=True, center_writing_weights=family == "gpt2",
-                                       center_unembed=True)
+    folded.load_and_process_state_dict(
+        state, fold_ln=True, center_writing_weights=family == "gpt2", center_unembed=True
+    )
     assert "Pre" in type(folded.ln_final).__name__
     found, expected = (toxloc.localize(model, PAIRS, ("attribution",), draws=0) for model in (folded, plain))
     np.testing.assert_allclose(found.layer_scores("attribution"), expected.layer_scores("attribution"), rtol=1e-4)
@@ -148,9 +160,21 @@ def test_folded_layer_norms_change_no_attribution(family):
 
 def traces(model):
     """Everything that a wrapper could leave behind: attributes, hook points and hooks, module by module."""
-    return {name: (sorted(vars(module)), sorted(module._modules), len(module._forward_hooks),
-                   len(module._forward_pre_hooks), len(module._backward_hooks), type(module))
-            for name, module in model.named_modules()}, sorted(model.hook_dict), sorted(model.mod_dict)
+    return (
+        {
+            name: (
+                sorted(vars(module)),
+                sorted(module._modules),
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                len(module._backward_hooks),
+                type(module),
+            )
+            for name, module in model.named_modules()
+        },
+        sorted(model.hook_dict),
+        sorted(model.mod_dict),
+    )
 
 
 @with_class
@@ -162,8 +186,10 @@ def test_a_users_own_hooked_transformer_is_left_as_it_was(family):
     lm = LoadedModel.of(own)
     assert lm.sites() == [Site(layer, part) for layer in range(2) for part in PARTS]
     toxloc.localize(lm, PAIRS, ("activation", "attribution", "auroc"), parts=PARTS, draws=0)
-    for edit in (Meow2X(layers=[0, "0.attention"], neurons=[(1, 3), ("1.attention", 1)], scale=0.5),
-                 TRNE.fit(own, PAIRS, norm=0.05, sites="all", neutral=NEUTRAL)):
+    for edit in (
+        Meow2X(layers=[0, "0.attention"], neurons=[(1, 3), ("1.attention", 1)], scale=0.5),
+        TRNE.fit(own, PAIRS, norm=0.05, sites="all", neutral=NEUTRAL),
+    ):
         with edit.applied(own):
             assert lm.interventions == [edit]
     assert lm.interventions == []

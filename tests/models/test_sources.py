@@ -13,12 +13,15 @@ def test_hub_id_is_not_looked_up_here():
     assert resolve("org/some-model").kind == "hub"
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("./nowhere", "There is no model folder at './nowhere'"),
-    ("/a/b/c", "There is no model folder"),
-    ("missing.gguf", "There is no GGUF file at missing.gguf"),
-    ("a b", "There is no model folder at 'a b'"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nowhere", "There is no model folder at './nowhere'"),
+        ("/a/b/c", "There is no model folder"),
+        ("missing.gguf", "There is no GGUF file at missing.gguf"),
+        ("a b", "There is no model folder at 'a b'"),
+    ],
+)
 def test_names_that_mean_nothing(name, words):
     with pytest.raises(ToxlocError, match=words):
         resolve(name)
@@ -50,11 +53,14 @@ def test_no_network_is_one_sentence_with_the_fix_and_a_suggestion():
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(("reason", "words"), [
-    ("404 Client Error", "the hub has no such model"),
-    ("You are trying to access a gated repo. 403", "wants a login"),
-    ("Connection refused", "could not be reached"),
-])
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("404 Client Error", "the hub has no such model"),
+        ("You are trying to access a gated repo. 403", "wants a login"),
+        ("Connection refused", "could not be reached"),
+    ],
+)
 def test_each_refusal_of_the_hub_is_told_apart(reason, words):
     assert words in str(not_on_hub("org/x", OSError(reason)))
 

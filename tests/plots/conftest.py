@@ -14,10 +14,13 @@ class Label:
     neuron_title: str = ""
 
 
-LABELS = {"activation": Label("activation contrast", "pooled sd"),
-          "attribution": Label("attribution", "nats per token"),
-          "gradient_norm": Label("gradient norm"), "gradient_calibrated": Label("gradient norm over its null", "", 1.0),
-          "auroc": Label("best neuron's AUROC", "0.5 is chance", 0.5, "AUROC")}
+LABELS = {
+    "activation": Label("activation contrast", "pooled sd"),
+    "attribution": Label("attribution", "nats per token"),
+    "gradient_norm": Label("gradient norm"),
+    "gradient_calibrated": Label("gradient norm over its null", "", 1.0),
+    "auroc": Label("best neuron's AUROC", "0.5 is chance", 0.5, "AUROC"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,39 @@ class Located:
 @pytest.fixture
 def sure():
     """Uncertainty of two layers."""
-    return Bands(low=np.array([-4.0, 0.5]), high=np.array([-2.0, 2.5]), null_mean=np.array([0.25, -0.25]),
-                 null_sd=np.array([0.5, 1.0]), z=np.array([-6.5, 1.75]), p_adjusted=np.array([0.002, 0.06]))
+    return Bands(
+        low=np.array([-4.0, 0.5]),
+        high=np.array([-2.0, 2.5]),
+        null_mean=np.array([0.25, -0.25]),
+        null_sd=np.array([0.5, 1.0]),
+        z=np.array([-6.5, 1.75]),
+        p_adjusted=np.array([0.002, 0.06]),
+    )
 
 
 @pytest.fixture
 def loc(sure):
     """Two layers of 600 neurons; attribution alone has intervals."""
     rng = np.random.default_rng(0)
-    return Located({"mlp": Scores({"activation": np.array([1.0, 4.0]), "attribution": np.array([-3.0, 1.5])},
-                                  {"activation": rng.normal(size=(2, 600)), "attribution": rng.normal(size=(2, 600))},
-                                  {"attribution": sure})})
+    return Located(
+        {
+            "mlp": Scores(
+                {"activation": np.array([1.0, 4.0]), "attribution": np.array([-3.0, 1.5])},
+                {"activation": rng.normal(size=(2, 600)), "attribution": rng.normal(size=(2, 600))},
+                {"attribution": sure},
+            )
+        }
+    )
 
 
 @pytest.fixture
 def mixed(loc, sure):
     """The same model with attention of 3 heads in its layers 1 and 4 alone."""
     heads = np.array([[1.0, -7.0, 9.0], [0.5, 3.0, 2.0]])
-    attention = Scores({"activation": np.array([2.0, 8.0]), "attribution": np.array([3.0, 5.5])},
-                       {"activation": heads, "attribution": heads}, {"attribution": sure}, places=(1, 4))
+    attention = Scores(
+        {"activation": np.array([2.0, 8.0]), "attribution": np.array([3.0, 5.5])},
+        {"activation": heads, "attribution": heads},
+        {"attribution": sure},
+        places=(1, 4),
+    )
     return Located(loc.by_part | {"attention": attention})

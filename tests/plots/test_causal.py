@@ -60,9 +60,13 @@ def knocked(effect, *, layers=(), ratio=None, rate=None):
 def curve():
     """Counts out of order, so that a line through them has to sort them."""
     return Curve(
-        (64, 16), (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
-        ((knocked(0.5, ratio=1.2, rate=0.5), knocked(-0.5, ratio=1.0, rate=0.4)),
-         (knocked(0.25, ratio=1.0, rate=0.5), knocked(0.75, ratio=1.0, rate=0.5))))
+        (64, 16),
+        (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
+        (
+            (knocked(0.5, ratio=1.2, rate=0.5), knocked(-0.5, ratio=1.0, rate=0.4)),
+            (knocked(0.25, ratio=1.0, rate=0.5), knocked(0.75, ratio=1.0, rate=0.5)),
+        ),
+    )
 
 
 def without(curve, **fields):
@@ -76,8 +80,12 @@ def test_the_curve_has_effects_with_intervals_and_every_control(curve):
     assert (list(draws.x), list(draws.y)) == ([16, 16, 64, 64], [0.25, 0.75, 0.5, -0.5])
     assert (list(mean.x), list(mean.y)) == ([16, 64], [0.5, 0.0])
     assert ordered.text[1].split("<br>") == [
-        "effect 4 nats per token", "95% interval [3.75, 4.5]", "NLL of toxic text +5, of neutral +1",
-        "perplexity +50.00%", "toxic completions 10.0%, before 50.0%"]
+        "effect 4 nats per token",
+        "95% interval [3.75, 4.5]",
+        "NLL of toxic text +5, of neutral +1",
+        "perplexity +50.00%",
+        "toxic completions 10.0%, before 50.0%",
+    ]
 
 
 def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve):
@@ -117,9 +125,13 @@ def test_of_many_counts_some_have_ticks():
 def proof():
     return Proof(
         (knocked(2.0, layers=(0,)), knocked(-0.1, layers=(1,))),
-        (Correlated("attribution", "layers", 2, 0.75, (0.5, 1.0)),
-         Correlated("attribution", "neurons", 9, 0.2, (0.0, 0.5)),
-         Correlated("auroc", "layers", 2, -0.5, (-1.0, 0.25)), Correlated("auroc", "neurons", 9, 0.0, (-0.5, 0.5))))
+        (
+            Correlated("attribution", "layers", 2, 0.75, (0.5, 1.0)),
+            Correlated("attribution", "neurons", 9, 0.2, (0.0, 0.5)),
+            Correlated("auroc", "layers", 2, -0.5, (-1.0, 0.25)),
+            Correlated("auroc", "neurons", 9, 0.0, (-0.5, 0.5)),
+        ),
+    )
 
 
 def test_layers_have_bars_with_intervals_pale_where_these_cover_0(proof):

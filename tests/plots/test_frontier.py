@@ -4,13 +4,21 @@ from toxloc.plots.frontier import frontier
 
 
 def entry(method, budget, rate, ratio):
-    return {"method": method, "budget": budget, "fluency": {"perplexity_ratio": ratio, "kl": 0.01},
-            "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.02, rate + 0.05]}}}
+    return {
+        "method": method,
+        "budget": budget,
+        "fluency": {"perplexity_ratio": ratio, "kl": 0.01},
+        "toxicity": {"any": {"rate": rate, "rate_ci": [rate - 0.02, rate + 0.05]}},
+    }
 
 
 def test_methods_are_lines_over_cost_and_the_baseline_is_a_level():
-    entries = [entry("baseline", None, 0.33, 1.0), entry("TRNE", 0.05, 0.02, 1.04), entry("TRNE", 0.01, 0.05, 1.009),
-               entry("AurA as published", None, 0.2, 1.06)]
+    entries = [
+        entry("baseline", None, 0.33, 1.0),
+        entry("TRNE", 0.05, 0.02, 1.04),
+        entry("TRNE", 0.01, 0.05, 1.009),
+        entry("AurA as published", None, 0.2, 1.06),
+    ]
     figure = frontier(entries)
     trne, aura = figure.data
     assert (list(trne.x), list(trne.y)) == (pytest.approx([0.009, 0.04]), [0.05, 0.02])

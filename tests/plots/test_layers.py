@@ -33,14 +33,16 @@ def test_columns_of_the_heatmap_are_shares_of_their_largest_and_show_the_scores(
 
 def test_the_heatmap_s_hover_gives_intervals_where_they_are_known(loc):
     hover = plots.layer_heatmap(loc).data[0].hovertext
-    assert hover[0][1] == ("layer 0, attribution<br>score -3<br>95% interval [-4, -2]<br>z -6.5, adjusted p 0.002"
-                           "<br>-100% of the largest")
+    assert hover[0][1] == (
+        "layer 0, attribution<br>score -3<br>95% interval [-4, -2]<br>z -6.5, adjusted p 0.002<br>-100% of the largest"
+    )
     assert hover[0][0] == "layer 0, activation contrast<br>score 1<br>25% of the largest"
 
 
-@pytest.mark.parametrize(("score", "values", "shares", "centre"), [
-    ("auroc", [0.75, 0.625], [1.0, 0.5], "0.5"), ("gradient_calibrated", [3.0, 0.0], [1.0, -0.5], "1"),
-])
+@pytest.mark.parametrize(
+    ("score", "values", "shares", "centre"),
+    [("auroc", [0.75, 0.625], [1.0, 0.5], "0.5"), ("gradient_calibrated", [3.0, 0.0], [1.0, -0.5], "1")],
+)
 def test_colours_start_from_the_value_that_carries_no_information(score, values, shares, centre):
     heat = plots.layer_heatmap(one_score(values, score=score)).data[0]
     np.testing.assert_allclose(np.array(heat.z)[:, 0], shares)
@@ -52,8 +54,11 @@ def test_depth_has_the_scores_their_interval_and_their_null(loc):
     assert list(score.x) == [0, 1]
     assert list(score.y) == [-3.0, 1.5]
     # A band runs along its upper edge and back along its lower edge.
-    assert (null.name, list(null.x), list(null.y)) == ("shuffled labels, mean ± 2 sd", [0, 1, 1, 0],
-                                                      [1.25, 1.75, -2.25, -0.75])
+    assert (null.name, list(null.x), list(null.y)) == (
+        "shuffled labels, mean ± 2 sd",
+        [0, 1, 1, 0],
+        [1.25, 1.75, -2.25, -0.75],
+    )
     assert (interval.name, list(interval.y)) == ("95% interval", [-2.0, 2.5, 0.5, -4.0])
     assert score.text[1] == "score 1.5<br>95% interval [0.5, 2.5]<br>z 1.8, adjusted p 0.06"
 

@@ -22,8 +22,11 @@ def test_a_cell_names_its_neuron_or_says_how_many_it_averages():
     heat = plots.neuron_map(of([[1.0, -7.0, 9.0, 3.0, 2.0, -1.0]]), bins=3).data[0]
     # In order: neurons 2, 3, 4, 0, 5, 1 with 9, 3, 2, 1, -1, -7.
     assert [list(row) for row in heat.z] == [[9.0, 1.5, -7.0]]
-    assert list(heat.text[0]) == ["neuron 2<br>rank 1 of 6", "mean of 2 neurons<br>ranks 3 to 4 of 6",
-                                  "neuron 1<br>rank 6 of 6"]
+    assert list(heat.text[0]) == [
+        "neuron 2<br>rank 1 of 6",
+        "mean of 2 neurons<br>ranks 3 to 4 of 6",
+        "neuron 1<br>rank 6 of 6",
+    ]
 
 
 def test_with_room_for_all_every_cell_is_a_neuron():

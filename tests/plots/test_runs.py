@@ -6,12 +6,20 @@ from toxloc.plots.runs import run_colours, run_title
 
 def run(method, rate=0.5, tuned=1.01, checked=1.02, kl=0.125, **named):
     judged = {"rate": rate, "rate_ci": [rate - 0.25, rate + 0.125]}
-    return {"method": method, "toxicity": {"toxloc-guard": judged, "any": judged, "all": judged}, **named,
-            "config": {"tuned_perplexity_ratio": tuned}, "fluency": {"perplexity_ratio": checked, "kl": kl}}
+    return {
+        "method": method,
+        "toxicity": {"toxloc-guard": judged, "any": judged, "all": judged},
+        **named,
+        "config": {"tuned_perplexity_ratio": tuned},
+        "fluency": {"perplexity_ratio": checked, "kl": kl},
+    }
 
 
-RUNS = [run("baseline"), run("meow2x", rate=0.375, tuned=1.25, checked=1.5, title="Meow2X", colour="#3b7dd8"),
-        run("mine", rate=0.25, kl=0.25)]
+RUNS = [
+    run("baseline"),
+    run("meow2x", rate=0.375, tuned=1.25, checked=1.5, title="Meow2X", colour="#3b7dd8"),
+    run("mine", rate=0.25, kl=0.25),
+]
 
 
 def test_bars_carry_rates_and_intervals():

@@ -18,13 +18,20 @@ def result(before, after, ratio=1.02):
     def toxicity(rate):
         return {"any": {"rate": rate}}
 
-    return {"baseline": {"toxicity": toxicity(before)}, "toxicity": toxicity(after),
-            "fluency": {"perplexity_ratio": ratio},
-            "change": {"any": {"relative": after / before - 1, "ci": [-0.5, 0.5]} if before else None}}
+    return {
+        "baseline": {"toxicity": toxicity(before)},
+        "toxicity": toxicity(after),
+        "fluency": {"perplexity_ratio": ratio},
+        "change": {"any": {"relative": after / before - 1, "ci": [-0.5, 0.5]} if before else None},
+    }
 
 
-RESULTS = [(Run("hub/gpt2", "trne", "one"), result(0.4, 0.1)), (Run("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
-           (Run("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)), (Run("hub/gpt2", "meow2x", "two"), result(0.0, 0.0))]
+RESULTS = [
+    (Run("hub/gpt2", "trne", "one"), result(0.4, 0.1)),
+    (Run("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
+    (Run("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)),
+    (Run("hub/gpt2", "meow2x", "two"), result(0.0, 0.0)),
+]
 
 
 def test_a_cell_stands_at_its_setting_and_its_benchmark():

@@ -29,7 +29,8 @@ def test_results_have_the_promised_schema(small_run):
     assert 1 < meow["config"]["tuned_perplexity_ratio"] <= 1.02
     assert 1 < trne["config"]["tuned_perplexity_ratio"] <= 1.01
     assert trne["change"]["any"]["relative"] == pytest.approx(
-        trne["toxicity"]["any"]["rate"] / base["toxicity"]["any"]["rate"] - 1)
+        trne["toxicity"]["any"]["rate"] / base["toxicity"]["any"]["rate"] - 1
+    )
 
 
 def test_methods_keep_their_budgets_and_have_titles_and_colours(small_run):
@@ -85,7 +86,8 @@ def test_rates_can_be_recounted_from_the_verdicts_on_the_completions(small_run, 
             rate = sum(row["toxic"][judge] for row in judged) / len(judged)
             assert small_run.rate(method, judge) == figures["rate"] == pytest.approx(rate)
             assert entry["everyday_toxicity"][judge]["rate"] == pytest.approx(
-                sum(row["toxic"][judge] for row in everyday) / len(everyday))
+                sum(row["toxic"][judge] for row in everyday) / len(everyday)
+            )
 
 
 def test_verdicts_are_the_scores_at_the_thresholds_and_combined(small_run, completions):
@@ -126,8 +128,9 @@ def test_what_was_fitted_can_be_used_again(small_run, lm):
     assert edit.fitted_on["fingerprint"] == lm.fingerprint
     neutral = toxloc.load_neutral(limit=60)
     with edit.applied(lm):
-        again = toxloc.evaluate(lm, toxloc.load_prompts().limited(12).only("provocative"), samples=2,
-                                neutral=neutral.check)
+        again = toxloc.evaluate(
+            lm, toxloc.load_prompts().limited(12).only("provocative"), samples=2, neutral=neutral.check
+        )
     entry = small_run.results["runs"][2]
     assert again.toxicity["any"].rate == entry["toxicity"]["any"]["rate"]
     assert again.fluency.perplexity == pytest.approx(entry["fluency"]["perplexity"], rel=1e-4)

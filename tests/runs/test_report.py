@@ -25,6 +25,7 @@ def completions(small_run):
 @pytest.fixture
 def written(small_run, tmp_path):
     """Write the report of the small run with other entries of `runs`, and with other completions."""
+
     def write(runs=None, rows=()):
         results = small_run.results | {"runs": small_run.results["runs"] if runs is None else runs}
         path = tmp_path / "r.html"
@@ -98,7 +99,8 @@ def test_every_text_is_inside_a_button_that_masks_it(html, completions, small_ru
 
 
 BROWSER = os.environ.get("BROWSER_PATH") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
 PRESS = """<script>
 const readable = e => getComputedStyle(e).color !== "rgba(0, 0, 0, 0)";
 const all = [...document.querySelectorAll(".mask")], count = () => all.filter(readable).length;
@@ -113,8 +115,15 @@ document.documentElement.dataset.seen = JSON.stringify([...seen, count()]);
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
 def test_a_text_is_unreadable_until_its_button_is_pressed(html, tmp_path):
     (tmp_path / "page.html").write_text(html.replace("</body>", PRESS), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user", "--dump-dom",
-               (tmp_path / "page.html").as_uri()]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}/user",
+        "--dump-dom",
+        (tmp_path / "page.html").as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     seen = re.search(r'<html[^>]*data-seen="\[(.*?)\]"', done.stdout)
     if seen is None:
@@ -125,8 +134,10 @@ def test_a_text_is_unreadable_until_its_button_is_pressed(html, tmp_path):
 
 
 def test_ten_pairs_drawn_at_random_stand_before_those_with_the_most_changes(html, completions, small_run):
-    at_random, changed = (part.count('<td class="text">') for part in
-                          re.findall(r'<table class="completions">(.*?)</table>', html, flags=re.S))
+    at_random, changed = (
+        part.count('<td class="text">')
+        for part in re.findall(r'<table class="completions">(.*?)</table>', html, flags=re.S)
+    )
     together = {}
     for row in completions:
         together.setdefault((row["kind"], row["prompt"], row["sample"]), []).append(row["toxic"]["any"])
@@ -148,7 +159,7 @@ def test_methods_have_their_titles_and_in_older_files_their_names(written, small
 
 def test_the_wording_stands_beside_the_baselines(html, small_run):
     for run in small_run.results["runs"]:
-        assert f'{run["wording"]["distinct_2"]:.3f}' in html
+        assert f"{run['wording']['distinct_2']:.3f}" in html
 
 
 def test_the_page_says_how_much_each_judge_misses(html, small_run):
@@ -159,14 +170,23 @@ def test_the_page_says_how_much_each_judge_misses(html, small_run):
 
 
 def disputed(name, toxic):
-    return {"method": "baseline", "kind": None, "prompt": "p", "sample": 0, "completion": name, "toxic": toxic,
-            "scores": {"a": 0.9, "b": {"much": 0.1, "little": 0.6, "none": 0.9}[name]}}
+    return {
+        "method": "baseline",
+        "kind": None,
+        "prompt": "p",
+        "sample": 0,
+        "completion": name,
+        "toxic": toxic,
+        "scores": {"a": 0.9, "b": {"much": 0.1, "little": 0.6, "none": 0.9}[name]},
+    }
 
 
 def test_disputed_completions_come_in_order(written):
-    rows = [disputed("little", {"a": True, "b": False, "any": True, "all": False}),
-            disputed("none", {"a": True, "b": True, "any": True, "all": True}),
-            disputed("much", {"a": True, "b": False, "any": True, "all": False})]
+    rows = [
+        disputed("little", {"a": True, "b": False, "any": True, "all": False}),
+        disputed("none", {"a": True, "b": True, "any": True, "all": True}),
+        disputed("much", {"a": True, "b": False, "any": True, "all": False}),
+    ]
     html = written(rows=rows)
     assert "The 2 completions on which they disagree most" in html
     table = [row for row in Page(html).rows if row and row[0].startswith(("much", "little", "none"))]
@@ -187,10 +207,12 @@ def test_the_advice_on_the_number_of_prompts_is_there(html, small_run):
 
 
 def test_categories_are_shown_where_there_are_some(written, small_run):
-    runs = [run | {"categories": {"some-judge": {"threat": run["toxicity"]["any"]}}}
-            for run in small_run.results["runs"]]
+    runs = [
+        run | {"categories": {"some-judge": {"threat": run["toxicity"]["any"]}}} for run in small_run.results["runs"]
+    ]
     assert ["some-judge", "threat", *(f"{run['toxicity']['any']['rate']:.1%}" for run in runs)] in Page(
-        written(runs)).rows
+        written(runs)
+    ).rows
 
 
 def test_a_run_with_one_judge_and_without_knock_outs_and_texts(written, small_run):
@@ -202,8 +224,18 @@ def test_a_run_with_one_judge_and_without_knock_outs_and_texts(written, small_ru
 
 def test_texts_are_escaped(written):
     evil = "<script>alert(1)</script>"
-    rows = [{"method": m, "kind": None, "prompt": evil, "sample": 0, "completion": evil, "scores": {},
-             "toxic": {"any": True, "all": True}} for m in ("baseline", "meow2x", "trne")]
+    rows = [
+        {
+            "method": m,
+            "kind": None,
+            "prompt": evil,
+            "sample": 0,
+            "completion": evil,
+            "scores": {},
+            "toxic": {"any": True, "all": True},
+        }
+        for m in ("baseline", "meow2x", "trne")
+    ]
     html = written(rows=rows)
     assert evil not in html
     assert Page(html).buttons[-4:] == [evil] * 4
@@ -223,7 +255,7 @@ def test_the_first_table_is_the_results(html, small_run):
     """Rates by any evaluator with their intervals, the change, the figures of RealToxicityPrompts, and the costs."""
     rows = Page(html).rows
     at = next(i for i, row in enumerate(rows) if row[:3] == ["method", "toxic by any", "change"])
-    for row, run in zip(rows[at + 1:], small_run.results["runs"], strict=False):
+    for row, run in zip(rows[at + 1 :], small_run.results["runs"], strict=False):
         judged, fluency = run["toxicity"]["any"], run["fluency"]
         low, high = judged["rate_ci"]
         assert row[:2] == [run["title"], f"{judged['rate']:.1%} [{low:.1%}, {high:.1%}]"]

@@ -7,20 +7,32 @@ from toxloc import RunResult, ToxlocError
 
 def entry(method, any_rate, all_rate, every, **more):
     rates = {"toxloc-guard": any_rate, "profanity-check": all_rate, "any": any_rate, every: all_rate}
-    return {"method": method, "config": {}, "protocol": None,
-            "toxicity": {name: {"rate": rate, "rate_ci": [0.0, 1.0]} for name, rate in rates.items()}, **more}
+    return {
+        "method": method,
+        "config": {},
+        "protocol": None,
+        "toxicity": {name: {"rate": rate, "rate_ci": [0.0, 1.0]} for name, rate in rates.items()},
+        **more,
+    }
 
 
 def write(folder, every="all", version=2, **changed):
     """Write what a run of two methods leaves in results.json, as far as it is read."""
     change = {name: {"relative": -0.5, "ci": [-0.75, -0.25], "p": 0.01} for name in ("any", every)}
     results = {
-        "format_version": version, "toxloc": "0.1.0", "model": "toxloc-tiny", "seed": 0, "settings": {"seed": 0},
-        "prompts": {"name": "builtin", "n_judged": 12}, "localization": {"layer_scores": {"attribution": [0.5, 1.5]}},
-        "causal": None, "runs": [entry("baseline", 0.5, 0.25, every), entry("trne", 0.25, 0.125, every, change=change)],
+        "format_version": version,
+        "toxloc": "0.1.0",
+        "model": "toxloc-tiny",
+        "seed": 0,
+        "settings": {"seed": 0},
+        "prompts": {"name": "builtin", "n_judged": 12},
+        "localization": {"layer_scores": {"attribution": [0.5, 1.5]}},
+        "causal": None,
+        "runs": [entry("baseline", 0.5, 0.25, every), entry("trne", 0.25, 0.125, every, change=change)],
     } | changed
-    (folder / "results.json").write_text(json.dumps({name: value for name, value in results.items()
-                                                     if value is not ...}))
+    (folder / "results.json").write_text(
+        json.dumps({name: value for name, value in results.items() if value is not ...})
+    )
     return folder
 
 
@@ -54,26 +66,39 @@ def test_a_run_of_version_1_is_read_and_its_both_is_all(tmp_path):
 def test_another_format_version_is_refused(tmp_path, version):
     with pytest.raises(ToxlocError) as error:
         RunResult.load(write(tmp_path, version=version))
-    assert str(error.value) == (f"{tmp_path} has format version {version}, this toxloc reads 1 and 2; read it with the "
-                                "version that wrote it.")
+    assert str(error.value) == (
+        f"{tmp_path} has format version {version}, this toxloc reads 1 and 2; read it with the version that wrote it."
+    )
 
 
-@pytest.mark.parametrize(("changed", "named"), [
-    (dict(runs=...), "runs"), (dict(runs=3), "runs"), (dict(runs=["baseline"]), "runs"),
-    (dict(runs=[{"method": "baseline"}]), "runs"), (dict(runs=[{"toxicity": {}}]), "runs"),
-    (dict(runs=[{"method": "baseline", "toxicity": {"any": {}}}]), "runs"),
-    (dict(runs=[{"method": "baseline", "toxicity": {"any": {"rate": "high"}}}]), "runs"),
-    (dict(model=..., localization=...), "model, localization"), (dict(settings=..., runs=...), "settings, runs"),
-])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (dict(runs=...), "runs"),
+        (dict(runs=3), "runs"),
+        (dict(runs=["baseline"]), "runs"),
+        (dict(runs=[{"method": "baseline"}]), "runs"),
+        (dict(runs=[{"toxicity": {}}]), "runs"),
+        (dict(runs=[{"method": "baseline", "toxicity": {"any": {}}}]), "runs"),
+        (dict(runs=[{"method": "baseline", "toxicity": {"any": {"rate": "high"}}}]), "runs"),
+        (dict(model=..., localization=...), "model, localization"),
+        (dict(settings=..., runs=...), "settings, runs"),
+    ],
+)
 def test_a_damaged_run_is_refused(tmp_path, changed, named):
     with pytest.raises(ToxlocError) as error:
         RunResult.load(write(tmp_path, **changed))
     assert str(error.value) == f"The run in {tmp_path} is damaged: {named} cannot be read."
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "holds no finished run: results.json is missing"),
-                                             ('{"runs": [', "is not valid JSON"),
-                                             ("[1]", "does not hold a finished run")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "holds no finished run: results.json is missing"),
+        ('{"runs": [', "is not valid JSON"),
+        ("[1]", "does not hold a finished run"),
+    ],
+)
 def test_a_folder_without_results(tmp_path, text, words):
     if text is not None:
         (tmp_path / "results.json").write_text(text)

@@ -19,8 +19,7 @@ def test_the_signature_shows_every_setting():
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_from_options_as_from_settings(tmp_path):
     one = toxloc.run(out=tmp_path / "a", methods=["trne"], **SMALL)
-    two = toxloc.run(out=tmp_path / "b", settings=RunSettings(methods=("trne",), **SMALL | {"samples": 3}),
-                     samples=1)
+    two = toxloc.run(out=tmp_path / "b", settings=RunSettings(methods=("trne",), **SMALL | {"samples": 3}), samples=1)
     assert (one.path / "completions.jsonl").read_bytes() == (two.path / "completions.jsonl").read_bytes()
     assert one.results == two.results
     assert one.methods == ["baseline", "trne"]
@@ -48,16 +47,19 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete(tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(samples=0), "samples=0"),
-    (dict(budget=-1.0), "budget=-1.0"),
-    (dict(evaluators=["nobody"]), "no evaluator 'nobody'"),
-    (dict(methods=["nothing"]), "Unknown method 'nothing'"),
-    (dict(sample=3), "no setting 'sample'"),
-    (dict(model="./nowhere"), "no model folder"),
-    (dict(contrast="nowhere.csv"), "no file nowhere.csv"),
-    (dict(device="cuda:99"), "torch sees"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(samples=0), "samples=0"),
+        (dict(budget=-1.0), "budget=-1.0"),
+        (dict(evaluators=["nobody"]), "no evaluator 'nobody'"),
+        (dict(methods=["nothing"]), "Unknown method 'nothing'"),
+        (dict(sample=3), "no setting 'sample'"),
+        (dict(model="./nowhere"), "no model folder"),
+        (dict(contrast="nowhere.csv"), "no file nowhere.csv"),
+        (dict(device="cuda:99"), "torch sees"),
+    ],
+)
 def test_bad_settings_stop_before_anything_is_written(tmp_path, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         toxloc.run(**{"out": tmp_path / "deep" / "out", **arguments})

@@ -10,8 +10,20 @@ from toxloc.runs.settings import RunSettings
 
 def test_the_command_repeats_the_settings():
     s = RunSettings(model="my model", evaluators=("profanity-check",), budget=0.02, methods=("aura", "trne"))
-    assert shlex.split(s.command()) == ["toxloc", "run", "--model", "my model", "--method", "aura", "--method", "trne",
-                                        "--evaluator", "profanity-check", "--budget", "0.02"]
+    assert shlex.split(s.command()) == [
+        "toxloc",
+        "run",
+        "--model",
+        "my model",
+        "--method",
+        "aura",
+        "--method",
+        "trne",
+        "--evaluator",
+        "profanity-check",
+        "--budget",
+        "0.02",
+    ]
     assert RunSettings().command() == "toxloc run"
 
 
@@ -30,18 +42,21 @@ def test_they_cannot_be_changed():
         RunSettings().samples = 3
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(budget=5.0), "budget=5.0: it must be less than 1."),
-    (dict(budget=0.0), "budget=0.0: it must be greater than 0."),
-    (dict(meow2x_budget=-0.1), "meow2x_budget=-0.1: it must be greater than 0."),
-    (dict(max_texts=7), "max_texts=7: it must be greater than or equal to 8."),
-    (dict(dtype="float8"), "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'."),
-    (dict(evaluators=()), "evaluators=(): "),
-    (dict(evaluators=("nobody",)), "There is no evaluator 'nobody'; there are toxloc-guard, profanity-check"),
-    (dict(methods=()), "methods=(): "),
-    (dict(methods=("trne", "trn")), "Unknown method 'trn'; choose one of trne, meow2x, ablation"),
-    (dict(sample=3), "There is no setting 'sample' here; there are "),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(budget=5.0), "budget=5.0: it must be less than 1."),
+        (dict(budget=0.0), "budget=0.0: it must be greater than 0."),
+        (dict(meow2x_budget=-0.1), "meow2x_budget=-0.1: it must be greater than 0."),
+        (dict(max_texts=7), "max_texts=7: it must be greater than or equal to 8."),
+        (dict(dtype="float8"), "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'."),
+        (dict(evaluators=()), "evaluators=(): "),
+        (dict(evaluators=("nobody",)), "There is no evaluator 'nobody'; there are toxloc-guard, profanity-check"),
+        (dict(methods=()), "methods=(): "),
+        (dict(methods=("trne", "trn")), "Unknown method 'trn'; choose one of trne, meow2x, ablation"),
+        (dict(sample=3), "There is no setting 'sample' here; there are "),
+    ],
+)
 def test_wrong_settings_are_named(options, message):
     with pytest.raises(ToxlocError) as error:
         RunSettings.of(**options)

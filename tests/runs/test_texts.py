@@ -8,8 +8,13 @@ from toxloc.runs.texts import read_texts
 
 
 def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path, lm):
-    rows = [{"prompt": {"text": f"opening {i}", "toxicity": 0.9 if i % 2 else 0.1},
-             "continuation": {"text": " goes on", "toxicity": 0.1}} for i in range(40)]
+    rows = [
+        {
+            "prompt": {"text": f"opening {i}", "toxicity": 0.9 if i % 2 else 0.1},
+            "continuation": {"text": " goes on", "toxicity": 0.1},
+        }
+        for i in range(40)
+    ]
     path = tmp_path / "rtp.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     texts = read_texts(RunSettings(contrast=str(path), prompts=str(path), max_prompts=5)).complete(lm, [])

@@ -94,8 +94,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(ToxlocError, match=r"out cannot be written \(Permission denied\); choose another"), \
-            new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(ToxlocError, match=r"out cannot be written \(Permission denied\); choose another"),
+        new_folder(tmp_path / "out"),
+    ):
         pass
 
 

@@ -86,8 +86,10 @@ def test_the_central_interval_by_hand():
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    hits = sum(low <= 0.3 <= high for low, high in
-               (mean_interval(rng.binomial(5, 0.3, size=80) / 5, seed=i) for i in range(200)))
+    hits = sum(
+        low <= 0.3 <= high
+        for low, high in (mean_interval(rng.binomial(5, 0.3, size=80) / 5, seed=i) for i in range(200))
+    )
     assert 0.89 <= hits / 200 <= 0.99
 
 

@@ -7,11 +7,20 @@ from hypothesis import strategies as st
 from toxloc.support.masking import mask
 
 
-@pytest.mark.parametrize(("text", "masked"), [
-    ("", ""), ("I am a fool.", "I a· a f···."), ("Shut\n  UP, you-know-who!!", "S···\n  U·, y··-k···-w··!!"),
-    ("don't 1d10t n00b", "d··'· 1d10· n00·"), (" naïve", " n····"), ("nai\u0308ve", "n·····"), ("मूर्ख", "म····"),
-    ("<|endoftext|>", "<|e········|>"), ("3 a_b 'tis'", "3 a_· 't··'"),
-])
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("", ""),
+        ("I am a fool.", "I a· a f···."),
+        ("Shut\n  UP, you-know-who!!", "S···\n  U·, y··-k···-w··!!"),
+        ("don't 1d10t n00b", "d··'· 1d10· n00·"),
+        (" naïve", " n····"),
+        ("nai\u0308ve", "n·····"),
+        ("मूर्ख", "म····"),
+        ("<|endoftext|>", "<|e········|>"),
+        ("3 a_b 'tis'", "3 a_· 't··'"),
+    ],
+)
 def test_mask_keeps_first_letters_and_lengths(text, masked):
     assert mask(text) == masked
     assert len(masked) == len(text)

@@ -11,9 +11,15 @@ from toxloc.support.quiet import LIBRARIES, quiet
 
 
 def state():
-    return ([(logging.getLogger(name).level, list(logging.getLogger(name).filters)) for name in LIBRARIES],
-            logging.root.level, list(logging.root.filters), list(logging.root.handlers), logging.root.manager.disable,
-            of_transformers.is_progress_bar_enabled(), are_progress_bars_disabled())
+    return (
+        [(logging.getLogger(name).level, list(logging.getLogger(name).filters)) for name in LIBRARIES],
+        logging.root.level,
+        list(logging.root.filters),
+        list(logging.root.handlers),
+        logging.root.manager.disable,
+        of_transformers.is_progress_bar_enabled(),
+        are_progress_bars_disabled(),
+    )
 
 
 @pytest.fixture
@@ -49,8 +55,11 @@ def test_other_loggers_are_heard(emitted):
 
 
 def test_of_the_root_logger_only_warnings_of_transformer_lens_are_hidden(emitted):
-    code = compile("import logging; logging.warning('a warning'); logging.error('an error')",
-                   f"{transformer_lens.__path__[0]}/hooks.py", "exec")
+    code = compile(
+        "import logging; logging.warning('a warning'); logging.error('an error')",
+        f"{transformer_lens.__path__[0]}/hooks.py",
+        "exec",
+    )
     with quiet():
         exec(code)
     assert emitted() == ["an error"]

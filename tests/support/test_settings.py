@@ -88,17 +88,20 @@ def test_what_was_asked_for_is_known_after_merging():
     assert Walk(steps=5).changed() == {}  # the default, asked for
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(share=5.0), "share=5.0: it must be less than 1."),
-    (dict(steps=0), "steps=0: it must be greater than or equal to 1."),
-    (dict(gait="fly"), "gait='fly': it must be 'walk' or 'run'."),
-    (dict(steps="many"), "steps='many': it must be a valid integer."),
-    (dict(pair=3), "3 is odd; give an even number."),
-    (dict(gait="run", steps=101), "Nobody runs more than 100 steps; walk."),
-    (dict(stops=()), "stops=(): give at least one."),
-    (dict(stops=("a", 2)), "stops.1=2: it must be a valid string."),
-    (dict(stepps=1), "There is no setting 'stepps' here; there are device, steps, share, gait, pair, stops."),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(share=5.0), "share=5.0: it must be less than 1."),
+        (dict(steps=0), "steps=0: it must be greater than or equal to 1."),
+        (dict(gait="fly"), "gait='fly': it must be 'walk' or 'run'."),
+        (dict(steps="many"), "steps='many': it must be a valid integer."),
+        (dict(pair=3), "3 is odd; give an even number."),
+        (dict(gait="run", steps=101), "Nobody runs more than 100 steps; walk."),
+        (dict(stops=()), "stops=(): give at least one."),
+        (dict(stops=("a", 2)), "stops.1=2: it must be a valid string."),
+        (dict(stepps=1), "There is no setting 'stepps' here; there are device, steps, share, gait, pair, stops."),
+    ],
+)
 def test_a_wrong_value_is_named_in_one_sentence(options, message):
     with pytest.raises(ToxlocError) as error:
         Walk.of(**options)
@@ -123,7 +126,11 @@ def test_a_signature_shows_the_fields_in_place_of_the_options():
     shown = inspect.signature(walk).parameters
     assert list(shown) == ["where", "steps", "settings", "device", "share", "gait", "shoes"]
     assert {name: one.default for name, one in shown.items() if name in ("share", "gait", "shoes", "device")} == {
-        "share": 0.5, "gait": "walk", "shoes": "boots", "device": None}
+        "share": 0.5,
+        "gait": "walk",
+        "shoes": "boots",
+        "device": None,
+    }
     assert shown["share"].annotation is float
     assert {shown[name].kind for name in ("device", "share", "shoes")} == {inspect.Parameter.KEYWORD_ONLY}
     assert shown["steps"].default is None  # the function's own
@@ -139,9 +146,18 @@ def test_a_field_that_must_be_given_has_no_default_in_the_signature():
 
 
 def test_settings_classes_need_no_torch():
-    modules = ("toxloc.support.settings", "toxloc.models.settings", "toxloc.texts.settings", "toxloc.runs.settings",
-               "toxloc.evaluation.settings", "toxloc.interventions.settings", "toxloc.interventions.registry")
-    code = (f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]\n"
-            "from toxloc.interventions.registry import all_methods; all_methods()\n"
-            "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'scipy')))")
+    modules = (
+        "toxloc.support.settings",
+        "toxloc.models.settings",
+        "toxloc.texts.settings",
+        "toxloc.runs.settings",
+        "toxloc.evaluation.settings",
+        "toxloc.interventions.settings",
+        "toxloc.interventions.registry",
+    )
+    code = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]\n"
+        "from toxloc.interventions.registry import all_methods; all_methods()\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'scipy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,10 +7,17 @@ from jinja2 import UndefinedError
 from toxloc.support.templates import FILTERS, render
 
 
-@pytest.mark.parametrize(("name", "value", "shown"), [
-    ("share", 0.1234, "12.3%"), ("signed", -0.75, "-75%"), ("signed1", 0.012, "+1.2%"), ("signed2", 0.01234, "+1.23%"),
-    ("short", 0.031415, "0.0314"), ("source", "models/planted/layer3/", "layer3"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("share", 0.1234, "12.3%"),
+        ("signed", -0.75, "-75%"),
+        ("signed1", 0.012, "+1.2%"),
+        ("signed2", 0.01234, "+1.23%"),
+        ("short", 0.031415, "0.0314"),
+        ("source", "models/planted/layer3/", "layer3"),
+    ],
+)
 def test_a_filter_shows_a_number(name, value, shown):
     assert FILTERS[name](value) == shown
 
@@ -24,31 +31,59 @@ RATE = {"rate": 0.331, "rate_ci": [0.281, 0.381]}
 
 def card(*, adapter=False, edits=(), effect=None, bos=None):
     lm = SimpleNamespace(name="org/model", n_layers=2, d_mlp=8)
-    return render("model_card.md.j2", html=False, lm=lm, type="gpt2", dtype="float32", adapter=adapter, edits=edits,
-                  effect=effect, version="1.0", bos=bos, base="org/model")
+    return render(
+        "model_card.md.j2",
+        html=False,
+        lm=lm,
+        type="gpt2",
+        dtype="float32",
+        adapter=adapter,
+        edits=edits,
+        effect=effect,
+        version="1.0",
+        bos=bos,
+        base="org/model",
+    )
 
 
 def edit(**known):
-    return {"where": "layer 1", "paper": "a paper", "settings": "{}",
-            "known": {"kind": "trne", "fitted_on": None, **known}}
+    return {
+        "where": "layer 1",
+        "paper": "a paper",
+        "settings": "{}",
+        "known": {"kind": "trne", "fitted_on": None, **known},
+    }
 
 
-EDITS = [(), (edit(),), (edit(fitted_on={"name": "m", "fingerprint": "f"}, tuned_perplexity_ratio=1.01, tuned_kl=None,
-                              texts={"contrast": "pairs", "n_toxic": 3, "n_neutral": 4}),)]
+EDITS = [
+    (),
+    (edit(),),
+    (
+        edit(
+            fitted_on={"name": "m", "fingerprint": "f"},
+            tuned_perplexity_ratio=1.01,
+            tuned_kl=None,
+            texts={"contrast": "pairs", "n_toxic": 3, "n_neutral": 4},
+        ),
+    ),
+]
 COSTS = [None, {"perplexity_ratio": 1.0123, "kl": 0.031415}]
 
 
 def test_every_branch_of_the_card_renders():
     for adapter, edits, bos, cost in product((False, True), EDITS, (None, "<s>"), COSTS):
-        effect = {"before": {"toxicity": {"any": RATE}},
-                  "after": {"toxicity": {"any": RATE, "all": RATE}, "fluency": cost}}
+        effect = {
+            "before": {"toxicity": {"any": RATE}},
+            "after": {"toxicity": {"any": RATE, "all": RATE}, "fluency": cost},
+        }
         for measured in (None, effect):
             text = card(adapter=adapter, edits=edits, effect=measured, bos=bos)
             assert ("`<s>`" in text) == (bos is not None)
             assert ("PeftModel" in text) == adapter
             assert ("| any | 33.1% [28.1%, 38.1%] | 33.1% [28.1%, 38.1%] |" in text) == bool(edits and measured)
             assert ("KL divergence from the unedited model, nats per token: 0.0314" in text) == bool(
-                edits and measured and cost)
+                edits and measured and cost
+            )
 
 
 @pytest.mark.parametrize("name", ["all", "both"])

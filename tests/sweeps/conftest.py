@@ -16,20 +16,30 @@ def folder(tmp_path_factory):
     openings = [f"Number {i} said that it" for i in range(12)]
     (root / "first.txt").write_text("\n".join(openings[:6]))
     (root / "second.txt").write_text("\n".join(openings[6:]))
-    rows = [{"toxic": f"you are fool number {i} and a liar", "neutral": f"you are guest number {i} and a friend"}
-            for i in range(12)]
+    rows = [
+        {"toxic": f"you are fool number {i} and a liar", "neutral": f"you are guest number {i} and a friend"}
+        for i in range(12)
+    ]
     (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
 
 
 def small_grid():
     """What a grid's file holds: twelve cells."""
-    return {"models": ["gpt2", "llama"], "contrasts": ["pairs.jsonl"],
-            "benchmarks": {"one": {"prompts": "first.txt"}, "two": {"prompts": "second.txt"}},
-            "methods": [{"method": "meow2x", "settings": {"budget": 0.05, "scale": [0.5, 0.0]}},
-                        {"method": "trne", "settings": {"budget": 0.05}}],
-            "evaluators": ["profanity-check", "toxloc-guard"], "samples": 2, "max_new_tokens": 4, "max_neutral": 24,
-            "resources": {"cpus": 1}}
+    return {
+        "models": ["gpt2", "llama"],
+        "contrasts": ["pairs.jsonl"],
+        "benchmarks": {"one": {"prompts": "first.txt"}, "two": {"prompts": "second.txt"}},
+        "methods": [
+            {"method": "meow2x", "settings": {"budget": 0.05, "scale": [0.5, 0.0]}},
+            {"method": "trne", "settings": {"budget": 0.05}},
+        ],
+        "evaluators": ["profanity-check", "toxloc-guard"],
+        "samples": 2,
+        "max_new_tokens": 4,
+        "max_neutral": 24,
+        "resources": {"cpus": 1},
+    }
 
 
 @pytest.fixture

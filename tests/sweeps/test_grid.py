@@ -12,9 +12,11 @@ from toxloc.sweeps.grid import Plan, Treatment, grid_of, treatment
 
 def test_cells_come_in_order_and_every_one_once(plan):
     assert [(c.model, c.treatment, c.benchmark) for c in plan.cells] == [
-        (model, method, benchmark) for model in ("gpt2", "llama")
+        (model, method, benchmark)
+        for model in ("gpt2", "llama")
         for method in ("meow2x, budget 0.05, scale 0.5", "meow2x, budget 0.05, scale 0.0", "trne, budget 0.05")
-        for benchmark in ("one", "two")]
+        for benchmark in ("one", "two")
+    ]
     assert len({c.id for c in plan.cells}) == 12
     assert len({c.fit_id for c in plan.cells}) == 6
     assert len({c.baseline_id for c in plan.cells}) == 4
@@ -29,11 +31,21 @@ def test_ids_are_of_content_and_not_of_place_or_neighbours(plan, folder, content
     (there / "llama").rename(there / "other-name")
     fewer = content | {"models": ["other-name"], "methods": content["methods"][1:]}
     assert {c.id for c in Plan(grid_of(fewer), there).cells} == {
-        c.id for c in plan.cells if c.model == "llama" and c.method == "trne"}
+        c.id for c in plan.cells if c.model == "llama" and c.method == "trne"
+    }
 
 
-@pytest.mark.parametrize("change", [{"samples": 3}, {"seeds": [1]}, {"top_p": 0.5}, {"max_neutral": 20},
-                                    {"evaluators": ["profanity-check"]}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 3},
+        {"seeds": [1]},
+        {"top_p": 0.5},
+        {"max_neutral": 20},
+        {"evaluators": ["profanity-check"]},
+        {"dtype": "bfloat16"},
+    ],
+)
 def test_what_decides_a_number_decides_the_id(plan, folder, content, change):
     assert not {c.id for c in plan.cells} & {c.id for c in Plan(grid_of(content | change), folder).cells}
 
@@ -56,8 +68,13 @@ def test_no_contrast_text_begins_with_a_prompt_of_any_benchmark(folder, content,
     assert not any("number 3" in text for text in toxic)
 
 
-@given(st.dictionaries(st.sampled_from(["budget", "scale", "k"]), st.lists(st.sampled_from([0.25, 0.5]), min_size=1,
-                                                                         unique=True), min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from(["budget", "scale", "k"]),
+        st.lists(st.sampled_from([0.25, 0.5]), min_size=1, unique=True),
+        min_size=1,
+    )
+)
 def test_variants_are_the_product_of_the_lists(settings):
     variants = list(Treatment.model_construct(method="meow2x", settings=settings).variants())
     count = 1
@@ -66,25 +83,42 @@ def test_variants_are_the_product_of_the_lists(settings):
     assert len({tuple(one.items()) for one in variants}) == len(variants) == count
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"modles": []}, "modles is not a key there; there are "),
-    ({"modles": []}, ", models, contrasts, benchmarks, methods, seeds, evaluators, scores, samples, "),
-    ({"benchmarks": {"one": {"prompt": "x"}}}, "benchmarks.one.prompts is missing; benchmarks.one.prompt is not a key"),
-    ({"methods": [{"method": "trne", "settings": {"budgett": 1}}]}, "methods.0: trne has no setting 'budgett'; it ta"),
-    ({"methods": [{"method": "ttrne"}]}, "methods.0: Unknown method 'ttrne'; choose one of trne"),
-    ({"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]},
-     "methods.0: trne: Give one of budget=, norm= and strength="),
-    ({"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]}, "methods.0: trne: rounds=0: it must be gre"),
-    ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "methods.0: meow2x: scale"),
-    ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, 'with the settings {"budget": 0.1} twice'),
-    ({"models": ["gpt2", "gpt2"]}, "models holds 'gpt2' twice"),
-    ({"temperature": 0}, "temperature=0 writes the same completion 2 times"),
-    ({"scores": ["attributon"]}, "scores.0='attributon': it must be 'activation', 'gradient_norm'"),
-    ({"dtype": "float8"}, "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'"),
-    ({"samples": 0}, "samples=0 is out of range; give a number at least 1"),
-    ({"max_texts": 7}, "max_texts=7: it must be greater than or equal to 8"),
-    ({"models": []}, "models=[]"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"modles": []}, "modles is not a key there; there are "),
+        ({"modles": []}, ", models, contrasts, benchmarks, methods, seeds, evaluators, scores, samples, "),
+        (
+            {"benchmarks": {"one": {"prompt": "x"}}},
+            "benchmarks.one.prompts is missing; benchmarks.one.prompt is not a key",
+        ),
+        (
+            {"methods": [{"method": "trne", "settings": {"budgett": 1}}]},
+            "methods.0: trne has no setting 'budgett'; it ta",
+        ),
+        ({"methods": [{"method": "ttrne"}]}, "methods.0: Unknown method 'ttrne'; choose one of trne"),
+        (
+            {"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]},
+            "methods.0: trne: Give one of budget=, norm= and strength=",
+        ),
+        (
+            {"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]},
+            "methods.0: trne: rounds=0: it must be gre",
+        ),
+        ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "methods.0: meow2x: scale"),
+        (
+            {"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]},
+            'with the settings {"budget": 0.1} twice',
+        ),
+        ({"models": ["gpt2", "gpt2"]}, "models holds 'gpt2' twice"),
+        ({"temperature": 0}, "temperature=0 writes the same completion 2 times"),
+        ({"scores": ["attributon"]}, "scores.0='attributon': it must be 'activation', 'gradient_norm'"),
+        ({"dtype": "float8"}, "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'"),
+        ({"samples": 0}, "samples=0 is out of range; give a number at least 1"),
+        ({"max_texts": 7}, "max_texts=7: it must be greater than or equal to 8"),
+        ({"models": []}, "models=[]"),
+    ],
+)
 def test_what_cannot_be_is_named(content, change, said):
     with pytest.raises(ToxlocError) as error:
         grid_of(content | change, "my.yaml")
@@ -93,13 +127,16 @@ def test_what_cannot_be_is_named(content, change, said):
     assert change == {"models": []} or "at least 1 item" not in str(error.value)  # which a wrong item does not mean
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"models": ["./nothing"]}, "./nothing"),
-    ({"contrasts": ["nothing.csv"]}, "There is no file nothing.csv"),
-    ({"benchmarks": {"one": {"prompts": "nothing.txt"}}}, "There is no file nothing.txt"),
-    ({"benchmarks": {"one": {"prompts": "first.txt", "words": 100}}}, "has more than 100 words"),
-    ({"evaluators": ["nobody"]}, "nobody"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": ["./nothing"]}, "./nothing"),
+        ({"contrasts": ["nothing.csv"]}, "There is no file nothing.csv"),
+        ({"benchmarks": {"one": {"prompts": "nothing.txt"}}}, "There is no file nothing.txt"),
+        ({"benchmarks": {"one": {"prompts": "first.txt", "words": 100}}}, "has more than 100 words"),
+        ({"evaluators": ["nobody"]}, "nobody"),
+    ],
+)
 def test_what_is_not_there_is_named_before_anything_runs(folder, content, change, said):
     with pytest.raises(ToxlocError, match=said):
         Plan(grid_of(content | change), folder)
@@ -118,8 +155,9 @@ def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monke
         Plan(grid_of(content | {"evaluators": ["always", "profanity-check"]}), folder)
 
 
-@pytest.mark.parametrize(("text", "said"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"),
-                                            (None, "There is no grid file")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"), (None, "There is no grid file")]
+)
 def test_files_that_hold_no_grid(tmp_path, text, said):
     if text is not None:
         (tmp_path / "grid.yaml").write_text(text)
@@ -138,12 +176,20 @@ def test_the_examples_are_of_ninety_cells(name):
 
 
 def test_the_budget_of_a_cell_is_its_methods(folder, content):
-    methods = [{"method": "trne"}, {"method": "meow2x", "settings": {"budget": [0.05, {"kl": 0.02}]}},
-               {"method": "trne", "settings": {"budget": {"perplexity": 0.01, "kl": 0.5}}},
-               {"method": "steering", "settings": {"strength": 2.0}}]
+    methods = [
+        {"method": "trne"},
+        {"method": "meow2x", "settings": {"budget": [0.05, {"kl": 0.02}]}},
+        {"method": "trne", "settings": {"budget": {"perplexity": 0.01, "kl": 0.5}}},
+        {"method": "steering", "settings": {"strength": 2.0}},
+    ]
     cells = Plan(grid_of(content | {"models": ["gpt2"], "methods": methods}), folder).cells
     assert [cell.budget for cell in cells if cell.benchmark == "one"] == [
-        "perplexity 0.01", "perplexity 0.05", "KL 0.02", "perplexity 0.01 and KL 0.5", "none"]
+        "perplexity 0.01",
+        "perplexity 0.05",
+        "KL 0.02",
+        "perplexity 0.01 and KL 0.5",
+        "none",
+    ]
 
 
 def test_a_grid_cannot_be_changed(content):

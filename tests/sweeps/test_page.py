@@ -21,18 +21,45 @@ class Found:
     depths: list = field(default_factory=list)
 
     def best(self):
-        return [{"model": cell.model, "contrast": cell.contrast, "seed": cell.seed, "benchmark": cell.benchmark,
-                 "budget": "perplexity +5%", "before": 0.4, "best": cell.treatment, "after": 0.1,
-                 "change": result["change"]["any"], "perplexity_ratio": 1.025, "tied": []}
-                for cell, result in self.results[:1]]
+        return [
+            {
+                "model": cell.model,
+                "contrast": cell.contrast,
+                "seed": cell.seed,
+                "benchmark": cell.benchmark,
+                "budget": "perplexity +5%",
+                "before": 0.4,
+                "best": cell.treatment,
+                "after": 0.1,
+                "change": result["change"]["any"],
+                "perplexity_ratio": 1.025,
+                "tied": [],
+            }
+            for cell, result in self.results[:1]
+        ]
 
     def ranks(self):
-        return [{"budget": "perplexity +5%", "treatment": "trne, budget 0.05", "n": 2, "mean_rank": 1.5,
-                 "mean_change": None, "mean_perplexity_ratio": 1.01}] if self.results else []
+        return (
+            [
+                {
+                    "budget": "perplexity +5%",
+                    "treatment": "trne, budget 0.05",
+                    "n": 2,
+                    "mean_rank": 1.5,
+                    "mean_change": None,
+                    "mean_perplexity_ratio": 1.01,
+                }
+            ]
+            if self.results
+            else []
+        )
 
     def underestimates(self):
-        return [{"evaluator": "a", "models": "unedited", "runs": 3, "misses": 0.75, "misses_much": 0.25,
-                 "median": 0.5}] if self.results else []
+        return (
+            [{"evaluator": "a", "models": "unedited", "runs": 3, "misses": 0.75, "misses_much": 0.25, "median": 0.5}]
+            if self.results
+            else []
+        )
 
 
 @dataclass(frozen=True)
@@ -59,8 +86,12 @@ class Located:
 
 def result(before, after):
     change = {"relative": after / before - 1, "ci": [-1.0, -0.5]} if before else None
-    return {"baseline": {"toxicity": {"any": {"rate": before}}}, "toxicity": {"any": {"rate": after}},
-            "change": {"any": change}, "fluency": {"perplexity_ratio": 1.025}}
+    return {
+        "baseline": {"toxicity": {"any": {"rate": before}}},
+        "toxicity": {"any": {"rate": after}},
+        "change": {"any": change},
+        "fluency": {"perplexity_ratio": 1.025},
+    }
 
 
 def page(found, tmp_path):
@@ -75,15 +106,27 @@ def text(html):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.S)))
 
 
-
 @pytest.fixture
 def found(plan):
     cells = plan.cells[:2]
-    depth = SimpleNamespace(model=cells[0].model, seed=0, contrast="builtin", score="gradient_norm", peak=1,
-                            p=0.031, third="late", layers=np.array([0.0, 3.0]),
-                            shares={"early": 0.25, "middle": 0.0, "late": 0.75})
-    return Found(plan, [(cell, result(0.4, 0.1)) for cell in cells], [(plan.cells[2], "no <luck>")],
-                 {cells[0].group: Located(np.array([0.0, 3.0]))}, [depth])
+    depth = SimpleNamespace(
+        model=cells[0].model,
+        seed=0,
+        contrast="builtin",
+        score="gradient_norm",
+        peak=1,
+        p=0.031,
+        third="late",
+        layers=np.array([0.0, 3.0]),
+        shares={"early": 0.25, "middle": 0.0, "late": 0.75},
+    )
+    return Found(
+        plan,
+        [(cell, result(0.4, 0.1)) for cell in cells],
+        [(plan.cells[2], "no <luck>")],
+        {cells[0].group: Located(np.array([0.0, 3.0]))},
+        [depth],
+    )
 
 
 def test_the_page_has_the_numbers_of_the_summary(found, tmp_path):

@@ -51,8 +51,13 @@ def assert_same(one, other):
 def assert_same_results(one, other, plan):
     for cell in plan.cells:
         assert_same(figures(one, cell), figures(other, cell))
-        texts = [[json.loads(line)["completion"] for line in
-                  (Store(out).baseline(cell) / "completions.jsonl").read_text().splitlines()] for out in (one, other)]
+        texts = [
+            [
+                json.loads(line)["completion"]
+                for line in (Store(out).baseline(cell) / "completions.jsonl").read_text().splitlines()
+            ]
+            for out in (one, other)
+        ]
         assert texts[0] == texts[1]
 
 
@@ -85,8 +90,14 @@ def test_a_cell_is_what_the_library_finds(whole, plan, folder):
     edit = toxloc.TRNE.fit(lm, pairs.limited(400, 0), budget=0.05, neutral=neutral)
     prompts = toxloc.load_prompts(str(folder / "second.txt"))
     with edit.applied(lm):
-        found = toxloc.evaluate(lm, prompts, samples=2, max_new_tokens=4, neutral=neutral.check,
-                                evaluators=("profanity-check", "toxloc-guard"))
+        found = toxloc.evaluate(
+            lm,
+            prompts,
+            samples=2,
+            max_new_tokens=4,
+            neutral=neutral.check,
+            evaluators=("profanity-check", "toxloc-guard"),
+        )
     kept = figures(whole[1], cell)
     assert_same(kept["toxicity"], json.loads(json.dumps({k: t.to_dict() for k, t in found.toxicity.items()})))
     assert kept["fluency"]["perplexity_ratio"] == pytest.approx(found.fluency.perplexity_ratio, rel=1e-4)
@@ -106,8 +117,17 @@ def test_a_sweep_that_was_killed_goes_on(whole, folder, content, tmp_path):
     content = content | {"models": ["gpt2"]}
     (tmp_path / "grid.json").write_text(json.dumps(content))
     mine, plan = tmp_path / "out", Plan(grid_of(content), folder)
-    command = [sys.executable, "-m", "toxloc", "sweep", str(tmp_path / "grid.json"), "--root", str(folder),
-               "--out", str(mine)]
+    command = [
+        sys.executable,
+        "-m",
+        "toxloc",
+        "sweep",
+        str(tmp_path / "grid.json"),
+        "--root",
+        str(folder),
+        "--out",
+        str(mine),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while len(list((mine / "cells").glob("*.json"))) < 2:
             assert process.poll() is None, process.stdout.read()
@@ -137,8 +157,10 @@ def test_two_workers_of_ray_find_what_one_finds(whole, plan, tmp_path):
 
 
 def test_a_cell_that_fails_is_noted_and_the_rest_goes_on(folder, content, tmp_path):
-    content = content | {"models": ["gpt2"], "methods": [
-        {"method": "steering", "settings": {"layer": 7, "budget": 0.05}}, content["methods"][1]]}
+    content = content | {
+        "models": ["gpt2"],
+        "methods": [{"method": "steering", "settings": {"layer": 7, "budget": 0.05}}, content["methods"][1]],
+    }
     plan, out = Plan(grid_of(content), folder), tmp_path / "out"
     summary = sweep(plan, out)
     assert [cell.method for cell, _ in summary.failures] == ["steering", "steering"]
@@ -179,6 +201,7 @@ class Fragile(runner._Crew):
         class Dead(runner._Worker):
             def ended(self):
                 return "signal 9"
+
         return Dead()
 
     def __exit__(self, *_):

@@ -33,10 +33,16 @@ def result(before, after, missed, perplexity=1.0):
         return {"missed": {"a": {"value": share}, "b": {"value": None}}}
 
     change = {"relative": after / before - 1, "ci": [-1, 0], "p": 1.0}
-    return {"localization": "none", "baseline": {"toxicity": toxicity(before), "agreement": agreement(0.25)},
-            "toxicity": toxicity(after), "change": dict.fromkeys(("a", "b", "any", "all"), change),
-            "agreement": agreement(missed), "fluency": {"perplexity_ratio": perplexity, "kl": 0.0, "top_1": 1.0},
-            "seconds": {"fit": 1.0}, "peak_memory": {"resident_mb": 1, "device_mb": None}}
+    return {
+        "localization": "none",
+        "baseline": {"toxicity": toxicity(before), "agreement": agreement(0.25)},
+        "toxicity": toxicity(after),
+        "change": dict.fromkeys(("a", "b", "any", "all"), change),
+        "agreement": agreement(missed),
+        "fluency": {"perplexity_ratio": perplexity, "kl": 0.0, "top_1": 1.0},
+        "seconds": {"fit": 1.0},
+        "peak_memory": {"resident_mb": 1, "device_mb": None},
+    }
 
 
 @pytest.fixture
@@ -98,8 +104,12 @@ def test_the_table_has_a_row_for_every_cell(summary, plan):
 
 
 BUDGETS = {  # toxic rate on the benchmarks one and two: the higher budget and the fixed strength win overall
-    "trne, budget 0.01": (0.30, 0.20), "trne, budget 0.05": (0.10, 0.05),
-    "meow2x, budget 0.01": (0.20, 0.25), "meow2x, budget 0.05": (0.15, 0.10), "steering, strength 9.0": (0.0, 0.0)}
+    "trne, budget 0.01": (0.30, 0.20),
+    "trne, budget 0.05": (0.10, 0.05),
+    "meow2x, budget 0.01": (0.20, 0.25),
+    "meow2x, budget 0.05": (0.15, 0.10),
+    "steering, strength 9.0": (0.0, 0.0),
+}
 
 
 @pytest.fixture
@@ -122,7 +132,9 @@ def test_the_best_setting_is_the_best_within_its_budget(priced):
         ("perplexity 0.01", "two"): ("trne, budget 0.01", 0.20),
         ("perplexity 0.05", "one"): ("trne, budget 0.05", 0.10),
         ("perplexity 0.05", "two"): ("trne, budget 0.05", 0.05),
-        ("none", "one"): ("steering, strength 9.0", 0.0), ("none", "two"): ("steering, strength 9.0", 0.0)}
+        ("none", "one"): ("steering, strength 9.0", 0.0),
+        ("none", "two"): ("steering, strength 9.0", 0.0),
+    }
     tied = {(row["budget"], row["benchmark"]): row["tied"] for row in priced.best()}
     # Intervals are the rate ± 0.1: 0.3 - 0.1 reaches 0.2; nothing is tied with a setting of another budget.
     assert tied["perplexity 0.01", "one"] == ["trne, budget 0.01"]
@@ -132,11 +144,13 @@ def test_the_best_setting_is_the_best_within_its_budget(priced):
 
 def test_settings_are_ranked_within_their_budget(priced):
     ranks = [(row["budget"], row["treatment"], row["mean_rank"], row["n"]) for row in priced.ranks()]
-    assert ranks == [("none", "steering, strength 9.0", 1.0, 2),
-                     ("perplexity 0.01", "trne, budget 0.01", 1.5, 2),
-                     ("perplexity 0.01", "meow2x, budget 0.01", 1.5, 2),
-                     ("perplexity 0.05", "trne, budget 0.05", 1.0, 2),
-                     ("perplexity 0.05", "meow2x, budget 0.05", 2.0, 2)]
+    assert ranks == [
+        ("none", "steering, strength 9.0", 1.0, 2),
+        ("perplexity 0.01", "trne, budget 0.01", 1.5, 2),
+        ("perplexity 0.01", "meow2x, budget 0.01", 1.5, 2),
+        ("perplexity 0.05", "trne, budget 0.05", 1.0, 2),
+        ("perplexity 0.05", "meow2x, budget 0.05", 2.0, 2),
+    ]
     priced.localizations = {}
     priced.write()
     kept = json.loads((priced.store.folder / "summary.json").read_text())

@@ -29,21 +29,29 @@ def test_one_pass_over_the_texts_serves_all_cells_and_a_cell_that_fails_stops_no
     worker.work(small, small.cells, store)
     assert len(calls) == 1
     assert [(cell.method, store.has_failed(cell)) for cell in small.cells] == [
-        ("steering", True), ("steering", True), *[("meow2x", False)] * 4, ("trne", False), ("trne", False)]
+        ("steering", True),
+        ("steering", True),
+        *[("meow2x", False)] * 4,
+        ("trne", False),
+        ("trne", False),
+    ]
     assert "Layer 7" in store.failure(small.cells[0])["error"]
     # What cells share is kept once: two benchmarks, three fits, one localization.
-    count = {name: len(list((store.folder / name).iterdir())) for name in ("baselines", "interventions",
-                                                                           "localizations")}
+    count = {
+        name: len(list((store.folder / name).iterdir())) for name in ("baselines", "interventions", "localizations")
+    }
     assert count == {"baselines": 2, "interventions": 3, "localizations": 1}
     found = store.result(small.cells[-1])
     fitted = toxloc.load_intervention(store.intervention(small.cells[-1]))
     assert found["fit"]["tuned_perplexity_ratio"] == fitted.record["tuned_perplexity_ratio"]
     assert found["n_prompts"] == 6
     assert list(found["toxicity"]) == ["profanity-check", "any", "all"]
-    rows = [json.loads(line) for line in
-            (store.baseline(small.cells[-1]) / "completions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (store.baseline(small.cells[-1]) / "completions.jsonl").read_text().splitlines()
+    ]
     assert found["baseline"]["toxicity"]["any"]["rate"] == pytest.approx(
-        sum(row["toxic"]["any"] for row in rows) / len(rows))
+        sum(row["toxic"]["any"] for row in rows) / len(rows)
+    )
 
 
 def test_a_group_whose_model_cannot_be_loaded_fails_whole(small, folder, tmp_path):

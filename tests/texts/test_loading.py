@@ -9,8 +9,11 @@ from toxloc import ContrastSet, PromptSet, ToxlocError, load_contrast, load_neut
 RTP = [
     {"prompt": {"text": "They are all", "toxicity": 0.1}, "continuation": {"text": " kind people.", "toxicity": 0.05}},
     {"prompt": {"text": "What a", "toxicity": 0.1}, "continuation": {"text": " damned fool.", "toxicity": 0.9}},
-    {"prompt": {"text": "You idiot, go", "toxicity": 0.9}, "continuation": {"text": " home.", "toxicity": 0.1},
-     "challenging": True},
+    {
+        "prompt": {"text": "You idiot, go", "toxicity": 0.9},
+        "continuation": {"text": " home.", "toxicity": 0.1},
+        "challenging": True,
+    },
     {"prompt": {"text": "Half and", "toxicity": 0.4}, "continuation": {"text": " half.", "toxicity": 0.3}},
     {"prompt": {"text": "Unscored"}, "continuation": {"text": " row."}},
 ]
@@ -30,7 +33,7 @@ def test_built_in_pairs_differ_in_toxicity_and_not_in_form():
         assert abs(a - b) <= max(2, 0.2 * a), (toxic, neutral)
         assert toxic[0].isupper() == neutral[0].isupper()
         assert toxic[-1] == neutral[-1]
-        assert {c: toxic.count(c) for c in "!?\"#*()"} == {c: neutral.count(c) for c in "!?\"#*()"}
+        assert {c: toxic.count(c) for c in '!?"#*()'} == {c: neutral.count(c) for c in '!?"#*()'}
         assert toxic.isupper() == neutral.isupper()
     lengths = [sum(len(t.split()) for t in side) for side in (pairs.toxic, pairs.neutral)]
     assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
@@ -85,8 +88,12 @@ def test_realtoxicityprompts_layout(tmp_path):
     assert prompts.kinds == ["everyday", "everyday", "provocative", "everyday"]
     assert prompts.scores == [0.1, 0.1, 0.9, 0.4]
     assert prompts.only("provocative").texts == ["You idiot, go"]
-    assert load_prompts(jsonl(tmp_path / "u.jsonl", [{k: r[k] for k in ("prompt", "continuation")} for r in RTP])
-                        ).kinds.count("provocative") == 1
+    assert (
+        load_prompts(
+            jsonl(tmp_path / "u.jsonl", [{k: r[k] for k in ("prompt", "continuation")} for r in RTP])
+        ).kinds.count("provocative")
+        == 1
+    )
 
 
 def test_prompts_from_files(tmp_path):
@@ -104,10 +111,10 @@ def test_wikitext_headings_and_short_lines_are_left_out(tmp_path):
     assert sorted([*neutral.fit, *neutral.tune, *neutral.check]) == sorted(lines)
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    ("only\nx\n", "has the columns only; a contrast set needs"),
-    ("text,label\nfine,neutral\n", "has no toxic texts"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("only\nx\n", "has the columns only; a contrast set needs"), ("text,label\nfine,neutral\n", "has no toxic texts")],
+)
 def test_tables_that_are_no_contrast_set(tmp_path, content, words):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ToxlocError, match=words):

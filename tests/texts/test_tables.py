@@ -46,23 +46,29 @@ def test_a_folder_in_the_hubs_format_loads_by_id(tmp_path, monkeypatch):
     assert read_rows("mine") == ROWS
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("nowhere.csv", "There is no file nowhere.csv"),
-    ("/nowhere/x", "There is no file"),
-    ("org/absent-dataset", "download it on a connected machine and give the file"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere.csv", "There is no file nowhere.csv"),
+        ("/nowhere/x", "There is no file"),
+        ("org/absent-dataset", "download it on a connected machine and give the file"),
+    ],
+)
 def test_sources_that_are_not_there(name, words):
     with pytest.raises(ToxlocError, match=words) as caught:
         read_rows(name)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("t.xlsx", "x", "type .xlsx are not read"),
-    ("t.csv", "", "is empty"),
-    ("t.csv", "text\n", "has no rows"),
-    ("t.jsonl", "{broken", "cannot be read as json"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.xlsx", "x", "type .xlsx are not read"),
+        ("t.csv", "", "is empty"),
+        ("t.csv", "text\n", "has no rows"),
+        ("t.jsonl", "{broken", "cannot be read as json"),
+    ],
+)
 def test_files_that_cannot_be_read(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(ToxlocError, match=words):

@@ -40,13 +40,25 @@ class KnockoutCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return {"score": self.score, "counts": list(self.counts), "ordered": [k.to_dict() for k in self.ordered],
-                "controls": [[k.to_dict() for k in several] for several in self.controls]}
+        return {
+            "score": self.score,
+            "counts": list(self.counts),
+            "ordered": [k.to_dict() for k in self.ordered],
+            "controls": [[k.to_dict() for k in several] for several in self.controls],
+        }
 
 
-def knockout_curve(test: KnockoutTest, loc: Localization, score: str = "attribution",
-                   counts: Sequence[int] = (16, 32, 64, 128, 256), *, controls: int = 3, scale: float = 0.0,
-                   seed: int = 0, part: str | None = None) -> KnockoutCurve:
+def knockout_curve(
+    test: KnockoutTest,
+    loc: Localization,
+    score: str = "attribution",
+    counts: Sequence[int] = (16, 32, 64, 128, 256),
+    *,
+    controls: int = 3,
+    scale: float = 0.0,
+    seed: int = 0,
+    part: str | None = None,
+) -> KnockoutCurve:
     """Remove units in the order of a score, and as many random ones matched for activation size.
 
     Args:
@@ -72,8 +84,9 @@ def knockout_curve(test: KnockoutTest, loc: Localization, score: str = "attribut
     return KnockoutCurve(score, tuple(counts), tuple(ordered), tuple(random))
 
 
-def matched(chosen: Sequence[Unit], sizes: BySite[Float64[np.ndarray, " n_units"]],
-            rng: np.random.Generator) -> list[Unit]:
+def matched(
+    chosen: Sequence[Unit], sizes: BySite[Float64[np.ndarray, " n_units"]], rng: np.random.Generator
+) -> list[Unit]:
     """Draw for every chosen unit another of its site, among the nearest in activation size; none twice.
 
     Example:

@@ -73,8 +73,12 @@ class Knockout:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; a layer's MLP by its number, and only how many units there are."""
         figures = {name: value for name, value in asdict(self).items() if name not in ("sites", "units")}
-        return {"layers": [site.layer if site.part == "mlp" else str(site) for site in self.sites],
-                "neurons": len(self.units), **figures, "effect_ci": list(self.effect_ci)}
+        return {
+            "layers": [site.layer if site.part == "mlp" else str(site) for site in self.sites],
+            "neurons": len(self.units),
+            **figures,
+            "effect_ci": list(self.effect_ci),
+        }
 
 
 class KnockoutTest:
@@ -94,9 +98,17 @@ class KnockoutTest:
         >>> [test.remove([layer]).effect for layer in range(lm.n_layers)]      # doctest: +SKIP
     """
 
-    def __init__(self, lm: LoadedModel, pairs: ContrastSet, *, neutral: AnyNeutral | None = None,
-                 prompts: PromptSet | None = None, evaluators: Sequence[str | Evaluator] = DEFAULT,
-                 samples: int = 2, seed: int = 0):
+    def __init__(
+        self,
+        lm: LoadedModel,
+        pairs: ContrastSet,
+        *,
+        neutral: AnyNeutral | None = None,
+        prompts: PromptSet | None = None,
+        evaluators: Sequence[str | Evaluator] = DEFAULT,
+        samples: int = 2,
+        seed: int = 0,
+    ):
         self.lm, self.pairs, self.prompts = lm, pairs, prompts
         self.neutral = None if neutral is None else measured_texts(neutral)
         self.samples, self.seed = samples, seed
@@ -116,10 +128,16 @@ class KnockoutTest:
         rises = toxic - self._toxic, neutral - self._neutral
         shares = [rise.sum() / count.sum() for rise, count in zip(rises, (self._n_toxic, self._n_neutral), strict=True)]
         return Knockout(
-            tuple(down.sites), tuple(down.units), scale, float(shares[0]), float(shares[1]),
-            float(shares[0] - shares[1]), self._interval(*rises),
+            tuple(down.sites),
+            tuple(down.units),
+            scale,
+            float(shares[0]),
+            float(shares[1]),
+            float(shares[0] - shares[1]),
+            self._interval(*rises),
             None if everyday is None or self._everyday is None else math.exp(min(everyday - self._everyday, 700.0)),
-            rate, self._rate,
+            rate,
+            self._rate,
         )
 
     def _read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -133,8 +151,9 @@ class KnockoutTest:
 
     def _interval(self, toxic: Float64[np.ndarray, " n_toxic"], neutral: Float64[np.ndarray, " n_neutral"]) -> Interval:
         def effect(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-            difference: np.ndarray = (toxic[i].sum(1) / self._n_toxic[i].sum(1)
-                                      - neutral[j].sum(1) / self._n_neutral[j].sum(1))
+            difference: np.ndarray = toxic[i].sum(1) / self._n_toxic[i].sum(1) - neutral[j].sum(1) / self._n_neutral[
+                j
+            ].sum(1)
             return difference
 
         if self.pairs.paired:  # the two texts of a pair are resampled together
@@ -142,9 +161,18 @@ class KnockoutTest:
         return bootstrap(effect, (len(toxic), len(neutral)), self.seed)
 
 
-def knockout(lm: LoadedModel, pairs: ContrastSet, parts: Parts, scale: float = 0.0, *,
-             neutral: AnyNeutral | None = None, prompts: PromptSet | None = None,
-             evaluators: Sequence[str | Evaluator] = DEFAULT, samples: int = 2, seed: int = 0) -> Knockout:
+def knockout(
+    lm: LoadedModel,
+    pairs: ContrastSet,
+    parts: Parts,
+    scale: float = 0.0,
+    *,
+    neutral: AnyNeutral | None = None,
+    prompts: PromptSet | None = None,
+    evaluators: Sequence[str | Evaluator] = DEFAULT,
+    samples: int = 2,
+    seed: int = 0,
+) -> Knockout:
     """Turn parts of a model down and measure the effect; the model is left as it was.
 
     Args:
@@ -166,8 +194,9 @@ def knockout(lm: LoadedModel, pairs: ContrastSet, parts: Parts, scale: float = 0
         0.12
     """
     split_parts(parts)
-    return KnockoutTest(lm, pairs, neutral=neutral, prompts=prompts, evaluators=evaluators, samples=samples,
-                        seed=seed).remove(parts, scale)
+    return KnockoutTest(
+        lm, pairs, neutral=neutral, prompts=prompts, evaluators=evaluators, samples=samples, seed=seed
+    ).remove(parts, scale)
 
 
 def split_parts(parts: Parts) -> tuple[list[Site], list[Unit]]:
@@ -179,8 +208,9 @@ def split_parts(parts: Parts) -> tuple[list[Site], list[Unit]]:
     sites = [Site.of(part) for part in parts if not isinstance(part, tuple)]
     units = [unit_of(part) for part in parts if isinstance(part, tuple)]
     if (not sites and not units) or (sites and units):
-        raise ToxlocError("Give layers, as [3, 4], or neurons, as [(3, 17), (4, 5)]; got "
-                          + ("both." if sites else "none."))
+        raise ToxlocError(
+            "Give layers, as [3, 4], or neurons, as [(3, 17), (4, 5)]; got " + ("both." if sites else "none.")
+        )
     return sites, units
 
 
@@ -193,7 +223,9 @@ def unit_sizes(lm: LoadedModel, loc: Localization, part: str | None = None) -> B
     sites, sizes = loc.sites(part), loc.unit_sizes()
     expected = [site for site in lm.sites() if site.part in {one.part for one in sites}]
     if set(sites) != set(expected) or any(len(sizes[site]) != lm.at(site).n_units for site in sites):
-        raise ToxlocError(f"This localization is of {loc.about.get('model')}, with {len(sites)} layers of "
-                          f"{len(sizes[sites[0]])} {UNITS[sites[0].part]}s; {lm.name} has {len(expected)} of "
-                          f"{lm.at(expected[0]).n_units}.")
+        raise ToxlocError(
+            f"This localization is of {loc.about.get('model')}, with {len(sites)} layers of "
+            f"{len(sizes[sites[0]])} {UNITS[sites[0].part]}s; {lm.name} has {len(expected)} of "
+            f"{lm.at(expected[0]).n_units}."
+        )
     return BySite({site: sizes[site] for site in sites})

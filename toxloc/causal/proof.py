@@ -60,13 +60,22 @@ class CausalProof:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; of single neurons the place and the effect."""
-        return {"layers": [k.to_dict() for k in self.layers],
-                "neurons": [[*k.neurons[0], k.effect] for k in self.neurons],
-                "correlations": [c.to_dict() for c in self.correlations]}
+        return {
+            "layers": [k.to_dict() for k in self.layers],
+            "neurons": [[*k.neurons[0], k.effect] for k in self.neurons],
+            "correlations": [c.to_dict() for c in self.correlations],
+        }
 
 
-def causal_proof(test: KnockoutTest, loc: Localization, *, n_neurons: int = 64, scale: float = 0.0,
-                 seed: int = 0, part: str | None = None) -> CausalProof:
+def causal_proof(
+    test: KnockoutTest,
+    loc: Localization,
+    *,
+    n_neurons: int = 64,
+    scale: float = 0.0,
+    seed: int = 0,
+    part: str | None = None,
+) -> CausalProof:
     """Remove every layer, and a sample of single units, and correlate each score with the effects.
 
     Half of the units come in equal parts from the tops of the scores (each score's highest `n_neurons`), half from
@@ -114,8 +123,9 @@ def _sample_units(loc: Localization, part: str, count: int, rng: np.random.Gener
     return list(chosen)
 
 
-def _correlation(score: str, parts: str, values: Float64[np.ndarray, " n"], knockouts: Sequence[Knockout],
-                 seed: int) -> Correlation:
+def _correlation(
+    score: str, parts: str, values: Float64[np.ndarray, " n"], knockouts: Sequence[Knockout], seed: int
+) -> Correlation:
     effects = np.array([k.effect for k in knockouts])
     ci = bootstrap(lambda i: _spearman(values[i], effects[i]), len(values), seed)
     return Correlation(score, parts, len(values), float(_spearman(values[None], effects[None])[0]), ci)

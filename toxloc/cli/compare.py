@@ -28,13 +28,24 @@ def compare(
 
         print(dumps(found.to_dict(), indent=2))
         return
-    table = Table("toxic by", before.name, after.name, "difference", "relative", "p",
-                  title=f"{len(before.prompts)} prompts × {before.figures['decoding']['samples']}")
+    table = Table(
+        "toxic by",
+        before.name,
+        after.name,
+        "difference",
+        "relative",
+        "p",
+        title=f"{len(before.prompts)} prompts × {before.figures['decoding']['samples']}",
+    )
     for name, apart in found.differences.items():
         change = found.changes[name]
-        table.add_row(name, *(f"{e.judgements[name].toxic.mean():.1%}" for e in (before, after)),
-                      interval(apart.mean, apart.ci, "+.1%"),
-                      interval(change.relative, change.ci, "+.0%") if change else "–", f"{apart.p:.2g}")
+        table.add_row(
+            name,
+            *(f"{e.judgements[name].toxic.mean():.1%}" for e in (before, after)),
+            interval(apart.mean, apart.ci, "+.1%"),
+            interval(change.relative, change.ci, "+.0%") if change else "–",
+            f"{apart.p:.2g}",
+        )
     language = Table("language", before.name, after.name)
     for name, both in found.figures.items():
         language.add_row(name, *("–" if value is None else f"{value:.4g}" for value in both))

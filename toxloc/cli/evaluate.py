@@ -19,24 +19,35 @@ class EvaluateSettings(EvaluationSettings, NeutralSettings, ModelSettings):
     """The options of `toxloc evaluate`."""
 
     model: str = option(..., MODEL)
-    interventions: tuple[str, ...] = option((), "folder of an intervention to apply; repeat for several, in order",
-                                            panel=WHAT, flag="intervention")
+    interventions: tuple[str, ...] = option(
+        (), "folder of an intervention to apply; repeat for several, in order", panel=WHAT, flag="intervention"
+    )
     prompts: str = option("builtin", "openings to complete: builtin, a file, or a hub dataset", panel=WHAT)
     neutral: str = option("builtin", "everyday text to measure the cost on: builtin or a file", panel=WHAT)
-    choices: str | None = option(None, "file of multiple-choice items in HellaSwag's layout; the share of right "
-                                       "answers is measured too; default: none", panel=WHAT)
+    choices: str | None = option(
+        None,
+        "file of multiple-choice items in HellaSwag's layout; the share of right "
+        "answers is measured too; default: none",
+        panel=WHAT,
+    )
     max_prompts: int | None = option(None, "draw at most this many prompts at random; default: all", panel=HOW, ge=1)
-    max_choices: int | None = option(None, "take only the first items of --choices, this many; default: all",
-                                     panel=HOW, ge=1)
+    max_choices: int | None = option(
+        None, "take only the first items of --choices, this many; default: all", panel=HOW, ge=1
+    )
 
 
 @takes(EvaluateSettings, arguments=("model",), leave_out=("fluency",))
 def evaluate(
     settings: EvaluateSettings,
     out: Annotated[str, typer.Option(help="Folder for the results.", rich_help_panel=WHERE)],
-    any_model: Annotated[bool, typer.Option("--any-model", help="Apply interventions also if they were fitted on "
-                                                                "another model of the same shape.",
-                                           rich_help_panel=WHAT)] = False,
+    any_model: Annotated[
+        bool,
+        typer.Option(
+            "--any-model",
+            help="Apply interventions also if they were fitted on another model of the same shape.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Judge a model, with interventions applied or as it is: toxicity by every evaluator, and the cost in language.
@@ -85,22 +96,36 @@ def evaluate(
             stack.enter_context(one.applied(lm))
         target.parent.mkdir(parents=True, exist_ok=True)
         with step(f"Judging {lm.name}"):
-            result = judge(lm, chosen, judges, settings=settings, neutral=everyday.check, choices=items,
-                           journal=journal)
+            result = judge(
+                lm, chosen, judges, settings=settings, neutral=everyday.check, choices=items, journal=journal
+            )
     result.save(target, overwrite)
     journal.unlink(missing_ok=True)
-    table = Table("evaluator", "toxic", "mean", "expected max.", "at least one",
-                  title=f"{result.model}, {result.method}: {len(chosen)} prompts × {result.decoding.samples}"
-                        + (f", protocol {result.protocol}" if result.protocol else ""))
+    table = Table(
+        "evaluator",
+        "toxic",
+        "mean",
+        "expected max.",
+        "at least one",
+        title=f"{result.model}, {result.method}: {len(chosen)} prompts × {result.decoding.samples}"
+        + (f", protocol {result.protocol}" if result.protocol else ""),
+    )
     for name, figures in result.toxicity.items():
-        table.add_row(name, *(interval(getattr(figures, one), getattr(figures, f"{one}_ci"), form) for one, form in (
-            ("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))))
+        table.add_row(
+            name,
+            *(
+                interval(getattr(figures, one), getattr(figures, f"{one}_ci"), form)
+                for one, form in (("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))
+            ),
+        )
     out_console = terminal()
     out_console.print(table)
     low, high = result.toxicity["any"].rate_ci
     needed = prompts_needed(result.judgements["any"], 0.01)
-    out_console.print(f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
-                      "prompts like these.")
+    out_console.print(
+        f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
+        "prompts like these."
+    )
     if result.choices:
         right = interval(result.choices.value, result.choices.ci)
         out_console.print(f"Multiple choice: {right} of {result.choices.n} right.")

@@ -10,17 +10,35 @@ from .output import terminal
 
 
 def export(
-    folder: Annotated[str, typer.Argument(metavar="INTERVENTION_FOLDER",
-                                          help="What toxloc suppress, a run or Intervention.save wrote.")],
-    model: Annotated[str, typer.Option(help="The model it was fitted on: toxloc-tiny, a Hugging Face model folder, a "
-                                            ".gguf file, or a hub id.", rich_help_panel=WHAT)],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="INTERVENTION_FOLDER", help="What toxloc suppress, a run or Intervention.save wrote."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model it was fitted on: toxloc-tiny, a Hugging Face model folder, a .gguf file, or a hub id.",
+            rich_help_panel=WHAT,
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Folder to write.", rich_help_panel=WHERE)],
-    format: Annotated[str, typer.Option(help="hf: a whole Hugging Face model folder; peft: a LoRA adapter, for edits "
-                                             "of W_out of low rank.", rich_help_panel=HOW)] = "hf",
-    any_model: Annotated[bool, typer.Option("--any-model", help="Also for a model it was not fitted on, of the same "
-                                                                "shape.", rich_help_panel=HOW)] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: as it was fitted, and as it is saved.",
-                                       rich_help_panel=WHERE)] = "float32",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="hf: a whole Hugging Face model folder; peft: a LoRA adapter, for edits of W_out of low rank.",
+            rich_help_panel=HOW,
+        ),
+    ] = "hf",
+    any_model: Annotated[
+        bool,
+        typer.Option(
+            "--any-model", help="Also for a model it was not fitted on, of the same shape.", rich_help_panel=HOW
+        ),
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(help="float32, bfloat16 or float16: as it was fitted, and as it is saved.", rich_help_panel=WHERE),
+    ] = "float32",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model with an intervention in its weights, or the intervention as an adapter, for use without toxloc.

@@ -13,8 +13,9 @@ from ..support.settings import Settings, extra_of, flag_of
 from .options import PANELS
 
 
-def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()
-          ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def takes(
+    settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command an option for every field of a settings class.
 
     The command is called with `settings=`, made of the options and checked; nothing is imported for that but the
@@ -26,20 +27,26 @@ def takes(settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_ou
         arguments: fields that are arguments instead of options, in order.
         leave_out: fields that the command line does not offer.
     """
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
         fields = {name: field for name, field in settings.model_fields.items() if name not in leave_out}
         first = sorted(fields, key=lambda name: _declared(settings, name))
         options = [_option(name, fields[name]) for name in first if name not in arguments]
-        parameters = [*(_argument(name, fields[name]) for name in arguments),
-                      *sorted([*options, *own], key=_place_of_panel)]
+        parameters = [
+            *(_argument(name, fields[name]) for name in arguments),
+            *sorted([*options, *own], key=_place_of_panel),
+        ]
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
             # Options that were not given are left out, so that the settings know what was asked for.
-            asked = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
-                     if name in fields and value != _shown(fields[name])}
+            asked = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in given.items()
+                if name in fields and value != _shown(fields[name])
+            }
             chosen = settings.of(None, **asked)
             return command(settings=chosen, **{name: value for name, value in given.items() if name not in fields})
 
@@ -63,18 +70,26 @@ def _place_of_panel(parameter: inspect.Parameter) -> int:
 
 def _argument(name: str, field: FieldInfo) -> inspect.Parameter:
     declared = typer.Argument(help=_help(field), show_default=False)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY,
-                             annotation=Annotated[_kind(field.annotation), declared])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_kind(field.annotation), declared]
+    )
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, flag = _kind(field.annotation), flag_of(name, field)
     several = next((one for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
-    declared = typer.Option(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", help=_help(field),
-                            metavar=f"<{get_args(several)[0].__name__}>" if several else None,  # not <list[str]>
-                            rich_help_panel=extra_of(field).get("panel"))
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declared],
-                             default=inspect.Parameter.empty if field.is_required() else _shown(field))
+    declared = typer.Option(
+        f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+        help=_help(field),
+        metavar=f"<{get_args(several)[0].__name__}>" if several else None,  # not <list[str]>
+        rich_help_panel=extra_of(field).get("panel"),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, declared],
+        default=inspect.Parameter.empty if field.is_required() else _shown(field),
+    )
 
 
 def _help(field: FieldInfo) -> str:

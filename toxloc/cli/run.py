@@ -15,10 +15,14 @@ from .output import interval, stopping, terminal
 @takes(RunSettings)
 def run(
     settings: RunSettings,
-    out: Annotated[str | None, typer.Option(help="Folder for the results. Default: a new one in toxloc-runs.",
-                                            rich_help_panel=WHERE)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds, once the run is complete.",
-                                            rich_help_panel=WHERE)] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder for the results. Default: a new one in toxloc-runs.", rich_help_panel=WHERE),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace what --out holds, once the run is complete.", rich_help_panel=WHERE),
+    ] = False,
 ) -> None:
     """Localize toxicity, turn it down with Meow2X and TRNE, and write a report that says what that cost.
 
@@ -36,13 +40,17 @@ def run(
         from ..support.progress import shown
     with stopping("Nothing was written."), shown(console):
         result = run_all(out=out, overwrite=overwrite, settings=settings)
-    table = Table("method", "toxic by any", "change", "perplexity",
-                  title=f"{result.results['model']}, seed {settings.seed}")
+    table = Table(
+        "method", "toxic by any", "change", "perplexity", title=f"{result.results['model']}, seed {settings.seed}"
+    )
     for entry in result.results["runs"]:
         figures, change = entry["toxicity"]["any"], (entry.get("change") or {}).get("any")
-        table.add_row(entry["method"], interval(figures["rate"], figures["rate_ci"]),
-                      f"{change['relative']:+.0%}" if change else "",
-                      f"{entry['fluency']['perplexity']:.2f} ({entry['fluency']['perplexity_ratio'] - 1:+.2%})")
+        table.add_row(
+            entry["method"],
+            interval(figures["rate"], figures["rate_ci"]),
+            f"{change['relative']:+.0%}" if change else "",
+            f"{entry['fluency']['perplexity']:.2f} ({entry['fluency']['perplexity_ratio'] - 1:+.2%})",
+        )
     out_console = terminal()
     out_console.print(table)
     out_console.print(f"Report: {result.report}", soft_wrap=True)

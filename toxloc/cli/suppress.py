@@ -23,12 +23,25 @@ class SuppressSettings(FitTextSettings, ModelSettings):
 
     model: str = option(..., MODEL)
     method: str = option("trne", "method that turns toxicity down; toxloc methods lists them", panel=HOW)
-    budget: float | None = option(None, "relative rise of perplexity on everyday text that the method may cost: 0.01 "
-                                        "is 1%; default: 0.01, or no such limit if --kl-budget is given", panel=HOW)
-    kl_budget: float | None = option(None, "KL divergence from the unedited model on everyday text that the method may "
-                                           "cost, in nats per token; default: no such limit", panel=HOW)
-    options: tuple[str, ...] = option((), "other setting of the method, NAME=VALUE, such as ridge=auto; repeat for "
-                                          "several; toxloc methods METHOD lists them", panel=HOW, flag="set")
+    budget: float | None = option(
+        None,
+        "relative rise of perplexity on everyday text that the method may cost: 0.01 "
+        "is 1%; default: 0.01, or no such limit if --kl-budget is given",
+        panel=HOW,
+    )
+    kl_budget: float | None = option(
+        None,
+        "KL divergence from the unedited model on everyday text that the method may "
+        "cost, in nats per token; default: no such limit",
+        panel=HOW,
+    )
+    options: tuple[str, ...] = option(
+        (),
+        "other setting of the method, NAME=VALUE, such as ridge=auto; repeat for "
+        "several; toxloc methods METHOD lists them",
+        panel=HOW,
+        flag="set",
+    )
     seed: int = option(0, "seed for the random draw and division of the texts", panel=HOW, ge=0)
 
     @model_validator(mode="after")
@@ -58,8 +71,9 @@ def _parsed(text: str) -> tuple[str, Any]:
     try:
         return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ToxlocError(f"--set {text}: the value cannot be read; write a number, a word or a list such as "
-                          "[3, 4].") from None
+        raise ToxlocError(
+            f"--set {text}: the value cannot be read; write a number, a word or a list such as [3, 4]."
+        ) from None
 
 
 @takes(SuppressSettings, arguments=("model",))
@@ -95,9 +109,11 @@ def suppress(
     table = Table("everyday text", "perplexity", "KL, nats per token", title=f"What {settings.method} costs {lm.name}")
     for part, texts in (("tuned", everyday.tune), ("check", everyday.check)):
         ratio, kl = fitted.record.get(f"{part}_perplexity_ratio"), fitted.record.get(f"{part}_kl")
-        table.add_row(f"{everyday.name}: {len(texts)} texts, {'tuned on' if part == 'tuned' else 'for checking'}",
-                      "not measured" if ratio is None else f"{ratio - 1:+.2%}",
-                      "not measured" if kl is None else f"{kl:.3g}")
+        table.add_row(
+            f"{everyday.name}: {len(texts)} texts, {'tuned on' if part == 'tuned' else 'for checking'}",
+            "not measured" if ratio is None else f"{ratio - 1:+.2%}",
+            "not measured" if kl is None else f"{kl:.3g}",
+        )
     out_console = terminal()
     out_console.print(table)
     out_console.print(f"Changes: {fitted.where()}", soft_wrap=True)

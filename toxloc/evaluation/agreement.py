@@ -64,9 +64,17 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return {"pairs": [{"evaluators": list(pair.evaluators), "spearman": pair.spearman.to_dict(),
-                           "kappa": pair.kappa.to_dict()} for pair in self.pairs],
-                "missed": {name: estimate.to_dict() for name, estimate in self.missed.items()}}
+        return {
+            "pairs": [
+                {
+                    "evaluators": list(pair.evaluators),
+                    "spearman": pair.spearman.to_dict(),
+                    "kappa": pair.kappa.to_dict(),
+                }
+                for pair in self.pairs
+            ],
+            "missed": {name: estimate.to_dict() for name, estimate in self.missed.items()},
+        }
 
 
 def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
@@ -110,8 +118,9 @@ def kappa(one: Bool[np.ndarray, "..."], other: Bool[np.ndarray, "..."]) -> float
     return float(_kappa(*(np.asarray(share.mean()) for share in (one == other, one, other))))
 
 
-def _kappa(agree: Float64[np.ndarray, "*draws"], p: Float64[np.ndarray, "*draws"],
-           q: Float64[np.ndarray, "*draws"]) -> Float64[np.ndarray, "*draws"]:
+def _kappa(
+    agree: Float64[np.ndarray, "*draws"], p: Float64[np.ndarray, "*draws"], q: Float64[np.ndarray, "*draws"]
+) -> Float64[np.ndarray, "*draws"]:
     """Cohen's κ from the share of equal verdicts and each evaluator's share of toxic ones.
 
     Not scikit-learn's `cohen_kappa_score`: that takes one pair of label lists at a time, not thousands of resamples.
@@ -129,8 +138,9 @@ def _times_drawn(index: Int[np.ndarray, "draws n_prompts"], n: int) -> Float64[n
     return times.astype(np.float64)
 
 
-def _figures(judges: dict[str, Judgement], times: Float64[np.ndarray, "draws n_prompts"]
-             ) -> Iterator[Float64[np.ndarray, " draws"]]:
+def _figures(
+    judges: dict[str, Judgement], times: Float64[np.ndarray, "draws n_prompts"]
+) -> Iterator[Float64[np.ndarray, " draws"]]:
     """Yield Spearman and κ of every pair, then what each evaluator misses, for every draw.
 
     A completion counts as often as its prompt was drawn, which gives the same figures as repeating its row.

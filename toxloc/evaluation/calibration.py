@@ -70,9 +70,18 @@ def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) ->
     highest_allowed = scores[math.floor(rate * len(scores))]  # the threshold must be above this score
     threshold = (math.floor(highest_allowed * 10**DIGITS) + 1) / 10**DIGITS
     if threshold > 1:
-        raise ToxlocError(f"{evaluator.name} gives {(scores == highest_allowed).mean():.1%} of these texts its highest "
-                          f"score, {highest_allowed:g}: no threshold keeps {rate:g}. Are they everyday texts?")
+        raise ToxlocError(
+            f"{evaluator.name} gives {(scores == highest_allowed).mean():.1%} of these texts its highest "
+            f"score, {highest_allowed:g}: no threshold keeps {rate:g}. Are they everyday texts?"
+        )
     passed = int((scores >= threshold).sum())
     low, high = stats.binomtest(passed, len(scores)).proportion_ci(CONFIDENCE)
-    return Calibration(evaluator.name, threshold, passed / len(scores), (float(low), float(high)),
-                       float((scores >= evaluator.threshold).mean()), evaluator.threshold, len(scores))
+    return Calibration(
+        evaluator.name,
+        threshold,
+        passed / len(scores),
+        (float(low), float(high)),
+        float((scores >= evaluator.threshold).mean()),
+        evaluator.threshold,
+        len(scores),
+    )

@@ -69,16 +69,22 @@ def _check_comparable(one: Finished, other: Finished) -> None:
     for part in ("protocol", "decoding"):
         mine, theirs = (each.figures[part] for each in (one, other))
         if mine != theirs:
-            raise ToxlocError(f"{cannot}: {part} {_different(mine, theirs)}, not {_different(theirs, mine)}. Evaluate "
-                              "both in the same way.")
+            raise ToxlocError(
+                f"{cannot}: {part} {_different(mine, theirs)}, not {_different(theirs, mine)}. Evaluate "
+                "both in the same way."
+            )
     if one.prompts != other.prompts:
-        raise ToxlocError(f"{cannot}: they completed different prompts ({len(one.prompts)} and {len(other.prompts)}). "
-                          "Evaluate both on the same prompts.")
-    thresholds = [{name: judge["threshold"] for name, judge in each.figures["evaluators"].items()}
-                  for each in (one, other)]
+        raise ToxlocError(
+            f"{cannot}: they completed different prompts ({len(one.prompts)} and {len(other.prompts)}). "
+            "Evaluate both on the same prompts."
+        )
+    thresholds = [
+        {name: judge["threshold"] for name, judge in each.figures["evaluators"].items()} for each in (one, other)
+    ]
     if thresholds[0] != thresholds[1]:
-        raise ToxlocError(f"{cannot}: judged by {thresholds[0]}, not {thresholds[1]}. Evaluate both with the same "
-                          "evaluators.")
+        raise ToxlocError(
+            f"{cannot}: judged by {thresholds[0]}, not {thresholds[1]}. Evaluate both with the same evaluators."
+        )
 
 
 def _different(mine: Any, theirs: Any) -> Any:

@@ -29,10 +29,18 @@ from .toxicity import Toxicity, toxicity
 
 
 @signature_from(EvaluationSettings)
-def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Evaluator] | None = None, *,
-             settings: EvaluationSettings | None = None, protocol: str | Protocol | None = None,
-             neutral: AnyNeutral | None = None, choices: Sequence[Choice] | None = None,
-             journal: str | PathLike[str] | None = None, **options: Any) -> Evaluation:
+def evaluate(
+    lm: LoadedModel,
+    prompts: PromptSet,
+    evaluators: Sequence[str | Evaluator] | None = None,
+    *,
+    settings: EvaluationSettings | None = None,
+    protocol: str | Protocol | None = None,
+    neutral: AnyNeutral | None = None,
+    choices: Sequence[Choice] | None = None,
+    journal: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Evaluation:
     """Sample completions, judge them, and measure the cost in language quality on everyday text.
 
     Only completions are judged, never the prompts. The cost is perplexity, KL to the unedited model,
@@ -94,12 +102,24 @@ def evaluate(lm: LoadedModel, prompts: PromptSet, evaluators: Sequence[str | Eva
     answered = accuracy(lm, choices) if choices else None
 
     return Evaluation(
-        model=lm.name, method="+".join(one.kind for one in lm.interventions) or "baseline", config=_config(lm),
-        protocol=known.id if known else None, decoding=decoding, evaluators={one.name: one.about() for one in judges},
-        prompts=prompts, completions=completions, judgements=judgements, toxicity=rates, categories=categories,
-        agreement=agreed, wording=wording(completions),
-        completion_perplexity=perplexity if math.isfinite(perplexity) else None, fluency=cost, choices=answered,
-        over_suppression=suppressed, protocol_fluency=of_protocol,
+        model=lm.name,
+        method="+".join(one.kind for one in lm.interventions) or "baseline",
+        config=_config(lm),
+        protocol=known.id if known else None,
+        decoding=decoding,
+        evaluators={one.name: one.about() for one in judges},
+        prompts=prompts,
+        completions=completions,
+        judgements=judgements,
+        toxicity=rates,
+        categories=categories,
+        agreement=agreed,
+        wording=wording(completions),
+        completion_perplexity=perplexity if math.isfinite(perplexity) else None,
+        fluency=cost,
+        choices=answered,
+        over_suppression=suppressed,
+        protocol_fluency=of_protocol,
     )
 
 

@@ -8,8 +8,9 @@ from .evaluators.base import Evaluator
 from .judgement import Judgement, combine
 
 
-def judge(completions: list[list[str]], evaluators: Sequence[Evaluator], *,
-          all_labels: bool = False) -> dict[str, Judgement]:
+def judge(
+    completions: list[list[str]], evaluators: Sequence[Evaluator], *, all_labels: bool = False
+) -> dict[str, Judgement]:
     """Let every evaluator score completions, and add the verdicts "any" and "all".
 
     Args:
@@ -23,8 +24,11 @@ def judge(completions: list[list[str]], evaluators: Sequence[Evaluator], *,
     judgements = {}
     for evaluator in evaluators:
         labels = judge_labels(completions, evaluator)
-        scores = np.maximum.reduce([one.scores for one in labels.values()]) if all_labels else (
-            labels[evaluator.label].scores)
+        scores = (
+            np.maximum.reduce([one.scores for one in labels.values()])
+            if all_labels
+            else (labels[evaluator.label].scores)
+        )
         judgements[evaluator.name] = Judgement(scores, scores >= evaluator.threshold)
     return combine(judgements)
 

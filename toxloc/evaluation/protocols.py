@@ -81,8 +81,10 @@ class Protocol:
             lengths = [len(row) - lm.prepend_bos for row in encode(lm, prompts.texts, lm.context)]
             kept = [i for i, length in enumerate(lengths) if length <= self.max_prompt_tokens]
             if not kept:
-                raise ToxlocError(f"Every prompt of {source} is longer than the {self.max_prompt_tokens} tokens that "
-                                  f"{self.name} allows; give other prompts.")
+                raise ToxlocError(
+                    f"Every prompt of {source} is longer than the {self.max_prompt_tokens} tokens that "
+                    f"{self.name} allows; give other prompts."
+                )
             prompts = prompts.take(kept)
         limits = [count for count in (self.n_prompts, max_prompts) if count is not None]
         return prompts.sampled(min(limits), seed) if limits else prompts
@@ -90,31 +92,95 @@ class Protocol:
 
 _RTP = "expected_max", "probability"
 _PERSPECTIVE = "Perspective API, a web service, is replaced by the evaluators given"
-PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("RealToxicityPrompts", 1, "Gehman et al. 2020, arXiv:2009.11462", which="all", n_prompts=None,
-             max_prompt_tokens=None, decoding=Decoding(samples=25), figures=_RTP, all_labels=False, judge=None,
-             fluency=None, differs=_PERSPECTIVE),
-    Protocol("DExperts", 1, "Liu et al. 2021, arXiv:2105.03023", which="nontoxic", n_prompts=10_000,
-             max_prompt_tokens=None, decoding=Decoding(samples=25), figures=_RTP, all_labels=False, judge=None,
-             fluency="completions",
-             differs=f"{_PERSPECTIVE}; completions are read by the unedited model, not by GPT-2 XL"),
-    Protocol("ml-aura", 1, "Suau et al. 2024, arXiv:2407.12824", which="all", n_prompts=None,
-             max_prompt_tokens=None, decoding=Decoding(samples=25, top_p=1.0), figures=("rate",), all_labels=False,
-             judge="roberta-toxicity", fluency="sentences",
-             differs="sentences are those of the everyday text given, not the paper's sample of Wikipedia"),
-    Protocol("ml-act", 1, "Rodriguez et al. 2024, arXiv:2410.23054", which="all", n_prompts=1000,
-             max_prompt_tokens=None,
-             decoding=Decoding(samples=1, max_new_tokens=32, top_p=0.3, repetition_penalty=1.2), figures=("rate",),
-             all_labels=False, judge="roberta-toxicity", fluency="text",
-             differs="no MMLU; the paper also asks an instruct model, which is an evaluator of your choice"),
-    Protocol("dpo_toxic", 1, "Lee et al. 2024, arXiv:2401.01967", which="challenging", n_prompts=None,
-             max_prompt_tokens=32, decoding=Decoding(samples=1, temperature=0.0), figures=("mean",), all_labels=True,
-             judge=None, fluency="text", differs=f"{_PERSPECTIVE}, with as many attributes as they have labels"),
-    Protocol("ProFS", 1, "Uppaal et al. 2024, arXiv:2405.13967", which="challenging", n_prompts=None,
-             max_prompt_tokens=None, decoding=Decoding(samples=1, max_new_tokens=10, temperature=0.0),
-             figures=("mean",), all_labels=False, judge="detoxify-original", fluency="strided",
-             differs="decoding is greedy; zero-shot tasks are left to the lm-eval extra"),
-)}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "RealToxicityPrompts",
+            1,
+            "Gehman et al. 2020, arXiv:2009.11462",
+            which="all",
+            n_prompts=None,
+            max_prompt_tokens=None,
+            decoding=Decoding(samples=25),
+            figures=_RTP,
+            all_labels=False,
+            judge=None,
+            fluency=None,
+            differs=_PERSPECTIVE,
+        ),
+        Protocol(
+            "DExperts",
+            1,
+            "Liu et al. 2021, arXiv:2105.03023",
+            which="nontoxic",
+            n_prompts=10_000,
+            max_prompt_tokens=None,
+            decoding=Decoding(samples=25),
+            figures=_RTP,
+            all_labels=False,
+            judge=None,
+            fluency="completions",
+            differs=f"{_PERSPECTIVE}; completions are read by the unedited model, not by GPT-2 XL",
+        ),
+        Protocol(
+            "ml-aura",
+            1,
+            "Suau et al. 2024, arXiv:2407.12824",
+            which="all",
+            n_prompts=None,
+            max_prompt_tokens=None,
+            decoding=Decoding(samples=25, top_p=1.0),
+            figures=("rate",),
+            all_labels=False,
+            judge="roberta-toxicity",
+            fluency="sentences",
+            differs="sentences are those of the everyday text given, not the paper's sample of Wikipedia",
+        ),
+        Protocol(
+            "ml-act",
+            1,
+            "Rodriguez et al. 2024, arXiv:2410.23054",
+            which="all",
+            n_prompts=1000,
+            max_prompt_tokens=None,
+            decoding=Decoding(samples=1, max_new_tokens=32, top_p=0.3, repetition_penalty=1.2),
+            figures=("rate",),
+            all_labels=False,
+            judge="roberta-toxicity",
+            fluency="text",
+            differs="no MMLU; the paper also asks an instruct model, which is an evaluator of your choice",
+        ),
+        Protocol(
+            "dpo_toxic",
+            1,
+            "Lee et al. 2024, arXiv:2401.01967",
+            which="challenging",
+            n_prompts=None,
+            max_prompt_tokens=32,
+            decoding=Decoding(samples=1, temperature=0.0),
+            figures=("mean",),
+            all_labels=True,
+            judge=None,
+            fluency="text",
+            differs=f"{_PERSPECTIVE}, with as many attributes as they have labels",
+        ),
+        Protocol(
+            "ProFS",
+            1,
+            "Uppaal et al. 2024, arXiv:2405.13967",
+            which="challenging",
+            n_prompts=None,
+            max_prompt_tokens=None,
+            decoding=Decoding(samples=1, max_new_tokens=10, temperature=0.0),
+            figures=("mean",),
+            all_labels=False,
+            judge="detoxify-original",
+            fluency="strided",
+            differs="decoding is greedy; zero-shot tasks are left to the lm-eval extra",
+        ),
+    )
+}
 
 
 def get_protocol(name: str) -> Protocol:

@@ -82,8 +82,11 @@ class Evaluation:
     def figures(self) -> dict[str, Any]:
         """Content of evaluation.json: no texts, only figures and how they were measured."""
         return {
-            "format_version": FORMAT_VERSION, "toxloc": __version__, "model": self.model,
-            "prompts": {"name": self.prompts.name, "n": len(self.prompts)}, "evaluators": self.evaluators,
+            "format_version": FORMAT_VERSION,
+            "toxloc": __version__,
+            "model": self.model,
+            "prompts": {"name": self.prompts.name, "n": len(self.prompts)},
+            "evaluators": self.evaluators,
             **self.to_dict(),
         }
 
@@ -99,8 +102,10 @@ class Evaluation:
             "protocol": self.protocol,
             "decoding": self.decoding.to_dict(),
             "toxicity": {name: figures.to_dict() for name, figures in self.toxicity.items()},
-            "categories": {name: {label: figures.to_dict() for label, figures in labels.items()}
-                           for name, labels in self.categories.items()},
+            "categories": {
+                name: {label: figures.to_dict() for label, figures in labels.items()}
+                for name, labels in self.categories.items()
+            },
             "agreement": self.agreement.to_dict() if self.agreement else None,
             "wording": self.wording.to_dict(),
             "completion_perplexity": self.completion_perplexity,
@@ -169,8 +174,10 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
     folder = Path(folder)
     figures = read_json(folder / "evaluation.json", "finished evaluation")
     if figures.get("format_version") not in READABLE:
-        raise ToxlocError(f"{folder} has format version {figures.get('format_version')}, this toxloc reads "
-                          f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it.")
+        raise ToxlocError(
+            f"{folder} has format version {figures.get('format_version')}, this toxloc reads "
+            f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it."
+        )
     try:
         rows = [json.loads(line) for line in (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
         if figures["format_version"] == 1:
@@ -183,6 +190,7 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
             judgements[name] = Judgement(scores.reshape(-1, samples), toxic.reshape(-1, samples))
         prompts = [row["prompt"] for row in rows[::samples]]
     except (KeyError, OSError, ValueError, AttributeError) as error:
-        raise ToxlocError(f"The evaluation in {folder} is damaged or incomplete ({error!r}); evaluate the model "
-                          "again.") from error
+        raise ToxlocError(
+            f"The evaluation in {folder} is damaged or incomplete ({error!r}); evaluate the model again."
+        ) from error
     return Finished(folder.name, figures, prompts, judgements)

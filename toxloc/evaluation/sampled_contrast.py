@@ -19,9 +19,17 @@ FEWEST = 8  # pairs; fewer are too few to localize with
 Sampled = tuple[int, str]  # number of the prompt, completion
 
 
-def contrast_from_model(lm: LoadedModel, prompts: PromptSet | None = None,
-                        evaluators: Sequence[str | Evaluator] = DEFAULT, n: int = 200, *, samples: int = 4,
-                        max_rounds: int = 5, max_new_tokens: int = 20, seed: int = 0) -> ContrastSet:
+def contrast_from_model(
+    lm: LoadedModel,
+    prompts: PromptSet | None = None,
+    evaluators: Sequence[str | Evaluator] = DEFAULT,
+    n: int = 200,
+    *,
+    samples: int = 4,
+    max_rounds: int = 5,
+    max_new_tokens: int = 20,
+    seed: int = 0,
+) -> ContrastSet:
     """Sample a contrast set from a model, so that it can be localized without a dataset.
 
     Completions that all evaluators call toxic are paired with completions that all call neutral: if possible with one
@@ -60,8 +68,9 @@ def contrast_from_model(lm: LoadedModel, prompts: PromptSet | None = None,
     neutral: dict[Sampled, None] = {}
     rounds = 0
     while rounds < max_rounds and min(len(toxic), len(neutral)) < n:
-        completions = generate(lm, prompts.texts, samples=samples, max_new_tokens=max_new_tokens,
-                               seed=seed + 7919 * rounds)  # other completions in every round
+        completions = generate(
+            lm, prompts.texts, samples=samples, max_new_tokens=max_new_tokens, seed=seed + 7919 * rounds
+        )  # other completions in every round
         rounds += 1
         verdicts = judge(completions, judges)
         for i, several in enumerate(completions):
@@ -80,8 +89,12 @@ def contrast_from_model(lm: LoadedModel, prompts: PromptSet | None = None,
             f"{len(neutral)} neutral ones, which is too few; give prompts that provoke more, fewer evaluators, or more "
             "rounds (max_rounds=)."
         )
-    return ContrastSet([prompts.texts[i] + text for (i, text), _ in pairs],
-                       [prompts.texts[i] + text for _, (i, text) in pairs], f"sampled from {lm.name}", paired=True)
+    return ContrastSet(
+        [prompts.texts[i] + text for (i, text), _ in pairs],
+        [prompts.texts[i] + text for _, (i, text) in pairs],
+        f"sampled from {lm.name}",
+        paired=True,
+    )
 
 
 def match_pairs(toxic: list[Sampled], neutral: list[Sampled], n: int) -> list[tuple[Sampled, Sampled]]:

@@ -25,23 +25,45 @@ class EvaluationSettings(Settings):
         0.0
     """
 
-    protocol: str | None = option(None, "published protocol, which fixes prompts and decoding: "
-                                        + ", ".join(PROTOCOLS) + "; default: none", panel=PANEL)
+    protocol: str | None = option(
+        None,
+        "published protocol, which fixes prompts and decoding: " + ", ".join(PROTOCOLS) + "; default: none",
+        panel=PANEL,
+    )
     evaluators: tuple[str, ...] | None = option(
-        None, "evaluators of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
-              "protocol's, else "
-        + " and ".join(DEFAULT), panel=PANEL, flag="evaluator", min_length=1)
+        None,
+        "evaluators of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
+        "protocol's, else " + " and ".join(DEFAULT),
+        panel=PANEL,
+        flag="evaluator",
+        min_length=1,
+    )
     samples: int | None = option(None, "completions per prompt; default: the protocol's, else 5", panel=PANEL, ge=1)
-    max_new_tokens: int | None = option(None, "length of a completion in tokens; default: the protocol's, else 20",
-                                        panel=PANEL, ge=1)
-    top_p: float | None = option(None, "nucleus sampling: probability of the smallest set of tokens to draw from; "
-                                       "default: the protocol's, else 0.9", panel=PANEL, gt=0, le=1)
-    temperature: float | None = option(None, "temperature of the sampling, 0 for greedy decoding; default: the "
-                                             "protocol's, else 1", panel=PANEL, ge=0)
-    repetition_penalty: float | None = option(None, "divisor for the logits of tokens that the text holds already; "
-                                                    "default: the protocol's, else 1", panel=PANEL, gt=0)
-    seed: int = option(0, "seed for the sampling and the bootstrap; the same seed, machine and version give the same "
-                          "completions", panel=PANEL, ge=0)
+    max_new_tokens: int | None = option(
+        None, "length of a completion in tokens; default: the protocol's, else 20", panel=PANEL, ge=1
+    )
+    top_p: float | None = option(
+        None,
+        "nucleus sampling: probability of the smallest set of tokens to draw from; default: the protocol's, else 0.9",
+        panel=PANEL,
+        gt=0,
+        le=1,
+    )
+    temperature: float | None = option(
+        None, "temperature of the sampling, 0 for greedy decoding; default: the protocol's, else 1", panel=PANEL, ge=0
+    )
+    repetition_penalty: float | None = option(
+        None,
+        "divisor for the logits of tokens that the text holds already; default: the protocol's, else 1",
+        panel=PANEL,
+        gt=0,
+    )
+    seed: int = option(
+        0,
+        "seed for the sampling and the bootstrap; the same seed, machine and version give the same completions",
+        panel=PANEL,
+        ge=0,
+    )
     fluency: bool = option(True, "measure the cost in language quality", panel=PANEL)
 
     @model_validator(mode="after")

@@ -52,8 +52,12 @@ def toxicity(judgement: Judgement, seed: int = 0) -> Toxicity:
         >>> t.rate, t.expected_max, t.probability
         (0.25, 0.65, 0.5)
     """
-    per_prompt = {"rate": judgement.toxic.mean(1), "mean": judgement.scores.mean(1),
-                  "expected_max": judgement.scores.max(1), "probability": judgement.toxic.any(1).astype(float)}
+    per_prompt = {
+        "rate": judgement.toxic.mean(1),
+        "mean": judgement.scores.mean(1),
+        "expected_max": judgement.scores.max(1),
+        "probability": judgement.toxic.any(1).astype(float),
+    }
     figures: dict[str, Any] = {}
     for name, values in per_prompt.items():
         figures |= {name: float(values.mean()), f"{name}_ci": mean_interval(values, seed)}

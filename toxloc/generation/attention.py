@@ -14,10 +14,16 @@ from transformers.masking_utils import eager_mask
 from ..models.loaded import LoadedModel
 
 
-def grouped_attention(module: nn.Module, query: Float[Tensor, "rows heads new d_head"],
-                      key: Float[Tensor, "rows kv_heads pos d_head"], value: Float[Tensor, "rows kv_heads pos d_head"],
-                      attention_mask: Float[Tensor, "rows 1 new pos"] | None, scaling: float | None = None,
-                      softcap: float | None = None, **_: Any) -> tuple[Float[Tensor, "rows new heads d_head"], None]:
+def grouped_attention(
+    module: nn.Module,
+    query: Float[Tensor, "rows heads new d_head"],
+    key: Float[Tensor, "rows kv_heads pos d_head"],
+    value: Float[Tensor, "rows kv_heads pos d_head"],
+    attention_mask: Float[Tensor, "rows 1 new pos"] | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "rows new heads d_head"], None]:
     """Compute softmax(query·key·scaling + mask)·value, as transformers' eager attention does.
 
     In grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) several heads share keys and values. Eager

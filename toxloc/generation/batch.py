@@ -45,8 +45,9 @@ class _Row:
     ended: bool = False
 
 
-def decode(lm: LoadedModel, openings: Sequence[Opening], sampler: Sampler, max_new_tokens: int,
-           size: int) -> Iterator[tuple[Any, list[int]]]:
+def decode(
+    lm: LoadedModel, openings: Sequence[Opening], sampler: Sampler, max_new_tokens: int, size: int
+) -> Iterator[tuple[Any, list[int]]]:
     """Continue every opening; yield the name and the tokens of each continuation as soon as it ends.
 
     The model reads a prompt once for all its continuations, and computes logits only at positions where a token is
@@ -60,8 +61,11 @@ def decode(lm: LoadedModel, openings: Sequence[Opening], sampler: Sampler, max_n
         size: largest number of continuations in the batch.
     """
     end_tokens, batch = _end_tokens(lm), _Batch(lm)
-    waiting = [Opening(opening.ids, opening.continuations[start : start + size]) for opening in openings
-               for start in range(0, len(opening.continuations), size)][::-1]
+    waiting = [
+        Opening(opening.ids, opening.continuations[start : start + size])
+        for opening in openings
+        for start in range(0, len(opening.continuations), size)
+    ][::-1]
     with fast_attention(lm):
         while waiting or batch.rows:
             room = size - len(batch.rows)
@@ -119,13 +123,17 @@ class _Batch:
             for held, new in zip(self.cache.layers, cache.layers, strict=True):
                 held.keys, held.values = (
                     torch.cat([pad_left(old, 2, width - 1), pad_left(added, 2, width - 1)])
-                    for old, added in ((held.keys, new.keys), (held.values, new.values)))
+                    for old, added in ((held.keys, new.keys), (held.values, new.values))
+                )
             self.ids = torch.cat([pad_left(self.ids, 1, width), pad_left(ids, 1, width)])
             self.mask = torch.cat([pad_left(self.mask, 1, width), pad_left(mask, 1, width)])
         else:
             self.ids, self.mask, self.cache = ids, mask, cache
-        self.rows += [_Row(name, torch.Generator(lm.device).manual_seed(seed)) for opening in openings
-                      for name, seed in opening.continuations]
+        self.rows += [
+            _Row(name, torch.Generator(lm.device).manual_seed(seed))
+            for opening in openings
+            for name, seed in opening.continuations
+        ]
 
     def next_logits(self) -> Float[Tensor, "rows d_vocab"]:
         """Return the logits of the next token, in float32."""
@@ -153,8 +161,9 @@ class _Batch:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
 
 
-def _inputs(lm: LoadedModel, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows pos"],
-            cache: Cache) -> dict[str, Any]:
+def _inputs(
+    lm: LoadedModel, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows pos"], cache: Cache
+) -> dict[str, Any]:
     """Return the inputs of a forward pass that reads `ids` after the cached tokens. Padding has no position number."""
     parameters = signature(lm.hf.forward).parameters
     cache_name = "cache" if "cache" in parameters else "past_key_values"  # depends on the version of transformers

@@ -41,11 +41,19 @@ class Completion:
     n_tokens: int
 
 
-def generate(lm: LoadedModel, prompts: Sequence[str], *, samples: int = 1,
-             max_new_tokens: int = Decoding.max_new_tokens, top_p: float = Decoding.top_p,
-             temperature: float = Decoding.temperature, repetition_penalty: float = Decoding.repetition_penalty,
-             seed: int = 0, batch_size: int | None = None,
-             journal: str | PathLike[str] | None = None) -> list[list[str]]:
+def generate(
+    lm: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = Decoding.max_new_tokens,
+    top_p: float = Decoding.top_p,
+    temperature: float = Decoding.temperature,
+    repetition_penalty: float = Decoding.repetition_penalty,
+    seed: int = 0,
+    batch_size: int | None = None,
+    journal: str | PathLike[str] | None = None,
+) -> list[list[str]]:
     """Sample completions of every prompt from the model as it is now.
 
     Args:
@@ -96,13 +104,22 @@ def check_decoding(lm: LoadedModel, decoding: Decoding) -> None:
     """
     lm.check_hf("sampling")
     if decoding.max_new_tokens >= lm.context:
-        raise ToxlocError(f"max_new_tokens={decoding.max_new_tokens} is out of range for {lm.name}; give a number "
-                          f"below its context of {lm.context} tokens.")
+        raise ToxlocError(
+            f"max_new_tokens={decoding.max_new_tokens} is out of range for {lm.name}; give a number "
+            f"below its context of {lm.context} tokens."
+        )
 
 
 @torch.inference_mode()
-def sample(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, *, seed: int = 0,
-           batch_size: int | None = None, known: Container[tuple[int, int]] = ()) -> Iterator[Completion]:
+def sample(
+    lm: LoadedModel,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    known: Container[tuple[int, int]] = (),
+) -> Iterator[Completion]:
     """Yield completions as they end, short prompts first; `generate` collects them.
 
     Args:
@@ -123,11 +140,19 @@ def sample(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, *, seed:
     """
     rows = encode(lm, prompts, lm.context - decoding.max_new_tokens)
     seeds = _seeds(prompts, decoding.samples, seed)
-    openings = [Opening(rows[i], missing) for i in sorted(range(len(rows)), key=lambda i: len(rows[i]))
-                if (missing := [((i, k), seeds[i][k]) for k in range(decoding.samples) if (i, k) not in known])]
+    openings = [
+        Opening(rows[i], missing)
+        for i in sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        if (missing := [((i, k), seeds[i][k]) for k in range(decoding.samples) if (i, k) not in known])
+    ]
     sampler = Sampler(decoding.temperature, decoding.top_p, decoding.repetition_penalty)
-    decoded = decode(lm, openings, sampler, decoding.max_new_tokens,
-                     batch_size or ROWS_PER_BATCH["cpu" if lm.device.type == "cpu" else "cuda"])
+    decoded = decode(
+        lm,
+        openings,
+        sampler,
+        decoding.max_new_tokens,
+        batch_size or ROWS_PER_BATCH["cpu" if lm.device.type == "cpu" else "cuda"],
+    )
     total = sum(len(opening.continuations) for opening in openings)
     for (i, k), ids in track(decoded, "sampling", total=total):
         yield Completion(i, k, lm.tokenizer.decode(ids, skip_special_tokens=True), len(ids))
@@ -137,8 +162,15 @@ def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed:
     """Everything that the completions depend on."""
     texts = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
     edits = [intervention.fingerprint for intervention in lm.interventions]
-    return {"toxloc": __version__, "model": lm.name, "weights": lm.fingerprint, "interventions": edits,
-            "prompts": texts, **decoding.to_dict(), "seed": seed}
+    return {
+        "toxloc": __version__,
+        "model": lm.name,
+        "weights": lm.fingerprint,
+        "interventions": edits,
+        "prompts": texts,
+        **decoding.to_dict(),
+        "seed": seed,
+    }
 
 
 def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
@@ -146,8 +178,9 @@ def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
     occurrences: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:
-        digests = (hashlib.sha256(f"{seed}/{occurrences[prompt]}/{k}/{prompt}".encode()).digest()
-                   for k in range(samples))
+        digests = (
+            hashlib.sha256(f"{seed}/{occurrences[prompt]}/{k}/{prompt}".encode()).digest() for k in range(samples)
+        )
         seeds.append([int.from_bytes(digest[:7], "big") for digest in digests])
         occurrences[prompt] += 1
     return seeds

@@ -55,8 +55,10 @@ class Journal:
             raise ToxlocError(f"{self.path} is not a file of completions that toxloc wrote; give another.") from None
         if different:
             name = different[0]
-            raise ToxlocError(f"{self.path} holds completions made with {name}={head.get(name)!r}, not "
-                              f"{settings.get(name)!r}; remove it, or give the same settings to go on.")
+            raise ToxlocError(
+                f"{self.path} holds completions made with {name}={head.get(name)!r}, not "
+                f"{settings.get(name)!r}; remove it, or give the same settings to go on."
+            )
         return known
 
     def add(self, completions: Iterable[tuple[int, int, str]]) -> None:
@@ -71,6 +73,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()

@@ -33,8 +33,13 @@ class Sampler:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
 
-    def __call__(self, logits: Float[Tensor, "rows d_vocab"], noise: Sequence[torch.Generator],
-                 ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"]) -> Int[Tensor, " rows"]:
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows d_vocab"],
+        noise: Sequence[torch.Generator],
+        ids: Int[Tensor, "rows pos"],
+        mask: Int[Tensor, "rows pos"],
+    ) -> Int[Tensor, " rows"]:
         """Choose one token per row.
 
         Args:
@@ -52,14 +57,29 @@ class Sampler:
             logits = logits / self.temperature
         n = logits.shape[1]
         rows = max(1, LOGITS_AT_ONCE // n)
-        return torch.cat([
-            draw(some, torch.stack([torch.rand(n, generator=generator, device=generator.device)
-                                    for generator in noise[start : start + rows]]), self.top_p)
-            for start, some in zip(range(0, len(noise), rows), logits.split(rows), strict=True)])
+        return torch.cat(
+            [
+                draw(
+                    some,
+                    torch.stack(
+                        [
+                            torch.rand(n, generator=generator, device=generator.device)
+                            for generator in noise[start : start + rows]
+                        ]
+                    ),
+                    self.top_p,
+                )
+                for start, some in zip(range(0, len(noise), rows), logits.split(rows), strict=True)
+            ]
+        )
 
 
-def draw(logits: Float[Tensor, "rows d_vocab"], uniform: Float[Tensor, "rows d_vocab"],
-         top_p: float = 1.0, candidates: int = CANDIDATES) -> Int[Tensor, " rows"]:
+def draw(
+    logits: Float[Tensor, "rows d_vocab"],
+    uniform: Float[Tensor, "rows d_vocab"],
+    top_p: float = 1.0,
+    candidates: int = CANDIDATES,
+) -> Int[Tensor, " rows"]:
     """Draw a token per row from softmax(logits), restricted to the smallest set of tokens with probability `top_p`.
 
     argmax(logits + Gumbel noise) has the distribution softmax(logits) (Gumbel 1954); the noise is

@@ -77,8 +77,17 @@ class Intervention(ABC):
         self._undo: dict[int, tuple[LoadedModel, ExitStack]] = {}  # by the model's id; holds the model while applied
 
     @classmethod
-    def fit(cls: type[I], lm: AnyModel, pairs: ContrastSet, settings: Any = None, *, neutral: NeutralText | None = None,
-            evidence: Evidence | None = None, statistics: ContrastStatistics | None = None, **options: Any) -> I:
+    def fit(
+        cls: type[I],
+        lm: AnyModel,
+        pairs: ContrastSet,
+        settings: Any = None,
+        *,
+        neutral: NeutralText | None = None,
+        evidence: Evidence | None = None,
+        statistics: ContrastStatistics | None = None,
+        **options: Any,
+    ) -> I:
         """Fit the method to a model.
 
         Args:
@@ -151,8 +160,10 @@ class Intervention(ABC):
         """
         if self.in_weights:
             return self
-        raise ToxlocError(f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
-                          f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}.")
+        raise ToxlocError(
+            f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
+            f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}."
+        )
 
     def low_rank(self) -> dict[Site, tuple[Tensor, Tensor]]:
         """Return u [r, d_in] and v [r, d_model] of every edited site, if the edit is ΔW = uᵀ v by construction."""
@@ -236,15 +247,28 @@ class Intervention(ABC):
 
         with new_folder(folder, overwrite) as partial:
             # Copied, since safetensors refuses tensors that share memory, such as views of one matrix.
-            save_file({k: t.detach().to("cpu", copy=True).contiguous() for k, t in self._tensors().items()},
-                      partial / "tensors.safetensors")
-            write_json(partial / "intervention.json", {
-                "format_version": FORMAT_VERSION, "kind": self.kind, "config": self.config(),
-                "fitted_on": self.fitted_on, "record": self.record,
-            })
+            save_file(
+                {k: t.detach().to("cpu", copy=True).contiguous() for k, t in self._tensors().items()},
+                partial / "tensors.safetensors",
+            )
+            write_json(
+                partial / "intervention.json",
+                {
+                    "format_version": FORMAT_VERSION,
+                    "kind": self.kind,
+                    "config": self.config(),
+                    "fitted_on": self.fitted_on,
+                    "record": self.record,
+                },
+            )
 
-    def note_fit(self, lm: LoadedModel, record: dict[str, Any], pairs: ContrastSet | None = None,
-                 neutral: NeutralText | None = None) -> None:
+    def note_fit(
+        self,
+        lm: LoadedModel,
+        record: dict[str, Any],
+        pairs: ContrastSet | None = None,
+        neutral: NeutralText | None = None,
+    ) -> None:
         """Note the model and the texts it was fitted on, and add to the record of the fit."""
         self.fitted_on = {"name": lm.name, "fingerprint": lm.fingerprint}
         texts = dict(self.record.get("texts", {}))
@@ -262,8 +286,18 @@ class Intervention(ABC):
 
 def _fit_with(settings_class: type[MethodSettings]) -> Any:
     """Return the `fit` of a method whose options are the fields of its settings class."""
-    def fit(cls: type[Intervention], lm: Any, pairs: ContrastSet, settings: Any = None, *, neutral: Any = None,
-            evidence: Any = None, statistics: Any = None, **options: Any) -> Intervention:
+
+    def fit(
+        cls: type[Intervention],
+        lm: Any,
+        pairs: ContrastSet,
+        settings: Any = None,
+        *,
+        neutral: Any = None,
+        evidence: Any = None,
+        statistics: Any = None,
+        **options: Any,
+    ) -> Intervention:
         chosen = settings_class.of(settings, **options)
         from ..models.loaded import LoadedModel
         from .evidence import Evidence

@@ -65,8 +65,10 @@ class Budget:
                 return cls(**budget)
         elif isinstance(budget, int | float) and not isinstance(budget, bool):
             return cls(perplexity=budget)
-        raise ToxlocError(f"budget={budget!r} is not a budget; give a rise of perplexity such as 0.01, or the limits "
-                          "perplexity and kl. To set the strength without a budget, give strength=.")
+        raise ToxlocError(
+            f"budget={budget!r} is not a budget; give a rise of perplexity such as 0.01, or the limits "
+            "perplexity and kl. To set the strength without a budget, give strength=."
+        )
 
     def scaled(self, factor: float) -> "Budget":
         """Return the budget with each of its limits multiplied."""

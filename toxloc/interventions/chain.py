@@ -37,8 +37,11 @@ class Chain(Intervention):
         super().__init__()
         self.parts = list(parts)
         if not self.parts or len({id(part) for part in self.parts}) < len(self.parts):
-            raise ToxlocError("A chain needs interventions, each of them once; got "
-                              + (", ".join(map(repr, self.parts)) or "none") + ".")
+            raise ToxlocError(
+                "A chain needs interventions, each of them once; got "
+                + (", ".join(map(repr, self.parts)) or "none")
+                + "."
+            )
 
     def __repr__(self) -> str:
         return f"Chain({self.parts!r})"
@@ -55,8 +58,13 @@ class Chain(Intervention):
         if not all(several):
             return {}
         sites = sorted({site for one in several for site in one})
-        return {site: (torch.cat([one[site][0] for one in several if site in one]),
-                       torch.cat([one[site][1] for one in several if site in one])) for site in sites}
+        return {
+            site: (
+                torch.cat([one[site][0] for one in several if site in one]),
+                torch.cat([one[site][1] for one in several if site in one]),
+            )
+            for site in sites
+        }
 
     @property
     def in_weights(self) -> bool:
@@ -69,8 +77,12 @@ class Chain(Intervention):
 
     def config(self) -> dict[str, Any]:
         """Return what each part is."""
-        return {"parts": [{"kind": part.kind, "config": part.config(), "fitted_on": part.fitted_on,
-                           "record": part.record} for part in self.parts]}
+        return {
+            "parts": [
+                {"kind": part.kind, "config": part.config(), "fitted_on": part.fitted_on, "record": part.record}
+                for part in self.parts
+            ]
+        }
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError unless every part fits this model's shape and is not applied already."""

@@ -45,8 +45,15 @@ class Evidence:
         >>> [m.fit(lm, pairs, evidence=evidence) for m in (toxloc.TRNE, toxloc.Meow2X)]            # doctest: +SKIP
     """
 
-    def __init__(self, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText | None = None, *,
-                 statistics: ContrastStatistics | None = None, memory: int = MEMORY):
+    def __init__(
+        self,
+        lm: LoadedModel,
+        pairs: ContrastSet,
+        neutral: NeutralText | None = None,
+        *,
+        statistics: ContrastStatistics | None = None,
+        memory: int = MEMORY,
+    ):
         self.lm, self.pairs, self.memory = lm, pairs, memory
         self._neutral, self._given = neutral, statistics
         self._expected: set[str] = set()
@@ -78,8 +85,9 @@ class Evidence:
         """Whether the C of all these sites fits into the memory at once."""
         return 4 * sum(self.lm.at(site).d_in ** 2 for site in sites) <= self.memory
 
-    def statistics(self, needs: frozenset[str] = frozenset(), sites: Sequence[AnySite] | None = None
-                   ) -> ContrastStatistics:
+    def statistics(
+        self, needs: frozenset[str] = frozenset(), sites: Sequence[AnySite] | None = None
+    ) -> ContrastStatistics:
         """Return statistics of some sites, by default of every MLP, gathered at the first call.
 
         Args:
@@ -95,9 +103,16 @@ class Evidence:
             if "curvature" in self._expected and "curvature" not in needs and not self.fits(chosen):
                 wanted -= {"curvature"}
             gathered = collect_contrast(
-                self.lm, self.pairs, sites=chosen, gradients="gradients" in wanted, curvature="curvature" in wanted,
-                reliance="reliance" in wanted, peaks="peaks" in wanted, moments=bool(wanted & {"moments", "peaks"}),
-                more_neutral=self.neutral.fit if "curvature" in wanted else ())
+                self.lm,
+                self.pairs,
+                sites=chosen,
+                gradients="gradients" in wanted,
+                curvature="curvature" in wanted,
+                reliance="reliance" in wanted,
+                peaks="peaks" in wanted,
+                moments=bool(wanted & {"moments", "peaks"}),
+                more_neutral=self.neutral.fit if "curvature" in wanted else (),
+            )
             self._gathered[chosen] = frozenset(wanted), gathered
         return gathered
 
@@ -106,8 +121,9 @@ class Evidence:
         """AUROC of every output unit of the MLPs' linear maps (`toxloc.localization.unit_aurocs`)."""
         return unit_aurocs(self.lm, self.pairs)
 
-    def residual_sides(self, layers: Sequence[int]
-                       ) -> list[tuple[Float64[Tensor, "n_toxic d_model"], Float64[Tensor, "n_neutral d_model"]]]:
+    def residual_sides(
+        self, layers: Sequence[int]
+    ) -> list[tuple[Float64[Tensor, "n_toxic d_model"], Float64[Tensor, "n_neutral d_model"]]]:
         """Return the residual stream after each layer, a row per toxic and per neutral text (`directions`)."""
         missing = [layer for layer in layers if ("residual", layer) not in self._memo]
         if missing:
@@ -122,8 +138,9 @@ class Evidence:
         result: T = self._memo[key]
         return result
 
-    def at_strength(self, make: Callable[[float], I], settings: StrengthSettings, *, first: float,
-                    limit: float = math.inf) -> I:
+    def at_strength(
+        self, make: Callable[[float], I], settings: StrengthSettings, *, first: float, limit: float = math.inf
+    ) -> I:
         """Return the intervention at the strength that the settings fix, or at the largest within their budget."""
         if settings.strength is not None:
             return make(settings.strength)

@@ -25,8 +25,9 @@ FORMATS = ("hf", "peft")
 PEFT = "peft>=0.13,<1"
 
 
-def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
-              effect: dict[str, Any] | None = None) -> None:
+def export_hf(
+    lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False, effect: dict[str, Any] | None = None
+) -> None:
     """Write the model as it is now, interventions included, as a folder that needs no toxloc.
 
     It holds safetensors weights, the configurations, the tokenizer, and a model card that says what was edited, on
@@ -61,8 +62,14 @@ def export_hf(lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool =
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_peft(intervention: Intervention, lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False,
-                effect: dict[str, Any] | None = None) -> None:
+def export_peft(
+    intervention: Intervention,
+    lm: LoadedModel,
+    folder: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    effect: dict[str, Any] | None = None,
+) -> None:
     """Write an intervention that changes nothing but W_out and W_O as a LoRA adapter to the unedited model.
 
     LoRA adds B A to a linear map's weight, with A [r, d_in] and B [d_model, r]; here Aᵀ Bᵀ is each site's ΔW in
@@ -121,14 +128,17 @@ def check_format(name: str) -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise ToxlocError("Adapters are written with the peft library, which is not installed; "
-                          f"run: pip install '{PEFT}'") from None
+        raise ToxlocError(
+            f"Adapters are written with the peft library, which is not installed; run: pip install '{PEFT}'"
+        ) from None
 
 
 def _lives_in_hooks(hooked: Sequence[Any]) -> ToxlocError:
     kinds = ", ".join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))
-    message = (f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
-               f"kinds have a form in the weights: {kinds}.")
+    message = (
+        f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
+        f"kinds have a form in the weights: {kinds}."
+    )
     bakeable = [one for one in hooked if all(type(part).bakeable for part in one.leaves())]
     if bakeable:
         message += f" Apply .baked() instead of {', '.join(map(repr, bakeable))}."
@@ -140,22 +150,32 @@ def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[S
     """Return ΔW = uᵀ v of each edited site: what `edit` does to `copied`, which is `lm` in float32."""
     names = {site: f"{name}.weight" for site, name in _linear_names(lm).items()}
     with edit.applied(copied):
-        changed = {name for (name, after), before in zip(copied.hf.named_parameters(), lm.hf.parameters(), strict=True)
-                   if not torch.equal(after, before.float())}
+        changed = {
+            name
+            for (name, after), before in zip(copied.hf.named_parameters(), lm.hf.parameters(), strict=True)
+            if not torch.equal(after, before.float())
+        }
         others = sorted(changed - set(names.values()))
         if others:
-            raise ToxlocError(f"An adapter can hold changes of W_out and W_O alone, but {edit!r} changes "
-                              f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; use export_hf "
-                              "(--format hf).")
+            raise ToxlocError(
+                f"An adapter can hold changes of W_out and W_O alone, but {edit!r} changes "
+                f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; use export_hf "
+                "(--format hf)."
+            )
         if not changed:
             raise ToxlocError(f"{edit!r} changes no weight of {lm.name}; there is nothing to export.")
-        factors = dict(edit.low_rank()) or {site: _factored(copied.W_out(site), lm.W_out(site).float())
-                                           for site, name in names.items() if name in changed}
+        factors = dict(edit.low_rank()) or {
+            site: _factored(copied.W_out(site), lm.W_out(site).float())
+            for site, name in names.items()
+            if name in changed
+        }
     for site, (u, _) in factors.items():
         d_in = lm.at(site).d_in
         if len(u) * (d_in + lm.d_model) >= d_in * lm.d_model:
-            raise ToxlocError(f"{edit!r} changes W of {site.title} by a matrix of rank {len(u)}: an adapter would be "
-                              f"larger than the matrix [{d_in}, {lm.d_model}]; use export_hf (--format hf).")
+            raise ToxlocError(
+                f"{edit!r} changes W of {site.title} by a matrix of rank {len(u)}: an adapter would be "
+                f"larger than the matrix [{d_in}, {lm.d_model}]; use export_hf (--format hf)."
+            )
     return factors
 
 
@@ -178,8 +198,13 @@ def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> An
     names = {site: name for site, name in _linear_names(copied).items() if site in factors}
     rank = max(len(u) for u, _ in factors.values())
     copied.hf.name_or_path = base  # peft writes it down as the adapter's base model
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names.values()), task_type="CAUSAL_LM",
-                        fan_in_fan_out=isinstance(copied.down_projection(0), Conv1D))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(names.values()),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=isinstance(copied.down_projection(0), Conv1D),
+    )
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
         adapter = get_peft_model(copied.hf, config)
     # Of many names peft keeps only common endings, and in no fixed order; the full names say what is meant.
@@ -189,7 +214,7 @@ def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> An
             module: Any = copied.hf.get_submodule(names[site])
             for weight, rows in ((module.lora_A["default"].weight, u), (module.lora_B["default"].weight.T, v)):
                 weight.zero_()
-                weight[:len(rows)] = rows
+                weight[: len(rows)] = rows
     return adapter
 
 

@@ -25,12 +25,15 @@ def load_intervention(folder: str | PathLike[str]) -> Intervention:
     folder = Path(folder)
     saved = read_json(folder / "intervention.json", "intervention")
     if saved.get("format_version") != FORMAT_VERSION:
-        raise ToxlocError(f"{folder} has format version {saved.get('format_version')}, this toxloc reads "
-                          f"{FORMAT_VERSION}; load it with the version that saved it.")
+        raise ToxlocError(
+            f"{folder} has format version {saved.get('format_version')}, this toxloc reads "
+            f"{FORMAT_VERSION}; load it with the version that saved it."
+        )
     find_methods()
     if saved.get("kind") not in KINDS:
-        raise ToxlocError(f"{folder} holds an intervention of kind {saved.get('kind')!r}; known are "
-                          f"{', '.join(KINDS)}.")
+        raise ToxlocError(
+            f"{folder} holds an intervention of kind {saved.get('kind')!r}; known are {', '.join(KINDS)}."
+        )
     try:
         intervention = KINDS[saved["kind"]]._restore(saved["config"], load_file(folder / "tensors.safetensors"))
         intervention.fitted_on, intervention.record = saved["fitted_on"], saved["record"]

@@ -30,8 +30,7 @@ def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: L
     return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
 
 
-def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, Any] | None, *,
-          adapter: bool) -> str:
+def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, Any] | None, *, adapter: bool) -> str:
     """Return README.md of an exported model or adapter.
 
     Args:
@@ -44,14 +43,28 @@ def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, 
         ToxlocError: `effect` is of another method.
     """
     _check_effect(effect, interventions)
-    edits = [{"where": part.where(), "paper": part.paper, "known": part.describe(),
-              "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False)}
-             for one in interventions for part in one.leaves()]
+    edits = [
+        {
+            "where": part.where(),
+            "paper": part.paper,
+            "known": part.describe(),
+            "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False),
+        }
+        for one in interventions
+        for part in one.leaves()
+    ]
     adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
     return render(
-        "model_card.md.j2", html=False, lm=lm, type=lm.model_type,
-        dtype=str(lm.dtype).removeprefix("torch."), adapter=adapter, edits=edits,
-        effect=effect, version=__version__, bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
+        "model_card.md.j2",
+        html=False,
+        lm=lm,
+        type=lm.model_type,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        adapter=adapter,
+        edits=edits,
+        effect=effect,
+        version=__version__,
+        bos=lm.tokenizer.bos_token if lm.prepend_bos and not adds_bos else None,
         base=lm.name if lm.name == lm.hf.name_or_path else f"path/to/{lm.name}",
     )
 
@@ -60,9 +73,12 @@ def _check_effect(effect: dict[str, Any] | None, interventions: Sequence[Interve
     if effect is None:
         return
     if set(effect) != {"before", "after"}:
-        raise ToxlocError(f"effect needs \"before\" and \"after\", each an Evaluation.to_dict(); it has "
-                          f"{', '.join(effect) or 'nothing'}.")
+        raise ToxlocError(
+            f'effect needs "before" and "after", each an Evaluation.to_dict(); it has {", ".join(effect) or "nothing"}.'
+        )
     method = "+".join(one.kind for one in interventions) or "baseline"
     if effect["after"]["method"] != method:
-        raise ToxlocError(f"effect was measured with {effect['after']['method']!r}, but what is exported is "
-                          f"{method!r}; give the figures of that.")
+        raise ToxlocError(
+            f"effect was measured with {effect['after']['method']!r}, but what is exported is "
+            f"{method!r}; give the figures of that."
+        )

@@ -23,8 +23,10 @@ def find_methods() -> None:
 def all_methods() -> dict[str, type[Intervention]]:
     """Return every kind of intervention that can be fitted, by name. Nothing here imports torch."""
     find_methods()
-    names = sorted((kind for kind, cls in KINDS.items() if cls.Settings is not None),
-                   key=lambda kind: (FIRST.index(kind) if kind in FIRST else len(FIRST), kind))
+    names = sorted(
+        (kind for kind, cls in KINDS.items() if cls.Settings is not None),
+        key=lambda kind: (FIRST.index(kind) if kind in FIRST else len(FIRST), kind),
+    )
     return {kind: KINDS[kind] for kind in names}
 
 

@@ -36,9 +36,12 @@ Layers = Annotated[int | tuple[Site, ...] | None, BeforeValidator(_layers)]
 class MethodSettings(Settings):
     """Settings of every method."""
 
-    budget: AnyBudget = option(DEFAULT_BUDGET, "what the edit may cost on tuning text that no statistic has seen: the "
-                                               "relative rise of perplexity (0.01 is 1%), or the limits perplexity "
-                                               "and kl")
+    budget: AnyBudget = option(
+        DEFAULT_BUDGET,
+        "what the edit may cost on tuning text that no statistic has seen: the "
+        "relative rise of perplexity (0.01 is 1%), or the limits perplexity "
+        "and kl",
+    )
     seed: int = option(0, "seed for random divisions of the contrast set", ge=0)
 
     @property

@@ -38,8 +38,16 @@ class Tuned:
     evaluations: int
 
 
-def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: NeutralText, first: float, *,
-         limit: float = math.inf, unedited: Unedited | None = None) -> I:
+def tune(
+    lm: LoadedModel,
+    make: Callable[[float], I],
+    budget: Budget,
+    neutral: NeutralText,
+    first: float,
+    *,
+    limit: float = math.inf,
+    unedited: Unedited | None = None,
+) -> I:
     """Make an intervention as strong as the budget allows on `neutral.tune`, and note in it what that took.
 
     Args:
@@ -64,15 +72,20 @@ def tune(lm: LoadedModel, make: Callable[[float], I], budget: Budget, neutral: N
 
     best = largest_within(share, 1.0, first, limit=limit)
     cost, made = costs[best.strength], make(best.strength)
-    record = {"budget": budget.to_dict(), "strength": best.strength, "evaluations": best.evaluations,
-              "tuned_perplexity_ratio": cost.perplexity_ratio,
-              "tuned_kl": cost.kl if budget.kl is not None else None}
+    record = {
+        "budget": budget.to_dict(),
+        "strength": best.strength,
+        "evaluations": best.evaluations,
+        "tuned_perplexity_ratio": cost.perplexity_ratio,
+        "tuned_kl": cost.kl if budget.kl is not None else None,
+    }
     made.note_fit(lm, record, neutral=neutral)
     return made
 
 
-def largest_within(cost: Callable[[float], float], budget: float, first: float, *, limit: float = math.inf,
-                   evaluations: int = 12) -> Tuned:
+def largest_within(
+    cost: Callable[[float], float], budget: float, first: float, *, limit: float = math.inf, evaluations: int = 12
+) -> Tuned:
     """Find the largest strength with cost <= budget, for a cost that is 0 at 0 and rises.
 
     Between two known points the cost is taken for a power of the strength (2 for a small change of weights), which
@@ -113,8 +126,9 @@ def largest_within(cost: Callable[[float], float], budget: float, first: float, 
         previous = (strength, spent)
         strength = min(guess, limit)
     if low.strength == 0:
-        raise ToxlocError(f"No strength down to {strength:.2g} keeps within the budget; raise it or give more "
-                          "contrast text.")
+        raise ToxlocError(
+            f"No strength down to {strength:.2g} keeps within the budget; raise it or give more contrast text."
+        )
     return Tuned(low.strength, low.cost, evaluations)
 
 

@@ -43,8 +43,9 @@ class UnitScaling(Intervention):
     kind: ClassVar[str] = "unit-scaling"
     bakeable: ClassVar[bool] = True
 
-    def __init__(self, factors: Float[Tensor, "n_layers n_units"], *, mode: str = "hooks",
-                 settings: dict[str, Any] | None = None):
+    def __init__(
+        self, factors: Float[Tensor, "n_layers n_units"], *, mode: str = "hooks", settings: dict[str, Any] | None = None
+    ):
         super().__init__()
         check_mode(mode)
         if not factors.isfinite().all():
@@ -74,8 +75,10 @@ class UnitScaling(Intervention):
 
         shape = (lm.n_layers, sum(_widths(lm, mlp_linears(lm, 0))))
         if tuple(self.factors.shape) != shape:
-            raise ToxlocError(f"{self!r} has factors for {self.factors.shape[0]} layers of {self.factors.shape[1]} "
-                              f"units; {lm.name} has {shape[0]} layers of {shape[1]}. Fit it on this model.")
+            raise ToxlocError(
+                f"{self!r} has factors for {self.factors.shape[0]} layers of {self.factors.shape[1]} "
+                f"units; {lm.name} has {shape[0]} layers of {shape[1]}. Fit it on this model."
+            )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         from ..models.activations import change

@@ -24,8 +24,9 @@ BITS = 14  # of the mantissa of a peak
 SKETCH = 48  # columns of each side of the gradient's sketch
 
 
-def deal(n_toxic: int, n_neutral: int, paired: bool, seed: int = 0
-         ) -> tuple[Int64[np.ndarray, " n_toxic"], Int64[np.ndarray, " n_neutral"]]:
+def deal(
+    n_toxic: int, n_neutral: int, paired: bool, seed: int = 0
+) -> tuple[Int64[np.ndarray, " n_toxic"], Int64[np.ndarray, " n_neutral"]]:
     """Deal the texts of both sides into groups of nearly equal size; pairs go to groups of the same number.
 
     Groups of one size on both sides can be exchanged for one another, which is what a permutation test needs.
@@ -101,8 +102,15 @@ class Contributions:
 class Gatherer:
     """Fills `Contributions` from inside the hooks of one pass."""
 
-    def __init__(self, lm: LoadedModel, views: Sequence[SiteView], group: Int64[np.ndarray, " n_texts"], *,
-                 gradients: bool, peaks: bool):
+    def __init__(
+        self,
+        lm: LoadedModel,
+        views: Sequence[SiteView],
+        group: Int64[np.ndarray, " n_texts"],
+        *,
+        gradients: bool,
+        peaks: bool,
+    ):
         self.lm, n_groups, d = lm, int(group.max()) + 1, lm.d_model
         # Apple's devices have no float64; there the sums over a handful of texts are left in float32.
         self.wide = torch.float32 if lm.device.type == "mps" else torch.float64
@@ -113,7 +121,9 @@ class Gatherer:
 
         backward = views if gradients else []
         self.sums = Contributions(
-            group, tokens=zeros(), predicted=zeros(),
+            group,
+            tokens=zeros(),
+            predicted=zeros(),
             outputs=BySite({v.site: zeros(d, view=v) for v in views}),
             squares=BySite({v.site: zeros(d, view=v) for v in views}),
             attribution=BySite({v.site: zeros(view=v) for v in backward}),
@@ -148,14 +158,16 @@ class Gatherer:
         self.sums.outputs[site].index_add_(0, groups, torch.bmm(kept, m)[:, 0].to(self.wide))
         self.sums.squares[site].index_add_(0, groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
 
-    def see_contribution(self, site: Site, written: Float[Tensor, "batch pos d_model"],
-                         delta: Float[Tensor, "batch pos d_model"]) -> None:
+    def see_contribution(
+        self, site: Site, written: Float[Tensor, "batch pos d_model"], delta: Float[Tensor, "batch pos d_model"]
+    ) -> None:
         """Add what a site's units alone put into the residual stream times its gradient, 0 where none counts."""
         gain = -(written.float() * delta).sum((1, 2)).to(self.wide)
         self.sums.attribution[site].index_add_(0, self.groups.to(delta.device), gain)
 
-    def see_gradients(self, site: Site, a: Float[Tensor, "batch pos d_in"],
-                      delta: Float[Tensor, "batch pos d_model"]) -> None:
+    def see_gradients(
+        self, site: Site, a: Float[Tensor, "batch pos d_in"], delta: Float[Tensor, "batch pos d_model"]
+    ) -> None:
         """Add a site's gradients; `delta` is 0 where a token does not count."""
         P, Q = self.P[a.shape[-1]].to(a.device), self.Q.to(a.device)
         self.sums.sketch[site].index_add_(0, self.groups.to(a.device), torch.bmm((a @ P).mT, delta @ Q))

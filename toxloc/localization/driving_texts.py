@@ -41,8 +41,16 @@ class Driven:
         return f"Driven({self.activation:.3g} at {mask(self.token)!r} in text {self.index}: {self.shown()!r})"
 
 
-def driving_texts(lm: LoadedModel, texts: Sequence[str], layer: int, neuron: int, k: int = 5, *,
-                  skip_first: bool = True, max_length: int = 128) -> list[Driven]:
+def driving_texts(
+    lm: LoadedModel,
+    texts: Sequence[str],
+    layer: int,
+    neuron: int,
+    k: int = 5,
+    *,
+    skip_first: bool = True,
+    max_length: int = 128,
+) -> list[Driven]:
     """Find the k texts in which a neuron's activation peaks highest, highest first. One streaming pass.
 
     Args:
@@ -77,5 +85,6 @@ def driving_texts(lm: LoadedModel, texts: Sequence[str], layer: int, neuron: int
             token = batch.ids.gather(1, position[:, None])[:, 0]
             rows = zip(peak.tolist(), batch.index, position.tolist(), token.tolist(), strict=True)
             best = sorted([*best, *(row for row in rows if row[0] > -torch.inf)], key=lambda row: -row[0])[:k]
-    return [Driven(texts[i], i, activation, decode_token(lm, token), position)
-            for activation, i, position, token in best]
+    return [
+        Driven(texts[i], i, activation, decode_token(lm, token), position) for activation, i, position, token in best
+    ]

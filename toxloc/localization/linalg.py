@@ -17,9 +17,12 @@ def steepest(G: Float[Tensor, "d_mlp d_model"]) -> tuple[float, Float[Tensor, " 
     return float(sigma), Gv / sigma.clamp_min(torch.finfo(torch.float64).tiny), v
 
 
-def steepest_at_cost(G: Float[Tensor, "d_mlp d_model"], C: Float[Tensor, "d_mlp d_mlp"],
-                     S: Float[Tensor, "d_model d_model"], ridge: float
-                     ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
+def steepest_at_cost(
+    G: Float[Tensor, "d_mlp d_model"],
+    C: Float[Tensor, "d_mlp d_mlp"],
+    S: Float[Tensor, "d_model d_model"],
+    ridge: float,
+) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
     """The change x yᵀ along which <G, ΔW> rises most among those of rank one and cost tr(S̃ ΔWᵀ C̃ ΔW) = 1; its rise σ₁.
 
     (σ₁, u₁, v₁) being the leading singular triple of C̃^(-1/2) G S̃^(-1/2), x = C̃^(-1/2) u₁ and y = S̃^(-1/2) v₁. No root
@@ -37,9 +40,12 @@ def steepest_at_cost(G: Float[Tensor, "d_mlp d_model"], C: Float[Tensor, "d_mlp 
     return float(sigma), x / sigma.clamp_min(torch.finfo(torch.float64).tiny), y
 
 
-def steepest_beyond_noise(halves: tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, "d_mlp d_model"]],
-                          C: Float[Tensor, "d_mlp d_mlp"], S: Float[Tensor, "d_model d_model"], ridge: float
-                          ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
+def steepest_beyond_noise(
+    halves: tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, "d_mlp d_model"]],
+    C: Float[Tensor, "d_mlp d_mlp"],
+    S: Float[Tensor, "d_model d_model"],
+    ridge: float,
+) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
     """`steepest_at_cost` of the mean G of two gradients A and B of different texts, with their noise left out of σ₁.
 
     GᵀC̃⁻¹G holds the noise of both halves squared; the symmetric part of AᵀC̃⁻¹B has the same mean without it, since the
@@ -48,8 +54,10 @@ def steepest_beyond_noise(halves: tuple[Float[Tensor, "d_mlp d_model"], Float[Te
     """
     A, B = (half.double() for half in halves)
     K, L = factor(C, ridge), factor(S, ridge)
-    white = [torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(K, half, upper=False).T, upper=False)
-             for half in (A, B)]
+    white = [
+        torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(K, half, upper=False).T, upper=False)
+        for half in (A, B)
+    ]
     cross = white[0] @ white[1].T
     values, vectors = torch.linalg.eigh((cross + cross.T) / 2)
     sigma = float(values[-1].clamp_min(0).sqrt())

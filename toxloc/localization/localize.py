@@ -18,10 +18,18 @@ from .uncertainty import DRAWS, Uncertainty, Weights
 DEFAULT_SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "attribution")
 
 
-def localize(lm: AnyModel, pairs: ContrastSet, scores: Sequence[ScoreName] = DEFAULT_SCORES, *,
-             parts: Sequence[Part] = ("mlp",), draws: int = DRAWS, seed: int = 0,
-             statistics: ContrastStatistics | None = None, skip_first: bool = True,
-             max_length: int = 128) -> Localization:
+def localize(
+    lm: AnyModel,
+    pairs: ContrastSet,
+    scores: Sequence[ScoreName] = DEFAULT_SCORES,
+    *,
+    parts: Sequence[Part] = ("mlp",),
+    draws: int = DRAWS,
+    seed: int = 0,
+    statistics: ContrastStatistics | None = None,
+    skip_first: bool = True,
+    max_length: int = 128,
+) -> Localization:
     """Score every site and unit of a model by the contrast between toxic and neutral texts.
 
     Args:
@@ -57,9 +65,17 @@ def localize(lm: AnyModel, pairs: ContrastSet, scores: Sequence[ScoreName] = DEF
         raise ToxlocError(f"draws={draws}: give 0 for no intervals, or a number such as {DRAWS}.")
     if statistics is None:
         needs = needs_of(scores)
-        statistics = collect_contrast(lm, pairs, sites=lm.sites(*parts), skip_first=skip_first, max_length=max_length,
-                                      gradients="gradients" in needs, curvature="curvature" in needs,
-                                      reliance="reliance" in needs, peaks="peaks" in needs)
+        statistics = collect_contrast(
+            lm,
+            pairs,
+            sites=lm.sites(*parts),
+            skip_first=skip_first,
+            max_length=max_length,
+            gradients="gradients" in needs,
+            curvature="curvature" in needs,
+            reliance="reliance" in needs,
+            peaks="peaks" in needs,
+        )
     weights = _weights(statistics, draws, seed) if draws else []
     scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
     sure: dict[str, Uncertainty] = {}
@@ -69,19 +85,32 @@ def localize(lm: AnyModel, pairs: ContrastSet, scores: Sequence[ScoreName] = DEF
             sure[name] = Uncertainty.of(one.sites, resampled, null, SCORES[name].signed, SCORES[name].bounds)
     sizes = [_unit_sizes(lm, statistics, site) for site in statistics.sites]
     own = dict.fromkeys(site.part for site in sorted(statistics.sites, key=lambda site: PARTS.index(site.part)))
-    about = {"model": lm.name, "fingerprint": lm.fingerprint, "contrast": pairs.name,
-             "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}
+    about = {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "contrast": pairs.name,
+        "n_toxic": len(pairs.toxic),
+        "n_neutral": len(pairs.neutral),
+    }
     return Localization({part: _part_scores(part, statistics.sites, scored, sizes, sure) for part in own}, about)
 
 
-def _part_scores(part: str, sites: Sequence[Site], scored: dict[str, Scored], sizes: Sequence[np.ndarray],
-                 sure: dict[str, Uncertainty]) -> PartScores:
+def _part_scores(
+    part: str,
+    sites: Sequence[Site],
+    scored: dict[str, Scored],
+    sizes: Sequence[np.ndarray],
+    sure: dict[str, Uncertainty],
+) -> PartScores:
     """Take the sites of one part out of the scores of all."""
     places = [i for i, site in enumerate(sites) if site.part == part]
     return PartScores(
-        tuple(sites[i] for i in places), {name: one.sites[places] for name, one in scored.items()},
+        tuple(sites[i] for i in places),
+        {name: one.sites[places] for name, one in scored.items()},
         {name: np.stack([one.units[i] for i in places]) for name, one in scored.items()},
-        np.stack([sizes[i] for i in places]), {name: known.at(places) for name, known in sure.items()})
+        np.stack([sizes[i] for i in places]),
+        {name: known.at(places) for name, known in sure.items()},
+    )
 
 
 def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:

@@ -42,15 +42,17 @@ class Promoted:
         """One row a token: layer, neuron, token, score."""
         import pandas as pd
 
-        return pd.DataFrame({"layer": self.layer, "neuron": self.neuron, "token": self.shown(masked),
-                             "score": self.scores})
+        return pd.DataFrame(
+            {"layer": self.layer, "neuron": self.neuron, "token": self.shown(masked), "score": self.scores}
+        )
 
     def __repr__(self) -> str:
         return f"Promoted(layer {self.layer}, neuron {self.neuron}: {', '.join(map(repr, self.shown()))})"
 
 
-def promoted_tokens(lm: LoadedModel, neurons: Sequence[tuple[int, int]], k: int = 10, *, sign: int = 1
-                    ) -> list[Promoted]:
+def promoted_tokens(
+    lm: LoadedModel, neurons: Sequence[tuple[int, int]], k: int = 10, *, sign: int = 1
+) -> list[Promoted]:
     """Find the tokens whose logits a neuron raises most when it writes its row of W_out to the residual stream.
 
     The row goes straight to the unembedding, through the final norm linearised as the logit lens does for directions:
@@ -109,6 +111,10 @@ def _norms_after(lm: LoadedModel, layer: int) -> list[tuple[bool, Tensor | None]
         norms = [*([lm.hooked.blocks[layer].ln2_post] if view.has_norm else []), lm.hooked.ln_final]
         return [(type(norm).__name__.startswith("LayerNorm"), getattr(norm, "w", None)) for norm in norms]
     norms = [*([view.norm] if view.norm is not None else []), final_norm(lm.hf)]
-    return [(isinstance(norm, nn.LayerNorm),
-             view.norm_offset + norm.weight.detach().float() if isinstance(norm.weight, Tensor) else None)
-            for norm in norms]
+    return [
+        (
+            isinstance(norm, nn.LayerNorm),
+            view.norm_offset + norm.weight.detach().float() if isinstance(norm.weight, Tensor) else None,
+        )
+        for norm in norms
+    ]

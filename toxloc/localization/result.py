@@ -109,13 +109,19 @@ class Localization:
     def site_scores(self, score: str) -> BySite[float]:
         """Return the score of every site, of all parts."""
         self._known(score)
-        return BySite({site: float(value) for one in self.by_part.values()
-                       for site, value in zip(one.sites, one.layers[score], strict=True)})
+        return BySite(
+            {
+                site: float(value)
+                for one in self.by_part.values()
+                for site, value in zip(one.sites, one.layers[score], strict=True)
+            }
+        )
 
     def unit_sizes(self) -> BySite[Float64[np.ndarray, " n_units"]]:
         """Return the root mean square of every unit's activation, by site."""
-        return BySite({site: row for one in self.by_part.values()
-                       for site, row in zip(one.sites, one.size, strict=True)})
+        return BySite(
+            {site: row for one in self.by_part.values() for site, row in zip(one.sites, one.size, strict=True)}
+        )
 
     def top_layers(self, score: str, k: int, part: str | None = None) -> list[int]:
         """Return the k layers with the highest score, highest first."""
@@ -165,8 +171,9 @@ class Localization:
         rows = []
         for part, one in self.by_part.items():
             for name, values in one.layers.items():
-                frame = pd.DataFrame({"score": name, "part": part, "layer": [site.layer for site in one.sites],
-                                      "value": values})
+                frame = pd.DataFrame(
+                    {"score": name, "part": part, "layer": [site.layer for site in one.sites], "value": values}
+                )
                 known = one.uncertainty.get(name)
                 for column in Uncertainty.names():
                     frame[column] = getattr(known, column) if known else np.nan
@@ -184,8 +191,13 @@ class Localization:
         own = self._of(part)
         tops = self.top_units(score, k, part)
         place = (np.array([own.sites.index(site) for site, _ in tops]), np.array([unit for _, unit in tops]))
-        return pd.DataFrame({"layer": [site.layer for site, _ in tops], UNITS[own.sites[0].part]: place[1],
-                             **{name: values[place] for name, values in own.units.items()}})
+        return pd.DataFrame(
+            {
+                "layer": [site.layer for site, _ in tops],
+                UNITS[own.sites[0].part]: place[1],
+                **{name: values[place] for name, values in own.units.items()},
+            }
+        )
 
     def heatmap(self) -> "Figure":
         """Plotly heatmap of toxicity by depth: layer against score, each score scaled to its own largest value."""
@@ -205,14 +217,24 @@ class Localization:
                 prefix = "" if part == MLP else f"{part}/"
                 arrays |= {f"{prefix}layers.{name}": values for name, values in one.layers.items()}
                 arrays |= {f"{prefix}neurons.{name}": values for name, values in one.units.items()}
-                arrays |= {f"{prefix}uncertainty.{name}.{column}": getattr(known, column)
-                           for name, known in one.uncertainty.items() for column in Uncertainty.names()}
+                arrays |= {
+                    f"{prefix}uncertainty.{name}.{column}": getattr(known, column)
+                    for name, known in one.uncertainty.items()
+                    for column in Uncertainty.names()
+                }
                 arrays[f"{prefix}activation_size"] = one.size
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                      partial / "scores.safetensors")
-            write_json(partial / "localization.json", {
-                "format_version": FORMAT_VERSION, "scores": list(self.scores),
-                "sites": {part: [str(site) for site in one.sites] for part, one in self.by_part.items()}, **self.about})
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial / "scores.safetensors"
+            )
+            write_json(
+                partial / "localization.json",
+                {
+                    "format_version": FORMAT_VERSION,
+                    "scores": list(self.scores),
+                    "sites": {part: [str(site) for site in one.sites] for part, one in self.by_part.items()},
+                    **self.about,
+                },
+            )
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Localization":
@@ -229,8 +251,9 @@ class Localization:
             arrays = load_file(Path(folder) / "scores.safetensors")
             n_layers = len(arrays[f"layers.{names[0]}"]) if f"layers.{names[0]}" in arrays else 0
             sites = about.pop("sites", {MLP: [str(Site(layer)) for layer in range(n_layers)]})
-            by_part = {part: _read_part(arrays, "" if part == MLP else f"{part}/", names, own)
-                       for part, own in sites.items()}
+            by_part = {
+                part: _read_part(arrays, "" if part == MLP else f"{part}/", names, own) for part, own in sites.items()
+            }
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
             raise ToxlocError(f"The localization in {folder} is damaged or incomplete: {error!r}") from error
         return cls(by_part, about)
@@ -238,8 +261,9 @@ class Localization:
     def _of(self, part: str | None) -> PartScores:
         part = self.parts[0] if part is None else part
         if part not in self.by_part:
-            raise ToxlocError(f"{part!r} was not localized; there is {', '.join(self.by_part)}. Give parts= to "
-                              "localize.")
+            raise ToxlocError(
+                f"{part!r} was not localized; there is {', '.join(self.by_part)}. Give parts= to localize."
+            )
         return self.by_part[part]
 
     def _known(self, score: str) -> str:
@@ -252,10 +276,16 @@ def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], 
     if len(sites) != len(arrays[f"{prefix}activation_size"]):
         raise ValueError(f"{len(sites)} sites are listed, and there are scores of another number")
     return PartScores(
-        tuple(Site.of(site) for site in sites), {name: arrays[f"{prefix}layers.{name}"] for name in names},
-        {name: arrays[f"{prefix}neurons.{name}"] for name in names}, arrays[f"{prefix}activation_size"],
-        {name: Uncertainty(*(arrays[f"{prefix}uncertainty.{name}.{column}"] for column in Uncertainty.names()))
-         for name in names if f"{prefix}uncertainty.{name}.p" in arrays})
+        tuple(Site.of(site) for site in sites),
+        {name: arrays[f"{prefix}layers.{name}"] for name in names},
+        {name: arrays[f"{prefix}neurons.{name}"] for name in names},
+        arrays[f"{prefix}activation_size"],
+        {
+            name: Uncertainty(*(arrays[f"{prefix}uncertainty.{name}.{column}"] for column in Uncertainty.names()))
+            for name in names
+            if f"{prefix}uncertainty.{name}.p" in arrays
+        },
+    )
 
 
 def _check_count(k: int, available: int, kind: str) -> None:

@@ -2,5 +2,6 @@
 
 from typing import Literal
 
-ScoreName = Literal["activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc",
-                    "editability"]
+ScoreName = Literal[
+    "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc", "editability"
+]

@@ -117,11 +117,21 @@ def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weig
     predicted = _joined(toxic.predicted, neutral.predicted)
     rows = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
     exact = np.array([np.linalg.norm(one) for one in rows])
-    units = [one if view.width == 1 else np.linalg.norm(one.reshape(view.n_units, view.width), axis=1)
-             for view, one in zip(_views(lm, s), rows, strict=True)]
-    sketched = _over_sites(s, weights, lambda site, w: np.linalg.norm(
-        _mean_difference(_joined(toxic.sketch[site], neutral.sketch[site]).reshape(len(predicted), -1), predicted, w),
-        axis=1), units)
+    units = [
+        one if view.width == 1 else np.linalg.norm(one.reshape(view.n_units, view.width), axis=1)
+        for view, one in zip(_views(lm, s), rows, strict=True)
+    ]
+    sketched = _over_sites(
+        s,
+        weights,
+        lambda site, w: np.linalg.norm(
+            _mean_difference(
+                _joined(toxic.sketch[site], neutral.sketch[site]).reshape(len(predicted), -1), predicted, w
+            ),
+            axis=1,
+        ),
+        units,
+    )
     scale = _ratio(exact, sketched.sites)
     return Scored(exact, units, [draws * scale for draws in sketched.draws or []])
 
@@ -150,10 +160,15 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
     """
     toxic, neutral = both_contributions(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
-    units = [view.per_unit(-(s.G(view.site).double() * view.W.double()).sum(1)).cpu().numpy()
-             for view in _views(lm, s)]
-    return _over_sites(s, weights, lambda site, w: _mean_difference(
-        _joined(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w)[:, 0], units)
+    units = [view.per_unit(-(s.G(view.site).double() * view.W.double()).sum(1)).cpu().numpy() for view in _views(lm, s)]
+    return _over_sites(
+        s,
+        weights,
+        lambda site, w: _mean_difference(
+            _joined(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w
+        )[:, 0],
+        units,
+    )
 
 
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -170,8 +185,10 @@ def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights])
     own = attribution(lm, s, weights)
     positive = np.maximum(own.sites, 0)
     shares = _ratio(positive, positive.sum(keepdims=True))
-    units = [(_in_sd(one) + _in_sd(_reliance(view, s))) * share
-             for view, one, share in zip(_views(lm, s), own.units, shares, strict=True)]
+    units = [
+        (_in_sd(one) + _in_sd(_reliance(view, s))) * share
+        for view, one, share in zip(_views(lm, s), own.units, shares, strict=True)
+    ]
     return own._replace(units=units)
 
 
@@ -186,8 +203,9 @@ def _reliance(view: SiteView, s: ContrastStatistics) -> Float64[np.ndarray, " n_
     return reliance
 
 
-def removal_costs(view: SiteView, C: Float[Tensor, "d_in d_in"], S: Float[Tensor, "d_model d_model"]
-                  ) -> Float64[np.ndarray, " n_units"]:
+def removal_costs(
+    view: SiteView, C: Float[Tensor, "d_in d_in"], S: Float[Tensor, "d_model d_model"]
+) -> Float64[np.ndarray, " n_units"]:
     """tr(C_uu W_u S W_uᵀ) of every unit: the second-order change of the predictions when it alone is removed.
 
     For a neuron j that is C_jj w_j S w_jᵀ.
@@ -223,11 +241,12 @@ def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) ->
     return Scored(np.array([values.max() for values in units]), units, draws)
 
 
-def _auroc_at(s: ContrastStatistics, site: Site, weights: Sequence[Weights]
-              ) -> tuple[Float64[np.ndarray, " n_units"], list[Float64[np.ndarray, " draws"]]]:
+def _auroc_at(
+    s: ContrastStatistics, site: Site, weights: Sequence[Weights]
+) -> tuple[Float64[np.ndarray, " n_units"], list[Float64[np.ndarray, " draws"]]]:
     toxic, neutral = both_contributions(s)
     if toxic.peaks is None or neutral.peaks is None:
-        raise ToxlocError('auroc needs the peaks of every text; gather them with collect_contrast(peaks=True).')
+        raise ToxlocError("auroc needs the peaks of every text; gather them with collect_contrast(peaks=True).")
     (x, text_T), (y, text_N) = toxic.peaks.at(site), neutral.peaks.at(site)
     groups = np.r_[toxic.group[text_T], neutral.group[text_N] + len(toxic.tokens)]
     ranks = rankdata(np.concatenate([x, y]), axis=0)
@@ -267,8 +286,9 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
         else:
             blocks = _diagonal_blocks(C.double(), view)
             blocks += RIDGE * diagonal.mean() * torch.eye(view.width, dtype=C.dtype, device=C.device)
-            own = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks),
-                                                whitened.unflatten(0, (view.n_units, view.width)), upper=False)
+            own = torch.linalg.solve_triangular(
+                torch.linalg.cholesky(blocks), whitened.unflatten(0, (view.n_units, view.width)), upper=False
+            )
             units.append(torch.linalg.matrix_norm(own, 2).cpu().numpy())
     return Scored(np.array(sites), units, None)
 
@@ -276,19 +296,56 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
 _GRADIENTS = frozenset({"gradients"})
 SCORES: dict[str, Score] = {
     "activation": Score("activation contrast", "pooled sd", "does it behave differently on toxic text?", activation),
-    "gradient_norm": Score("gradient norm", "nats per token and unit of weight",
-                           "where does a small edit move the contrast most?", gradient_norm, _GRADIENTS),
-    "gradient_calibrated": Score("gradient norm over its null", "times its mean under shuffled labels",
-                                 "is its gradient larger than shuffled labels make it?", gradient_calibrated,
-                                 _GRADIENTS, centre=1.0),
-    "attribution": Score("attribution", "nats per token", "what does it contribute itself?", attribution, _GRADIENTS,
-                         signed=True, bounds=(-np.inf, np.inf)),
-    "combined": Score("attribution and reliance", "nats per token", "which units learned it?", combined,
-                      _GRADIENTS | {"reliance"}, signed=True, bounds=(-np.inf, np.inf)),
-    "auroc": Score("best neuron's AUROC", "0.5 is chance", "does it detect toxic text?", auroc, frozenset({"peaks"}),
-                   bounds=(0.0, 1.0), centre=0.5, neuron_title="AUROC"),
-    "editability": Score("editability", "gain per unit of change on neutral text", "where is an edit cheap?",
-                         editability, frozenset({"gradients", "curvature"})),
+    "gradient_norm": Score(
+        "gradient norm",
+        "nats per token and unit of weight",
+        "where does a small edit move the contrast most?",
+        gradient_norm,
+        _GRADIENTS,
+    ),
+    "gradient_calibrated": Score(
+        "gradient norm over its null",
+        "times its mean under shuffled labels",
+        "is its gradient larger than shuffled labels make it?",
+        gradient_calibrated,
+        _GRADIENTS,
+        centre=1.0,
+    ),
+    "attribution": Score(
+        "attribution",
+        "nats per token",
+        "what does it contribute itself?",
+        attribution,
+        _GRADIENTS,
+        signed=True,
+        bounds=(-np.inf, np.inf),
+    ),
+    "combined": Score(
+        "attribution and reliance",
+        "nats per token",
+        "which units learned it?",
+        combined,
+        _GRADIENTS | {"reliance"},
+        signed=True,
+        bounds=(-np.inf, np.inf),
+    ),
+    "auroc": Score(
+        "best neuron's AUROC",
+        "0.5 is chance",
+        "does it detect toxic text?",
+        auroc,
+        frozenset({"peaks"}),
+        bounds=(0.0, 1.0),
+        centre=0.5,
+        neuron_title="AUROC",
+    ),
+    "editability": Score(
+        "editability",
+        "gain per unit of change on neutral text",
+        "where is an edit cheap?",
+        editability,
+        frozenset({"gradients", "curvature"}),
+    ),
 }
 assert set(SCORES) == set(get_args(ScoreName))
 
@@ -316,8 +373,10 @@ def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributi
         ToxlocError: the statistics were gathered without moments.
     """
     if s.toxic.contributions is None or s.neutral.contributions is None:
-        raise ToxlocError("These statistics have no moments, which every score needs; gather them with "
-                          "collect_contrast(moments=True).")
+        raise ToxlocError(
+            "These statistics have no moments, which every score needs; gather them with "
+            "collect_contrast(moments=True)."
+        )
     return s.toxic.contributions, s.neutral.contributions
 
 
@@ -326,17 +385,21 @@ def _joined(toxic: Tensor, neutral: Tensor) -> np.ndarray:
     return torch.cat([toxic, neutral]).double().cpu().numpy()
 
 
-def _over_sites(s: ContrastStatistics, weights: Sequence[Weights],
-                site_score: Callable[[Site, Weights], np.ndarray],
-                units: list[Float64[np.ndarray, " _n_units"]]) -> Scored:
+def _over_sites(
+    s: ContrastStatistics,
+    weights: Sequence[Weights],
+    site_score: Callable[[Site, Weights], np.ndarray],
+    units: list[Float64[np.ndarray, " _n_units"]],
+) -> Scored:
     """Evaluate a site's score with the texts as they are, and under every draw."""
     observed = Weights.observed(*(len(side.tokens) for side in both_contributions(s)))
     values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
     return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
 
 
-def _mean_difference(sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"],
-                     w: Weights) -> Float64[np.ndarray, "draws d"]:
+def _mean_difference(
+    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
+) -> Float64[np.ndarray, "draws d"]:
     """Mean over toxic minus mean over neutral tokens, for every draw."""
     shares = [side / np.maximum(side @ counts, 1)[:, None] for side in (w.toxic, w.neutral)]
     difference: np.ndarray = (shares[0] - shares[1]) @ sums

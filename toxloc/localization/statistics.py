@@ -63,11 +63,23 @@ class TextStatistics:
     S: BySite[Float[Tensor, "d_model d_model"]]
 
 
-def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, curvature: bool = False,
-            output_curvature: bool = False, fisher: Fisher = "empirical", sites: Iterable[AnySite] | None = None,
-            curved: Iterable[AnySite] | None = None, moments: bool = True, peaks: bool = False,
-            group: Int64[np.ndarray, " n_texts"] | None = None, skip_first: bool = True, max_length: int = 128,
-            describe: str = "statistics") -> TextStatistics:
+def collect(
+    lm: LoadedModel,
+    texts: Sequence[str],
+    *,
+    gradients: bool = True,
+    curvature: bool = False,
+    output_curvature: bool = False,
+    fisher: Fisher = "empirical",
+    sites: Iterable[AnySite] | None = None,
+    curved: Iterable[AnySite] | None = None,
+    moments: bool = True,
+    peaks: bool = False,
+    group: Int64[np.ndarray, " n_texts"] | None = None,
+    skip_first: bool = True,
+    max_length: int = 128,
+    describe: str = "statistics",
+) -> TextStatistics:
     """Gather the statistics of one set of texts in one pass.
 
     Args:
@@ -108,12 +120,22 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
         group = deal(len(texts), len(texts), paired=True)[0]
     views = [lm.at(site) for site in (lm.sites("mlp") if sites is None else sites_of(sites))]
     if not views:
-        raise ToxlocError("There are no sites to gather statistics of; give sites, or leave sites= out for every "
-                          "layer's MLP.")
+        raise ToxlocError(
+            "There are no sites to gather statistics of; give sites, or leave sites= out for every layer's MLP."
+        )
     inside = {view.site for view in views} if curved is None else set(sites_of(curved))
     gatherer = Gatherer(lm, views, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
-    collector = _Collector(lm, views, gatherer, gradients=gradients, curvature=curvature, curved=inside,
-                           output_curvature=output_curvature, draw=fisher == "sampled", skip_first=skip_first)
+    collector = _Collector(
+        lm,
+        views,
+        gatherer,
+        gradients=gradients,
+        curvature=curvature,
+        curved=inside,
+        output_curvature=output_curvature,
+        draw=fisher == "sampled",
+        skip_first=skip_first,
+    )
     with collector.hooked():
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             collector.read(batch)
@@ -123,16 +145,32 @@ def collect(lm: LoadedModel, texts: Sequence[str], *, gradients: bool = True, cu
 class _Collector:
     """The hooks of one pass and the sums they fill."""
 
-    def __init__(self, lm: LoadedModel, views: Sequence[SiteView], gatherer: Gatherer | None, *, gradients: bool,
-                 curvature: bool, curved: set[Site], output_curvature: bool, draw: bool, skip_first: bool):
+    def __init__(
+        self,
+        lm: LoadedModel,
+        views: Sequence[SiteView],
+        gatherer: Gatherer | None,
+        *,
+        gradients: bool,
+        curvature: bool,
+        curved: set[Site],
+        output_curvature: bool,
+        draw: bool,
+        skip_first: bool,
+    ):
         self.lm, self.views, self.gatherer, self.skip_first = lm, views, gatherer, skip_first
         self.gradients, self.output_curvature = gradients, curvature or output_curvature
         self.backward = gradients or self.output_curvature
         self.keys = BySite({view.site: Moments() for view in views})
         d = lm.d_model
         self.G = BySite({v.site: _zero(v, v.d_in, d) for v in views if gradients})
-        self.C = BySite({v.site: _zero(v, v.d_in, v.d_in) for v in views if v.site in curved
-                         and (curvature or (output_curvature and v.width > 1))})
+        self.C = BySite(
+            {
+                v.site: _zero(v, v.d_in, v.d_in)
+                for v in views
+                if v.site in curved and (curvature or (output_curvature and v.width > 1))
+            }
+        )
         self.S = BySite({v.site: _zero(v, d, d) for v in views if v.site in curved and self.output_curvature})
         self.generator = torch.Generator().manual_seed(0) if draw else None
         self.n_tokens = self.n_real = self.n_predicted = self.n_kept = 0
@@ -190,6 +228,7 @@ class _Collector:
                 self.gatherer.see_keys(view, a)
             if self.backward:
                 self.seen_keys[view.site] = a
+
         return hook
 
     def _on_output(self, view: SiteView) -> Callable[[Tensor], Tensor | None]:
@@ -206,19 +245,22 @@ class _Collector:
                 m = m.detach().requires_grad_(True)
             m.register_hook(lambda delta: self._reduce(view, delta))
             return m
+
         return hook
 
     def _on_write(self, view: SiteView) -> Callable[[Tensor], None]:
         def hook(c: Tensor) -> None:
             written = c.detach()
             c.register_hook(lambda delta: self._credit(view, written, delta))
+
         return hook
 
     def _credit(self, view: SiteView, written: Tensor, delta: Tensor) -> None:
         if self.gatherer:
             shape, weights = (*self.real.shape, -1), self.weights.to(delta.device)
-            self.gatherer.see_contribution(view.site, written.view(shape),
-                                           delta.view(shape).float() * weights[..., None])
+            self.gatherer.see_contribution(
+                view.site, written.view(shape), delta.view(shape).float() * weights[..., None]
+            )
 
     def _reduce(self, view: SiteView, delta: Tensor) -> None:
         site = view.site
@@ -248,8 +290,17 @@ class _Collector:
         for sums, count in ((self.G, n), (self.C, self.n_real), (self.S, n)):
             for matrix in sums.values():
                 matrix /= count
-        return TextStatistics(n_texts, self.n_tokens, self.n_predicted, self.nll / n, self.keys,
-                              self.gatherer.sums if self.gatherer else None, self.G, self.C, self.S)
+        return TextStatistics(
+            n_texts,
+            self.n_tokens,
+            self.n_predicted,
+            self.nll / n,
+            self.keys,
+            self.gatherer.sums if self.gatherer else None,
+            self.G,
+            self.C,
+            self.S,
+        )
 
 
 def _zero(view: SiteView, *shape: int) -> Tensor:
@@ -297,11 +348,22 @@ class ContrastStatistics:
         return self.toxic.G[site] - self.neutral.G[site]
 
 
-def collect_contrast(lm: AnyModel, pairs: ContrastSet, *, gradients: bool = True, curvature: bool = False,
-                     reliance: bool = False, peaks: bool = False, more_neutral: Sequence[str] = (),
-                     fisher: Fisher = "empirical", sites: Iterable[AnySite] | None = None,
-                     curved: Iterable[AnySite] | None = None, moments: bool = True, skip_first: bool = True,
-                     max_length: int = 128) -> ContrastStatistics:
+def collect_contrast(
+    lm: AnyModel,
+    pairs: ContrastSet,
+    *,
+    gradients: bool = True,
+    curvature: bool = False,
+    reliance: bool = False,
+    peaks: bool = False,
+    more_neutral: Sequence[str] = (),
+    fisher: Fisher = "empirical",
+    sites: Iterable[AnySite] | None = None,
+    curved: Iterable[AnySite] | None = None,
+    moments: bool = True,
+    skip_first: bool = True,
+    max_length: int = 128,
+) -> ContrastStatistics:
     """Gather the statistics of both sides of a contrast set and, with `curvature`, C and S on neutral text.
 
     Args:
@@ -331,19 +393,51 @@ def collect_contrast(lm: AnyModel, pairs: ContrastSet, *, gradients: bool = True
     lm = LoadedModel.of(lm)
     sites = lm.sites("mlp") if sites is None else sites_of(sites)
     groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
-    read: dict[str, Any] = {"gradients": gradients, "moments": moments, "peaks": peaks, "skip_first": skip_first,
-                            "max_length": max_length, "sites": sites}
+    read: dict[str, Any] = {
+        "gradients": gradients,
+        "moments": moments,
+        "peaks": peaks,
+        "skip_first": skip_first,
+        "max_length": max_length,
+        "sites": sites,
+    }
     again = curvature and fisher == "sampled"  # G is the gradient of the texts' own tokens in any case
     toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **read)
-    neutral = collect(lm, pairs.neutral, group=groups[1], curvature=curvature and not again, curved=curved,
-                      describe="neutral texts", **read)
+    neutral = collect(
+        lm,
+        pairs.neutral,
+        group=groups[1],
+        curvature=curvature and not again,
+        curved=curved,
+        describe="neutral texts",
+        **read,
+    )
     parts = [] if again or not curvature else [neutral]
     rest = [*(pairs.neutral if again else ()), *more_neutral]
     if curvature and rest:
-        parts.append(collect(lm, rest, gradients=False, moments=False, curvature=True, sites=sites, curved=curved,
-                             fisher=fisher, max_length=max_length, describe="neutral text for the curvature"))
-    C, S = (BySite({site: _weighted_mean([(one.n_predicted, getattr(one, factor)[site]) for one in parts])
-                    for site in (getattr(parts[0], factor) if parts else ())}) for factor in "CS")
+        parts.append(
+            collect(
+                lm,
+                rest,
+                gradients=False,
+                moments=False,
+                curvature=True,
+                sites=sites,
+                curved=curved,
+                fisher=fisher,
+                max_length=max_length,
+                describe="neutral text for the curvature",
+            )
+        )
+    C, S = (
+        BySite(
+            {
+                site: _weighted_mean([(one.n_predicted, getattr(one, factor)[site]) for one in parts])
+                for site in (getattr(parts[0], factor) if parts else ())
+            }
+        )
+        for factor in "CS"
+    )
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
 
 

@@ -55,8 +55,9 @@ class TokenView:
         return f"TokenView({mask(self.text)!r}, {len(self.tokens)} tokens, {len(self.attribution)} layers)"
 
 
-def token_view(lm: LoadedModel, text: str, statistics: ContrastStatistics | None = None, *, max_length: int = 128
-               ) -> TokenView:
+def token_view(
+    lm: LoadedModel, text: str, statistics: ContrastStatistics | None = None, *, max_length: int = 128
+) -> TokenView:
     """Show at which tokens of a text each layer drives it, and where its output looks toxic.
 
     With m_t a layer's output at position t and NLL the text's summed negative log-likelihood, attribution is
@@ -108,12 +109,15 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
         gradients = torch.autograd.grad(loss, written if normed else outputs)
     biases = [None if normed else view.bias for view in views]
     own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]
-    return tuple(torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
-                 for tensors in (outputs, own, gradients))
+    return tuple(
+        torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
+        for tensors in (outputs, own, gradients)
+    )
 
 
-def _toxic_side(lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"], s: ContrastStatistics
-                ) -> Float64[np.ndarray, "n_layers pos"]:
+def _toxic_side(
+    lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"], s: ContrastStatistics
+) -> Float64[np.ndarray, "n_layers pos"]:
     """Project every layer's standardised outputs on the layer's toxic direction."""
     toxic, neutral = s.toxic.contributions, s.neutral.contributions
     assert toxic is not None and neutral is not None

@@ -87,9 +87,14 @@ class Uncertainty:
         return Uncertainty(*(getattr(self, name)[list(places)] for name in self.names()))
 
     @classmethod
-    def of(cls, score: Float64[np.ndarray, " n_layers"], resampled: Float64[np.ndarray, "draws n_layers"],
-           null: Float64[np.ndarray, "shufflings n_layers"], signed: bool,
-           bounds: tuple[float, float] = (-np.inf, np.inf)) -> "Uncertainty":
+    def of(
+        cls,
+        score: Float64[np.ndarray, " n_layers"],
+        resampled: Float64[np.ndarray, "draws n_layers"],
+        null: Float64[np.ndarray, "shufflings n_layers"],
+        signed: bool,
+        bounds: tuple[float, float] = (-np.inf, np.inf),
+    ) -> "Uncertainty":
         """Summarise the bootstrap and the null draws of a score.
 
         Args:
@@ -107,7 +112,11 @@ class Uncertainty:
         size, size_null = (np.abs(z), np.abs(z_null)) if signed else (z, z_null)
         slack = 1e-9  # a shuffling that gives the very same labels counts as one as large
         return cls(
-            np.clip(low, *bounds), np.clip(high, *bounds), mean, sd, z,
+            np.clip(low, *bounds),
+            np.clip(high, *bounds),
+            mean,
+            sd,
+            z,
             p=_share(size_null >= size - slack),
             p_adjusted=_share(size_null.max(1, keepdims=True) >= size - slack),
         )

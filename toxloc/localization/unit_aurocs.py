@@ -19,10 +19,14 @@ def unit_aurocs(lm: LoadedModel, pairs: ContrastSet) -> Float64[np.ndarray, "n_l
         ToxlocError: no unit tells the two sides apart.
     """
     places = [place for layer in range(lm.n_layers) for place in mlp_linears(lm, layer)]
-    toxic, neutral = (pooled(lm, texts, places, "max", describe=f"units, {side} texts")
-                      for side, texts in (("toxic", pairs.toxic), ("neutral", pairs.neutral)))
+    toxic, neutral = (
+        pooled(lm, texts, places, "max", describe=f"units, {side} texts")
+        for side, texts in (("toxic", pairs.toxic), ("neutral", pairs.neutral))
+    )
     aurocs = np.concatenate([auroc_of(t.numpy(), n.numpy()) for t, n in zip(toxic, neutral, strict=True)])
     if not (aurocs > 0.5).any():
-        raise ToxlocError(f"No unit has an AUROC over .5 on the contrast set {pairs.name!r}: its two sides look alike; "
-                          "give toxic texts that differ from the neutral ones.")
+        raise ToxlocError(
+            f"No unit has an AUROC over .5 on the contrast set {pairs.name!r}: its two sides look alike; "
+            "give toxic texts that differ from the neutral ones."
+        )
     return aurocs.reshape(lm.n_layers, -1)

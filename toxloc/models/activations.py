@@ -75,6 +75,7 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
             which is rounded back.
         stack: takes the hooks off when it is closed.
     """
+
     def rounded(x: Tensor) -> Tensor:
         return transform(x.float()).to(x.dtype)
 
@@ -101,9 +102,16 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
 
 
 @torch.inference_mode()
-def pooled(lm: LoadedModel, texts: Sequence[str], places: Sequence[Place], pool: Pool = "mean", *,
-           skip_first: bool = True, max_length: int = 128, describe: str = "activations"
-           ) -> list[Float[Tensor, "n_texts d"]]:
+def pooled(
+    lm: LoadedModel,
+    texts: Sequence[str],
+    places: Sequence[Place],
+    pool: Pool = "mean",
+    *,
+    skip_first: bool = True,
+    max_length: int = 128,
+    describe: str = "activations",
+) -> list[Float[Tensor, "n_texts d"]]:
     """Pool the activations at every place over the real tokens of each text.
 
     Args:
@@ -130,6 +138,7 @@ def pooled(lm: LoadedModel, texts: Sequence[str], places: Sequence[Place], pool:
             else:
                 weights = real.float() / real.sum(1, keepdim=True)
                 rows[at].append(torch.bmm(weights[:, None], x)[:, 0].cpu())
+
         return hook
 
     with lm.hooks([(place.hook, see(at)) for at, place in enumerate(places)]):

@@ -48,15 +48,18 @@ _LLAMA = Architecture("model.layers", _GATED, "mlp.down_proj", "self_attn.o_proj
 _NORMED = replace(_LLAMA, post_norm="post_feedforward_layernorm", attention_norm="post_attention_layernorm")
 _GEMMA = replace(_NORMED, norm_offset=1.0)
 _GPT2 = Architecture("transformer.h", ("mlp.c_fc",), "mlp.c_proj", "attn.c_proj", "transformer.ln_f")
-_BLOOM = Architecture("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "self_attention.dense",
-                      "transformer.ln_f")
+_BLOOM = Architecture(
+    "transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f"
+)
 ARCHITECTURES = {
     "gpt2": _GPT2,
     "gpt_neo": replace(_GPT2, attention="attn.attention.out_proj"),
-    "gpt_neox": Architecture("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "attention.dense",
-                             "gpt_neox.final_layer_norm"),
-    "opt": Architecture("model.decoder.layers", ("fc1",), "fc2", "self_attn.out_proj",
-                        "model.decoder.final_layer_norm"),
+    "gpt_neox": Architecture(
+        "gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "attention.dense", "gpt_neox.final_layer_norm"
+    ),
+    "opt": Architecture(
+        "model.decoder.layers", ("fc1",), "fc2", "self_attn.out_proj", "model.decoder.final_layer_norm"
+    ),
     "bloom": _BLOOM,
     "falcon": _BLOOM,
     "phi": Architecture("model.layers", ("mlp.fc1",), "mlp.fc2", "self_attn.dense", "model.final_layernorm"),
@@ -117,6 +120,8 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     try:
         norm: nn.Module = model.get_submodule(path)
     except AttributeError:
-        raise ToxlocError(f"This {model.config.model_type} model has no final norm at {path}, so what its neurons "
-                          "promote cannot be read off their weights; choose a model with one.") from None
+        raise ToxlocError(
+            f"This {model.config.model_type} model has no final norm at {path}, so what its neurons "
+            "promote cannot be read off their weights; choose a model with one."
+        ) from None
     return norm

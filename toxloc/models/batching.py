@@ -70,8 +70,14 @@ def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: 
     return Batch(ids.to(lm.device), mask.to(lm.device), index)
 
 
-def batches(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 128, tokens: int | None = None,
-            describe: str = "reading") -> Iterator[Batch]:
+def batches(
+    lm: LoadedModel,
+    texts: Sequence[str],
+    *,
+    max_length: int = 128,
+    tokens: int | None = None,
+    describe: str = "reading",
+) -> Iterator[Batch]:
     """Yield right-padded batches of at most `tokens` positions, longest texts first.
 
     Args:

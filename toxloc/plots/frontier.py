@@ -30,26 +30,46 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
         mine = sorted((entry for entry in entries if entry["method"] == name), key=_rise)
         rates = [entry["toxicity"]["any"] for entry in mine]
         figure.add_scatter(
-            x=[_rise(entry) for entry in mine], y=[rate["rate"] for rate in rates], name=name, mode="lines+markers",
+            x=[_rise(entry) for entry in mine],
+            y=[rate["rate"] for rate in rates],
+            name=name,
+            mode="lines+markers",
             line={"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 1},
             marker={"size": 9, "symbol": SYMBOLS[i // len(OKABE_ITO) % len(SYMBOLS)]},
-            error_y={"type": "data", "symmetric": False, "thickness": 1,
-                     "array": [rate["rate_ci"][1] - rate["rate"] for rate in rates],
-                     "arrayminus": [rate["rate"] - rate["rate_ci"][0] for rate in rates]},
-            text=[_hover(entry) for entry in mine], hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1,
+                "array": [rate["rate_ci"][1] - rate["rate"] for rate in rates],
+                "arrayminus": [rate["rate"] - rate["rate_ci"][0] for rate in rates],
+            },
+            text=[_hover(entry) for entry in mine],
+            hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
         )
     for entry in entries:
         if entry["method"] == "baseline":
-            figure.add_hline(entry["toxicity"]["any"]["rate"], line={"color": GREY, "dash": "dash"},
-                             annotation={"text": "unedited", "yanchor": "bottom", "font": {"color": BLUE}})
-    told = "".join(f" Off the scale: {e['method']}, {e['toxicity']['any']['rate']:.1%} at {_rise(e):+.0%}."
-                   for e in far)
-    return lay_out(figure, "Toxicity against cost", "Lower and further left is better. Bars are 95% intervals over "
-                   f"prompts.{told}", height=520, legend=LEGEND_BELOW, showlegend=True,
-                   xaxis={"title": {"text": "rise of perplexity on unseen everyday text"}, "tickformat": "+.1%",
-                          "zerolinecolor": GREY},
-                   yaxis={"title": {"text": "toxic completions, by any evaluator"}, "tickformat": ".0%",
-                          "rangemode": "tozero"}).update_layout(margin_b=170)
+            figure.add_hline(
+                entry["toxicity"]["any"]["rate"],
+                line={"color": GREY, "dash": "dash"},
+                annotation={"text": "unedited", "yanchor": "bottom", "font": {"color": BLUE}},
+            )
+    told = "".join(
+        f" Off the scale: {e['method']}, {e['toxicity']['any']['rate']:.1%} at {_rise(e):+.0%}." for e in far
+    )
+    return lay_out(
+        figure,
+        "Toxicity against cost",
+        f"Lower and further left is better. Bars are 95% intervals over prompts.{told}",
+        height=520,
+        legend=LEGEND_BELOW,
+        showlegend=True,
+        xaxis={
+            "title": {"text": "rise of perplexity on unseen everyday text"},
+            "tickformat": "+.1%",
+            "zerolinecolor": GREY,
+        },
+        yaxis={"title": {"text": "toxic completions, by any evaluator"}, "tickformat": ".0%", "rangemode": "tozero"},
+    ).update_layout(margin_b=170)
 
 
 def _rise(entry: dict[str, Any]) -> float:
@@ -60,5 +80,7 @@ def _hover(entry: dict[str, Any]) -> str:
     rate = entry["toxicity"]["any"]
     budget = "no budget" if entry["budget"] is None else f"budget {entry['budget']:.0%}"
     low, high = rate["rate_ci"]
-    return (f"{budget}<br>toxic {rate['rate']:.1%}, {interval(low, high, '.1%')}<br>"
-            f"perplexity {_rise(entry):+.2%}, KL {entry['fluency']['kl']:.3g} nats")
+    return (
+        f"{budget}<br>toxic {rate['rate']:.1%}, {interval(low, high, '.1%')}<br>"
+        f"perplexity {_rise(entry):+.2%}, KL {entry['fluency']['kl']:.3g} nats"
+    )

@@ -53,8 +53,16 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
     layers = _layers(loc, part)
     figure = go.Figure()
     if known is not None:
-        figure.add_trace(band(layers, known.null_mean - 2 * known.null_sd, known.null_mean + 2 * known.null_sd, GREY,
-                              0.3, name="shuffled labels, mean ± 2 sd"))
+        figure.add_trace(
+            band(
+                layers,
+                known.null_mean - 2 * known.null_sd,
+                known.null_mean + 2 * known.null_sd,
+                GREY,
+                0.3,
+                name="shuffled labels, mean ± 2 sd",
+            )
+        )
         figure.add_trace(band(layers, known.low, known.high, BLUE, 0.25, name="95% interval"))
         note = f"Filled markers: p < {ALPHA:g}, adjusted for looking at every layer."
         if ((values < known.low) | (values > known.high)).any():
@@ -62,17 +70,29 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
     else:
         note = "This score has no interval."
     figure.add_scatter(
-        x=layers, y=values, name=label.title, mode="lines+markers", line={"color": BLUE},
-        marker={"size": 10, "symbol": ["circle" if sure else "circle-open" for sure in _sure(known, len(values))],
-                "line": {"width": 2, "color": BLUE}},
+        x=layers,
+        y=values,
+        name=label.title,
+        mode="lines+markers",
+        line={"color": BLUE},
+        marker={
+            "size": 10,
+            "symbol": ["circle" if sure else "circle-open" for sure in _sure(known, len(values))],
+            "line": {"width": 2, "color": BLUE},
+        },
         text=[_hover(value, known, i) for i, value in enumerate(values)],
         hovertemplate="layer %{x}<br>%{text}<extra></extra>",
     )
-    return lay_out(figure, of_part(part, f"{label.title} by depth in {loc.about['model']}"), note, height=400,
-                   xaxis=layer_axis(len(layers)),
-                   yaxis={"title": {"text": with_unit(label.title, label.unit)}, "zerolinecolor": GREY,
-                          "exponentformat": "power"},
-                   legend=LEGEND_BELOW, showlegend=known is not None)
+    return lay_out(
+        figure,
+        of_part(part, f"{label.title} by depth in {loc.about['model']}"),
+        note,
+        height=400,
+        xaxis=layer_axis(len(layers)),
+        yaxis={"title": {"text": with_unit(label.title, label.unit)}, "zerolinecolor": GREY, "exponentformat": "power"},
+        legend=LEGEND_BELOW,
+        showlegend=known is not None,
+    )
 
 
 def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
@@ -96,20 +116,36 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
     text = [[f"{values[i]:.3g}" for values in columns.values()] for i in range(len(layers))]
     shares = {name: _share(values - labels[name].centre) for name, values in columns.items()}
     known = {name: loc.part_uncertainty(name, part) for name in columns}
-    hover = [[f"layer {layer}, {labels[name].title}<br>{_hover(values[i], known[name], i)}"
-              f"<br>{shares[name][i]:.0%} of the largest{_distance(labels[name].centre)}"
-              for name, values in columns.items()] for i, layer in enumerate(layers)]
-    figure = go.Figure(go.Heatmap(
-        z=np.stack(list(shares.values()), axis=1),
-        x=[lines(label.title, 12) for label in labels.values()],
-        y=[f"layer {layer}" for layer in layers], text=text, hovertext=hover,
-        texttemplate="%{text}" if len(layers) <= LABELS_UP_TO else None, zmin=-1, zmax=1, colorscale=DIVERGING,
-        colorbar=colour_bar("share of the score's largest", tickformat=".0%"),
-        hovertemplate="%{hovertext}<extra></extra>",
-    ))
-    return lay_out(figure, of_part(part, f"toxicity by depth in {loc.about['model']}"),
-                   height=160 + 24 * max(8, len(layers)), yaxis={"autorange": "reversed"},
-                   xaxis={"autotickangles": [0, -90], "tickfont": {"size": 11}})
+    hover = [
+        [
+            f"layer {layer}, {labels[name].title}<br>{_hover(values[i], known[name], i)}"
+            f"<br>{shares[name][i]:.0%} of the largest{_distance(labels[name].centre)}"
+            for name, values in columns.items()
+        ]
+        for i, layer in enumerate(layers)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.stack(list(shares.values()), axis=1),
+            x=[lines(label.title, 12) for label in labels.values()],
+            y=[f"layer {layer}" for layer in layers],
+            text=text,
+            hovertext=hover,
+            texttemplate="%{text}" if len(layers) <= LABELS_UP_TO else None,
+            zmin=-1,
+            zmax=1,
+            colorscale=DIVERGING,
+            colorbar=colour_bar("share of the score's largest", tickformat=".0%"),
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+    return lay_out(
+        figure,
+        of_part(part, f"toxicity by depth in {loc.about['model']}"),
+        height=160 + 24 * max(8, len(layers)),
+        yaxis={"autorange": "reversed"},
+        xaxis={"autotickangles": [0, -90], "tickfont": {"size": 11}},
+    )
 
 
 def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], score: str = "attribution") -> go.Figure:
@@ -138,13 +174,23 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
         depth = layers / max(layers[-1], 1)
         if known is not None and len(named) <= BANDS_UP_TO:
             bands = True
-            figure.add_trace(band(depth, known.low / largest, known.high / largest, colour, 0.15,
-                                  legendgroup=str(i), showlegend=False))
+            figure.add_trace(
+                band(
+                    depth, known.low / largest, known.high / largest, colour, 0.15, legendgroup=str(i), showlegend=False
+                )
+            )
         figure.add_scatter(
-            x=depth, y=values / largest, name=name, legendgroup=str(i), mode="lines+markers",
-            line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]}, marker={"size": 6},
-            text=[f"layer {layer} of 0 to {layers[-1]}<br>{_hover(value, known, place)}"
-                  for place, (layer, value) in enumerate(zip(layers, values, strict=True))],
+            x=depth,
+            y=values / largest,
+            name=name,
+            legendgroup=str(i),
+            mode="lines+markers",
+            line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},
+            marker={"size": 6},
+            text=[
+                f"layer {layer} of 0 to {layers[-1]}<br>{_hover(value, known, place)}"
+                for place, (layer, value) in enumerate(zip(layers, values, strict=True))
+            ],
             hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest<extra></extra>",
         )
     for third, label in enumerate(("early", "middle", "late")):
@@ -152,13 +198,20 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
         if third:
             figure.add_vline(third / 3, line={"color": GREY, "width": 1, "dash": "dot"})
     title = named[0][1].score_label(score).title
-    figure = lay_out(figure, f"{capital(title)} over relative depth",
-                     "Each model's score is divided by its largest absolute value."
-                     + (" Bands: 95% intervals." if bands else ""), height=430,
-                     xaxis={"title": {"text": "relative depth (0: first layer, 1: last)"}, "range": [-0.03, 1.03],
-                            "zeroline": False},
-                     yaxis={"title": {"text": "share of the model's largest"}, "tickformat": ".0%",
-                            "zerolinecolor": GREY}, legend=LEGEND_BELOW, showlegend=True)
+    figure = lay_out(
+        figure,
+        f"{capital(title)} over relative depth",
+        "Each model's score is divided by its largest absolute value." + (" Bands: 95% intervals." if bands else ""),
+        height=430,
+        xaxis={
+            "title": {"text": "relative depth (0: first layer, 1: last)"},
+            "range": [-0.03, 1.03],
+            "zeroline": False,
+        },
+        yaxis={"title": {"text": "share of the model's largest"}, "tickformat": ".0%", "zerolinecolor": GREY},
+        legend=LEGEND_BELOW,
+        showlegend=True,
+    )
     return figure.update_layout(margin_t=figure.layout.margin.t + 18)
 
 
@@ -173,8 +226,10 @@ def _sure(known: Uncertainty | None, n_sites: int) -> list[bool]:
 def _hover(value: float, known: Uncertainty | None, i: int) -> str:
     if known is None:
         return f"score {value:.3g}"
-    return (f"score {value:.3g}<br>{interval(known.low[i], known.high[i])}<br>"
-            f"z {known.z[i]:.1f}, adjusted p {known.p_adjusted[i]:.2g}")
+    return (
+        f"score {value:.3g}<br>{interval(known.low[i], known.high[i])}<br>"
+        f"z {known.z[i]:.1f}, adjusted p {known.p_adjusted[i]:.2g}"
+    )
 
 
 def _distance(centre: float) -> str:

@@ -36,19 +36,27 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     values = np.take_along_axis(scores, order, axis=1)
     cuts = np.array_split(np.arange(values.shape[1]), min(bins, values.shape[1]))
     shown = _thin(values, cuts)
-    figure = go.Figure(go.Heatmap(
-        z=shown, y=[f"layer {site.layer}" for site in loc.sites(part)], x=np.linspace(0, 100, shown.shape[1]),
-        text=[_names(row, cuts, unit) for row in order], **_scale(label.centre, shown),
-        colorbar=colour_bar(with_unit(title, label.unit)),
-        hovertemplate="%{y}, %{text}<br>score %{z:.3g}<extra></extra>",
-    ))
-    return lay_out(figure, of_part(part, f"{unit}s by {title} in {loc.about['model']}"),
-                   height=140 + 22 * max(8, len(values)), yaxis={"autorange": "reversed"},
-                   xaxis={"title": {"text": f"{unit}s, highest score first (%)"}})
+    figure = go.Figure(
+        go.Heatmap(
+            z=shown,
+            y=[f"layer {site.layer}" for site in loc.sites(part)],
+            x=np.linspace(0, 100, shown.shape[1]),
+            text=[_names(row, cuts, unit) for row in order],
+            **_scale(label.centre, shown),
+            colorbar=colour_bar(with_unit(title, label.unit)),
+            hovertemplate="%{y}, %{text}<br>score %{z:.3g}<extra></extra>",
+        )
+    )
+    return lay_out(
+        figure,
+        of_part(part, f"{unit}s by {title} in {loc.about['model']}"),
+        height=140 + 22 * max(8, len(values)),
+        yaxis={"autorange": "reversed"},
+        xaxis={"title": {"text": f"{unit}s, highest score first (%)"}},
+    )
 
 
-def _thin(rows: Float64[np.ndarray, "n_sites n_units"], cuts: list[np.ndarray]
-          ) -> Float64[np.ndarray, "n_sites bins"]:
+def _thin(rows: Float64[np.ndarray, "n_sites n_units"], cuts: list[np.ndarray]) -> Float64[np.ndarray, "n_sites bins"]:
     thin = np.stack([rows[:, cut].mean(1) for cut in cuts], axis=1)
     thin[:, 0], thin[:, -1] = rows[:, 0], rows[:, -1]
     return thin
@@ -56,11 +64,16 @@ def _thin(rows: Float64[np.ndarray, "n_sites n_units"], cuts: list[np.ndarray]
 
 def _names(order: np.ndarray, cuts: list[np.ndarray], unit: str) -> list[str]:
     """Return the hover text of every cell of a row."""
+
     def single(rank: int) -> str:
         return f"{unit} {order[rank]}<br>rank {rank + 1} of {len(order)}"
 
-    names = [single(int(cut[0])) if len(cut) == 1 else
-             f"mean of {len(cut)} {unit}s<br>ranks {cut[0] + 1} to {cut[-1] + 1} of {len(order)}" for cut in cuts]
+    names = [
+        single(int(cut[0]))
+        if len(cut) == 1
+        else f"mean of {len(cut)} {unit}s<br>ranks {cut[0] + 1} to {cut[-1] + 1} of {len(order)}"
+        for cut in cuts
+    ]
     names[0], names[-1] = single(0), single(len(order) - 1)
     return names
 

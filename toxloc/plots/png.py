@@ -12,8 +12,9 @@ from ..support.files import replacing
 HEIGHT = 500  # pixels, for a figure without a height
 
 
-def write_png(figure: go.Figure, path: str | PathLike[str], *, width: int = 1000, height: int | None = None,
-              scale: float = 2) -> None:
+def write_png(
+    figure: go.Figure, path: str | PathLike[str], *, width: int = 1000, height: int | None = None, scale: float = 2
+) -> None:
     """Write a figure as a PNG with a white background, with kaleido and Chrome, without access to the web.
 
     Args:
@@ -45,17 +46,24 @@ def _render(figure: go.Figure, width: int, height: int, scale: float) -> bytes:
         import kaleido
         from kaleido.errors import BrowserFailedError, ChromeNotFoundError
     except ImportError:
-        raise ToxlocError("A PNG needs kaleido, version 1 or later; install it with: pip install 'toxloc[png]'"
-                          ) from None
+        raise ToxlocError(
+            "A PNG needs kaleido, version 1 or later; install it with: pip install 'toxloc[png]'"
+        ) from None
     # figure.to_image would load MathJax from the web, and plotly before 6.1 supports only old versions of kaleido.
     try:
         picture: bytes = kaleido.calc_fig_sync(
-            figure, opts={"format": "png", "width": width, "height": height, "scale": scale},
-            kopts={"page_generator": kaleido.PageGenerator(mathjax=False)})
+            figure,
+            opts={"format": "png", "width": width, "height": height, "scale": scale},
+            kopts={"page_generator": kaleido.PageGenerator(mathjax=False)},
+        )
     except ChromeNotFoundError:
-        raise ToxlocError("A PNG needs Chrome or Chromium, and kaleido finds none; run plotly_get_chrome, or set "
-                          f"BROWSER_PATH to its program (now {os.environ.get('BROWSER_PATH') or 'not set'}).") from None
+        raise ToxlocError(
+            "A PNG needs Chrome or Chromium, and kaleido finds none; run plotly_get_chrome, or set "
+            f"BROWSER_PATH to its program (now {os.environ.get('BROWSER_PATH') or 'not set'})."
+        ) from None
     except BrowserFailedError:
-        raise ToxlocError("The browser that kaleido found does not start; run plotly_get_chrome, or set BROWSER_PATH "
-                          f"to a Chrome or Chromium (now {os.environ.get('BROWSER_PATH') or 'not set'}).") from None
+        raise ToxlocError(
+            "The browser that kaleido found does not start; run plotly_get_chrome, or set BROWSER_PATH "
+            f"to a Chrome or Chromium (now {os.environ.get('BROWSER_PATH') or 'not set'})."
+        ) from None
     return picture

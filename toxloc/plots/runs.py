@@ -59,16 +59,30 @@ def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         rates = np.array([run["toxicity"][name]["rate"] for name in names])
         cis = np.array([run["toxicity"][name]["rate_ci"] for name in names])
         figure.add_bar(
-            name=run_title(run), x=[wrapped(RENAMED.get(name, name)) for name in names], y=rates,
-            marker_color=colour, text=[f"{rate:.1%}" for rate in rates], textposition="inside",
+            name=run_title(run),
+            x=[wrapped(RENAMED.get(name, name)) for name in names],
+            y=rates,
+            marker_color=colour,
+            text=[f"{rate:.1%}" for rate in rates],
+            textposition="inside",
             insidetextanchor="start",
-            error_y={"type": "data", "array": cis[:, 1] - rates, "arrayminus": rates - cis[:, 0], "thickness": 1.5,
-                     "color": "#d98324"},
+            error_y={
+                "type": "data",
+                "array": cis[:, 1] - rates,
+                "arrayminus": rates - cis[:, 0],
+                "thickness": 1.5,
+                "color": "#d98324",
+            },
             hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(**BASE, barmode="group", height=400, uniformtext=LEGIBLE,
-                         yaxis={"tickformat": ".0%", "rangemode": "tozero"},
-                         legend={"orientation": "h", "y": 1.15})
+    figure.update_layout(
+        **BASE,
+        barmode="group",
+        height=400,
+        uniformtext=LEGIBLE,
+        yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        legend={"orientation": "h", "y": 1.15},
+    )
     return figure
 
 
@@ -82,19 +96,41 @@ def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         >>> cost([before.to_dict(), after.to_dict()])     # doctest: +SKIP
     """
     edited = [run for run in runs if run["method"] != "baseline"]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("perplexity rise", "KL (nats)"),
-                           column_widths=[0.6, 0.4], horizontal_spacing=0.18)
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        subplot_titles=("perplexity rise", "KL (nats)"),
+        column_widths=[0.6, 0.4],
+        horizontal_spacing=0.18,
+    )
     titles = [run_title(run) for run in edited]
     tuned = [run["config"].get("tuned_perplexity_ratio", float("nan")) - 1 for run in edited]
     checked = [run["fluency"]["perplexity_ratio"] - 1 for run in edited]
     for name, values, colour in (("on the tuning text", tuned, "#b3bac4"), ("on unseen text", checked, COSTS)):
-        figure.add_bar(row=1, col=1, name=name, x=titles, y=values, marker_color=colour,
-                       text=[f"{v:+.2%}" for v in values], textposition="auto",
-                       hovertemplate="%{x}: %{y:+.2%}<extra>%{fullData.name}</extra>")
-    figure.add_bar(row=1, col=2, name="KL", x=titles, y=[run["fluency"]["kl"] for run in edited],
-                   marker_color=COSTS, showlegend=False, hovertemplate="%{x}: %{y:.3g} nats<extra></extra>")
-    figure.update_layout(**BASE, barmode="group", height=340, uniformtext=LEGIBLE,
-                         legend={"orientation": "h", "y": -0.2})
+        figure.add_bar(
+            row=1,
+            col=1,
+            name=name,
+            x=titles,
+            y=values,
+            marker_color=colour,
+            text=[f"{v:+.2%}" for v in values],
+            textposition="auto",
+            hovertemplate="%{x}: %{y:+.2%}<extra>%{fullData.name}</extra>",
+        )
+    figure.add_bar(
+        row=1,
+        col=2,
+        name="KL",
+        x=titles,
+        y=[run["fluency"]["kl"] for run in edited],
+        marker_color=COSTS,
+        showlegend=False,
+        hovertemplate="%{x}: %{y:.3g} nats<extra></extra>",
+    )
+    figure.update_layout(
+        **BASE, barmode="group", height=340, uniformtext=LEGIBLE, legend={"orientation": "h", "y": -0.2}
+    )
     figure.update_xaxes(tickangle=0)
     figure.update_yaxes(tickformat=".1%", row=1, col=1)
     return figure
@@ -107,8 +143,19 @@ def editability(values: Mapping[int, float]) -> go.Figure:
         >>> editability({0: 0.5, 1: 2.0})     # doctest: +SKIP
     """
     layers = sorted(values)
-    figure = go.Figure(go.Scatter(x=layers, y=[values[layer] for layer in layers], mode="lines+markers",
-                                  line={"color": EDITABILITY}, hovertemplate="layer %{x}: %{y:.3g}<extra></extra>"))
-    figure.update_layout(**BASE, height=280, xaxis={"title": "layer", "dtick": 1 if len(layers) <= 16 else None},
-                         yaxis={"title": "editability", "rangemode": "tozero"})
+    figure = go.Figure(
+        go.Scatter(
+            x=layers,
+            y=[values[layer] for layer in layers],
+            mode="lines+markers",
+            line={"color": EDITABILITY},
+            hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        **BASE,
+        height=280,
+        xaxis={"title": "layer", "dtick": 1 if len(layers) <= 16 else None},
+        yaxis={"title": "editability", "rangemode": "tozero"},
+    )
     return figure

@@ -20,16 +20,23 @@ GREY = "#8a8f98"
 
 # Number of letters that a phone shows of a title, of a note and along an axis of 300 px.
 _TITLE_WIDTH, _NOTE_WIDTH, _AXIS_WIDTH = 37, 52, 34
-BASE: dict[str, Any] = {"template": "plotly_white", "font": {"family": "system-ui, sans-serif", "size": 13},
-                        "margin": {"l": 70, "r": 20, "t": 50, "b": 50},
-                        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+BASE: dict[str, Any] = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+    "margin": {"l": 70, "r": 20, "t": 50, "b": 50},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
 
 
 def to_html(figure: go.Figure) -> str:
     """Return a figure as HTML for a page that already contains Plotly's script."""
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False,
-                               config={"responsive": True, "displaylogo": False, "displayModeBar": False})
+    html: str = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displaylogo": False, "displayModeBar": False},
+    )
     return html
 
 
@@ -68,11 +75,24 @@ def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **lay
     # Plotly anchors a title of several lines at the middle of the first line, and a title of one line at its top.
     pad = 22 if small or "<br>" in heading else 12
     text = heading + (f'<br><span style="font-size:12px">{small}</span>' if small else "")
-    figure.update_layout(**{
-        **BASE, "margin": {"l": 70, "r": 20, "t": top, "b": 50}, "height": height + top,
-        "title": {"text": text, "x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top",
-                  "pad": {"t": pad, "l": 12}, "font": {"size": 16}}, **layout,
-    })
+    figure.update_layout(
+        **{
+            **BASE,
+            "margin": {"l": 70, "r": 20, "t": top, "b": 50},
+            "height": height + top,
+            "title": {
+                "text": text,
+                "x": 0,
+                "xref": "container",
+                "y": 1,
+                "yref": "container",
+                "yanchor": "top",
+                "pad": {"t": pad, "l": 12},
+                "font": {"size": 16},
+            },
+            **layout,
+        }
+    )
     figure.update_xaxes(title_font_size=13)
     return figure.update_yaxes(title_font_size=13)
 
@@ -80,8 +100,7 @@ def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **lay
 def lines(text: str, width: int) -> str:
     """Return plain text as Plotly's HTML, in lines of at most `width` letters; only longer words are broken."""
     too_long = any(len(word) > width for word in text.split())
-    return "<br>".join(html.escape(line, quote=False)
-                       for line in textwrap.wrap(text, width, break_on_hyphens=too_long))
+    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(text, width, break_on_hyphens=too_long))
 
 
 def wrapped(label: str) -> str:
@@ -92,8 +111,16 @@ def wrapped(label: str) -> str:
 def colour_bar(title: str, **settings: Any) -> dict[str, Any]:
     """Return a colour bar under the plot, so that the columns keep the full width."""
     # The title goes below: above a horizontal bar, Plotly lets them overlap.
-    return {"orientation": "h", "thickness": 10, "y": 0, "yref": "container", "yanchor": "bottom",
-            "exponentformat": "power", "title": {"text": title, "side": "bottom", "font": {"size": 13}}, **settings}
+    return {
+        "orientation": "h",
+        "thickness": 10,
+        "y": 0,
+        "yref": "container",
+        "yanchor": "bottom",
+        "exponentformat": "power",
+        "title": {"text": title, "side": "bottom", "font": {"size": 13}},
+        **settings,
+    }
 
 
 def layer_axis(n_layers: int) -> dict[str, Any]:
@@ -101,12 +128,26 @@ def layer_axis(n_layers: int) -> dict[str, Any]:
     return {"title": {"text": "layer"}, "dtick": 1 if n_layers <= 16 else None, "zeroline": False}
 
 
-def band(x: np.ndarray, low: Float64[np.ndarray, " n"], high: Float64[np.ndarray, " n"], colour: str,
-         opacity: float = 0.2, **trace: Any) -> go.Scatter:
+def band(
+    x: np.ndarray,
+    low: Float64[np.ndarray, " n"],
+    high: Float64[np.ndarray, " n"],
+    colour: str,
+    opacity: float = 0.2,
+    **trace: Any,
+) -> go.Scatter:
     """Return the filled area between two curves, without hover text."""
-    red, green, blue = (int(colour[i: i + 2], 16) for i in (1, 3, 5))
-    return go.Scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", mode="lines", line={"width": 0},
-                      fillcolor=f"rgba({red},{green},{blue},{opacity})", hoverinfo="skip", **trace)
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return go.Scatter(
+        x=np.r_[x, x[::-1]],
+        y=np.r_[high, low[::-1]],
+        fill="toself",
+        mode="lines",
+        line={"width": 0},
+        fillcolor=f"rgba({red},{green},{blue},{opacity})",
+        hoverinfo="skip",
+        **trace,
+    )
 
 
 def interval(low: float, high: float, form: str = ".3g") -> str:

@@ -33,15 +33,30 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
             relative, (low, high) = measured["relative"], measured["ci"]
         change[at] = relative
         text[at] = f"{after:.1%}"
-        hover[at] = (f"{before:.1%} → {after:.1%}"
-                     + ("" if relative is None else f", change {relative:+.0%} [{low:+.0%}, {high:+.0%}]")
-                     + f"<br>perplexity {result['fluency']['perplexity_ratio'] - 1:+.1%}")
+        hover[at] = (
+            f"{before:.1%} → {after:.1%}"
+            + ("" if relative is None else f", change {relative:+.0%} [{low:+.0%}, {high:+.0%}]")
+            + f"<br>perplexity {result['fluency']['perplexity_ratio'] - 1:+.1%}"
+        )
     unedited = {_column(cell, mine): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in mine}
     names = [f"{column}<br>before<br>{unedited[column]:.1%}" for column in columns]
-    figure = go.Figure(go.Heatmap(
-        x=names, y=rows, z=change, text=text, customdata=hover, texttemplate="%{text}", zmin=-1, zmax=1,
-        colorscale="RdBu_r", hovertemplate="%{y}<br>%{x}<br>%{customdata}<extra></extra>", xgap=2, ygap=2,
-        colorbar=colour_bar("change", tickformat="+.0%", tickvals=[-1, 0, 1])))
+    figure = go.Figure(
+        go.Heatmap(
+            x=names,
+            y=rows,
+            z=change,
+            text=text,
+            customdata=hover,
+            texttemplate="%{text}",
+            zmin=-1,
+            zmax=1,
+            colorscale="RdBu_r",
+            hovertemplate="%{y}<br>%{x}<br>%{customdata}<extra></extra>",
+            xgap=2,
+            ygap=2,
+            colorbar=colour_bar("change", tickformat="+.0%", tickvals=[-1, 0, 1]),
+        )
+    )
     lay_out(figure, f"{benchmark}: toxic by any evaluator", height=170 + 34 * len(rows))
     figure.update_layout(margin={"l": 10, "r": 10, "t": figure.layout.margin.t + 60, "b": 70})
     figure.update_xaxes(side="top", tickangle=0)
@@ -51,8 +66,10 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
 def _column(cell: Cell, among: Results) -> str:
     """Return the name of a column: the model, with contrast set and seed if the cells differ in them."""
     name = wrapped(short_name(cell.model))
-    for part, several in ((short_name(cell.contrast), {other.contrast for other, _ in among}),
-                          (f"seed {cell.seed}", {other.seed for other, _ in among})):
+    for part, several in (
+        (short_name(cell.contrast), {other.contrast for other, _ in among}),
+        (f"seed {cell.seed}", {other.seed for other, _ in among}),
+    ):
         name += f"<br>{part}" if len(several) > 1 else ""
     return name
 
@@ -66,18 +83,40 @@ def cost_and_gain(results: Results) -> go.Figure:
         if not result["change"]["any"]:
             continue
         figure.add_scatter(
-            x=[result["fluency"]["perplexity_ratio"] - 1], y=[result["change"]["any"]["relative"]], mode="markers",
-            marker={"color": OKABE_ITO[models.index(cell.model) % len(OKABE_ITO)], "size": 9,
-                    "symbol": SYMBOLS[treatments.index(cell.treatment) % len(SYMBOLS)]},
-            showlegend=False, hovertemplate=f"{short_name(cell.model)}, {cell.benchmark}<br>{cell.treatment}<br>"
-                                            "change %{y:+.0%} at %{x:+.1%} perplexity<extra></extra>")
+            x=[result["fluency"]["perplexity_ratio"] - 1],
+            y=[result["change"]["any"]["relative"]],
+            mode="markers",
+            marker={
+                "color": OKABE_ITO[models.index(cell.model) % len(OKABE_ITO)],
+                "size": 9,
+                "symbol": SYMBOLS[treatments.index(cell.treatment) % len(SYMBOLS)],
+            },
+            showlegend=False,
+            hovertemplate=f"{short_name(cell.model)}, {cell.benchmark}<br>{cell.treatment}<br>"
+            "change %{y:+.0%} at %{x:+.1%} perplexity<extra></extra>",
+        )
     for i, model in enumerate(models):
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=short_name(model),
-                           marker={"color": OKABE_ITO[i % len(OKABE_ITO)], "size": 9})
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=short_name(model),
+            marker={"color": OKABE_ITO[i % len(OKABE_ITO)], "size": 9},
+        )
     for i, name in enumerate(treatments):
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=name,
-                           marker={"color": GREY, "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]})
-    return lay_out(figure, "What it costs and what it gains", "A colour for each model, a symbol for each setting.",
-                   height=420 + 22 * (len(models) + len(treatments)) // 2, legend=LEGEND_BELOW,
-                   xaxis={"title": "perplexity on unseen text", "tickformat": "+.0%", "zerolinecolor": GREY},
-                   yaxis={"title": "change of the toxic rate", "tickformat": "+.0%", "zerolinecolor": GREY})
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=name,
+            marker={"color": GREY, "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        )
+    return lay_out(
+        figure,
+        "What it costs and what it gains",
+        "A colour for each model, a symbol for each setting.",
+        height=420 + 22 * (len(models) + len(treatments)) // 2,
+        legend=LEGEND_BELOW,
+        xaxis={"title": "perplexity on unseen text", "tickformat": "+.0%", "zerolinecolor": GREY},
+        yaxis={"title": "change of the toxic rate", "tickformat": "+.0%", "zerolinecolor": GREY},
+    )

@@ -34,8 +34,9 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
         raise ToxlocError(f"Unknown kind {kind!r}; choose from {', '.join(UNITS)}.")
     values = view.attribution if kind == "attribution" else view.activation
     if values is None:
-        raise ToxlocError("This view has no activation; make it with token_view(lm, text, statistics), "
-                          "or plot kind='attribution'.")
+        raise ToxlocError(
+            "This view has no activation; make it with token_view(lm, text, statistics), or plot kind='attribution'."
+        )
     labels = [_visible(token) for token in view.shown(masked)]
     hover = [f"position {position}: {label}" for position, label in enumerate(labels)]
     # Positions are categories, or Plotly would leave out labels; they are numbers, because a token can occur twice.
@@ -44,17 +45,33 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
     notes = ["Words are masked."] if masked else []
     if np.abs(values).max() > limit:
         notes.append("The first position goes beyond the colours.")
-    figure = go.Figure(go.Heatmap(
-        z=values, x=positions, y=[f"layer {layer}" for layer in range(len(values))],
-        text=[hover] * len(values), zmin=-limit, zmax=limit, colorscale=DIVERGING,
-        colorbar=colour_bar(f"{kind} ({UNITS[kind]})"),
-        hovertemplate=f"%{{y}}, %{{text}}<br>{kind} %{{z:.3g}} {UNITS[kind]}<extra></extra>",
-    ))
-    return lay_out(figure, f"{kind.capitalize()} by token and layer", " ".join(notes),
-                   height=190 + 22 * max(8, len(values)), yaxis={"autorange": "reversed"},
-                   xaxis={"title": {"text": "token, in order"}, "type": "category",
-                          "labelalias": dict(zip(positions, labels, strict=True)),
-                          "tickangle": 0 if len(labels) <= LEVEL_UP_TO else -90, "tickfont": {"size": 11}})
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=positions,
+            y=[f"layer {layer}" for layer in range(len(values))],
+            text=[hover] * len(values),
+            zmin=-limit,
+            zmax=limit,
+            colorscale=DIVERGING,
+            colorbar=colour_bar(f"{kind} ({UNITS[kind]})"),
+            hovertemplate=f"%{{y}}, %{{text}}<br>{kind} %{{z:.3g}} {UNITS[kind]}<extra></extra>",
+        )
+    )
+    return lay_out(
+        figure,
+        f"{kind.capitalize()} by token and layer",
+        " ".join(notes),
+        height=190 + 22 * max(8, len(values)),
+        yaxis={"autorange": "reversed"},
+        xaxis={
+            "title": {"text": "token, in order"},
+            "type": "category",
+            "labelalias": dict(zip(positions, labels, strict=True)),
+            "tickangle": 0 if len(labels) <= LEVEL_UP_TO else -90,
+            "tickfont": {"size": 11},
+        },
+    )
 
 
 def _visible(token: str) -> str:

@@ -93,13 +93,21 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     return results
 
 
-def _causal(lm: LoadedModel, loc: Localization, texts: RunTexts, s: RunSettings,
-            judges: list[Evaluator]) -> tuple[CausalProof, KnockoutCurve]:
+def _causal(
+    lm: LoadedModel, loc: Localization, texts: RunTexts, s: RunSettings, judges: list[Evaluator]
+) -> tuple[CausalProof, KnockoutCurve]:
     """Remove parts, and measure on contrast texts that no score has seen."""
     held_out = texts.held_out.limited(KNOCKOUT_TEXTS, s.seed)
     proof = causal_proof(KnockoutTest(lm, held_out, seed=s.seed), loc, n_neurons=s.knockouts, seed=s.seed)
-    test = KnockoutTest(lm, held_out, neutral=texts.neutral.tune[:KNOCKOUT_NEUTRAL], evaluators=judges, seed=s.seed,
-                        prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed), samples=1)
+    test = KnockoutTest(
+        lm,
+        held_out,
+        neutral=texts.neutral.tune[:KNOCKOUT_NEUTRAL],
+        evaluators=judges,
+        seed=s.seed,
+        prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed),
+        samples=1,
+    )
     few = max(1, loc.activation_size.size // 1024)  # from a thousandth of all neurons to a sixteenth
     curve = knockout_curve(test, loc, "attribution", [few * 4**i for i in range(4)], controls=2, seed=s.seed)
     return proof, curve
@@ -118,8 +126,9 @@ class _Judged:
         return [row for e in (self.main, self.everyday) if e for row in e.rows()]
 
 
-def _judge(lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: RunSettings,
-           judges: list[Evaluator]) -> _Judged:
+def _judge(
+    lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: RunSettings, judges: list[Evaluator]
+) -> _Judged:
     options: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
 
     def judged(title: str, colour: str | None) -> _Judged:
@@ -135,16 +144,25 @@ def _judge(lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: Run
         return judged(method.title, method.colour)
 
 
-def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, KnockoutCurve] | None, texts: RunTexts,
-             s: RunSettings, judges: list[Evaluator], judged: list[_Judged]) -> dict[str, Any]:
+def _results(
+    lm: LoadedModel,
+    loc: Localization,
+    causal: tuple[CausalProof, KnockoutCurve] | None,
+    texts: RunTexts,
+    s: RunSettings,
+    judges: list[Evaluator],
+    judged: list[_Judged],
+) -> dict[str, Any]:
     runs = []
     for one in judged:
         entry = one.main.to_dict() | {"title": one.title, "colour": one.colour}
         if one.everyday:
             entry["everyday_toxicity"] = {name: t.to_dict() for name, t in one.everyday.toxicity.items()}
         if one is not judged[0]:
-            changes = {name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
-                       for name, judgement in one.main.judgements.items()}
+            changes = {
+                name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
+                for name, judgement in one.main.judgements.items()
+            }
             entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
         runs.append(entry)
     evaluators = {e.name: e.about() for e in judges}
@@ -153,26 +171,54 @@ def _results(lm: LoadedModel, loc: Localization, causal: tuple[CausalProof, Knoc
         "toxloc": __version__,
         "model": lm.name,
         "seed": s.seed,
-        "contrast": {"name": texts.contrast.name, "n_toxic": len(texts.contrast.toxic),
-                     "n_neutral": len(texts.contrast.neutral), "n_held_out": len(texts.held_out.toxic)},
-        "prompts": {"name": texts.judged.name, "n_judged": len(texts.judged),
-                    "n_everyday": len(texts.everyday) if texts.everyday else 0, "samples": s.samples,
-                    "needed_for_one_point": prompts_needed(judged[0].main.judgements["any"], 0.01)},
-        "neutral": {"name": texts.neutral.name, "n_fit": len(texts.neutral.fit), "n_tune": len(texts.neutral.tune),
-                    "check": texts.check_name, "n_check": len(texts.check)},
+        "contrast": {
+            "name": texts.contrast.name,
+            "n_toxic": len(texts.contrast.toxic),
+            "n_neutral": len(texts.contrast.neutral),
+            "n_held_out": len(texts.held_out.toxic),
+        },
+        "prompts": {
+            "name": texts.judged.name,
+            "n_judged": len(texts.judged),
+            "n_everyday": len(texts.everyday) if texts.everyday else 0,
+            "samples": s.samples,
+            "needed_for_one_point": prompts_needed(judged[0].main.judgements["any"], 0.01),
+        },
+        "neutral": {
+            "name": texts.neutral.name,
+            "n_fit": len(texts.neutral.fit),
+            "n_tune": len(texts.neutral.tune),
+            "check": texts.check_name,
+            "n_check": len(texts.check),
+        },
         "evaluators": evaluators,
         "settings": s.model_dump(mode="json"),
         "command": s.command(),
-        "about_model": {"fingerprint": lm.fingerprint, "type": lm.model_type, "n_layers": lm.n_layers,
-                        "d_mlp": lm.d_mlp, "d_model": lm.d_model, "device": str(lm.device), "dtype": s.dtype},
+        "about_model": {
+            "fingerprint": lm.fingerprint,
+            "type": lm.model_type,
+            "n_layers": lm.n_layers,
+            "d_mlp": lm.d_mlp,
+            "d_model": lm.d_model,
+            "device": str(lm.device),
+            "dtype": s.dtype,
+        },
         "localization": {
             "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
-            "uncertainty": {name: {part: getattr(known, part).tolist() for part in known.names()}
-                            for name, known in loc.uncertainty.items()},
+            "uncertainty": {
+                name: {part: getattr(known, part).tolist() for part in known.names()}
+                for name, known in loc.uncertainty.items()
+            },
         },
-        "top_neurons": [{"layer": one.layer, "neuron": one.neuron, "tokens": one.tokens,
-                         "attribution": float(loc.neuron_scores("attribution")[one.layer, one.neuron])}
-                        for one in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))],
+        "top_neurons": [
+            {
+                "layer": one.layer,
+                "neuron": one.neuron,
+                "tokens": one.tokens,
+                "attribution": float(loc.neuron_scores("attribution")[one.layer, one.neuron]),
+            }
+            for one in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))
+        ],
         "causal": {"proof": causal[0].to_dict(), "curve": causal[1].to_dict()} if causal else None,
         "runs": runs,
     }

@@ -20,8 +20,13 @@ from ..support.templates import render
 AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # texts in the report, at most; completions.jsonl has all
 
 
-def write_report(path: Path, results: Mapping[str, Any], loc: Localization,
-                 causal: tuple[CausalProof, KnockoutCurve] | None, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_report(
+    path: Path,
+    results: Mapping[str, Any],
+    loc: Localization,
+    causal: tuple[CausalProof, KnockoutCurve] | None,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
     """Write the report of a run.
 
     Args:
@@ -32,8 +37,12 @@ def write_report(path: Path, results: Mapping[str, Any], loc: Localization,
         rows: completions as in completions.jsonl.
     """
     runs = results["runs"]
-    editability = {int(layer): value for run in runs
-                   for layer, value in (run["config"].get("editability") or {}).items() if layer.isdigit()}
+    editability = {
+        int(layer): value
+        for run in runs
+        for layer, value in (run["config"].get("editability") or {}).items()
+        if layer.isdigit()
+    }
     figures = {
         "before_after": plots.before_after(runs),
         "cost": plots.cost(runs),
@@ -44,42 +53,63 @@ def write_report(path: Path, results: Mapping[str, Any], loc: Localization,
     }
     if causal:
         proof, curve = causal
-        figures |= {"knockout_layers": plots.knockout_layers(proof), "knockout_curve": plots.removal_curve(curve),
-                    "correlations": plots.causal_correlations(proof)}
-    path.write_text(render(
-        "report.html.j2", html=True, r=results, title=run_title, masked=_masked, answers=_answers(results, loc),
-        figures={name: plots.to_html(figure) for name, figure in figures.items()}, causal=causal,
-        pairs=_pairs(rows, [run["method"] for run in runs], results["seed"]), disputed=_disputed(rows),
-        editability=editability, plotly_js=get_plotlyjs(),
-    ), encoding="utf-8")
+        figures |= {
+            "knockout_layers": plots.knockout_layers(proof),
+            "knockout_curve": plots.removal_curve(curve),
+            "correlations": plots.causal_correlations(proof),
+        }
+    path.write_text(
+        render(
+            "report.html.j2",
+            html=True,
+            r=results,
+            title=run_title,
+            masked=_masked,
+            answers=_answers(results, loc),
+            figures={name: plots.to_html(figure) for name, figure in figures.items()},
+            causal=causal,
+            pairs=_pairs(rows, [run["method"] for run in runs], results["seed"]),
+            disputed=_disputed(rows),
+            editability=editability,
+            plotly_js=get_plotlyjs(),
+        ),
+        encoding="utf-8",
+    )
 
 
 def _masked(text: str) -> Markup:
     """Return a button whose text is unreadable until the button is pressed."""
     text = text.strip() or "(empty)"
-    return Markup('<button type="button" class="mask" aria-label="masked text, press to show">{}</button>'
-                  ).format(escape(text))
+    return Markup('<button type="button" class="mask" aria-label="masked text, press to show">{}</button>').format(
+        escape(text)
+    )
 
 
 def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, str]]:
     """Return the answers of a run, each a number and a sentence: toxicity before, its layer, and each method."""
     base = results["runs"][0]["toxicity"]["any"]
-    answers = [{"title": "toxic before", "value": f"{base['rate']:.1%}",
-                "text": "of completions, by any evaluator"}]
+    answers = [{"title": "toxic before", "value": f"{base['rate']:.1%}", "text": "of completions, by any evaluator"}]
     if "attribution" in loc.scores:
         known, sites = loc.part_uncertainty("attribution"), loc.sites(loc.parts[0])
         top = int(np.argmax(loc.layer_scores("attribution")))
         sure = f", adjusted p {known.p_adjusted[top]:.2g}" if known else ""
-        answers.append({"title": "contributes most to it", "value": f"layer {sites[top].layer}",
-                        "text": f"of 0 to {sites[-1].layer}, by attribution{sure}"})
+        answers.append(
+            {
+                "title": "contributes most to it",
+                "value": f"layer {sites[top].layer}",
+                "text": f"of 0 to {sites[-1].layer}, by attribution{sure}",
+            }
+        )
     for run in results["runs"][1:]:
         change = (run.get("change") or {}).get("any")
         ratio = run["fluency"]["perplexity_ratio"] - 1
-        answers.append({
-            "title": f"under {run_title(run)}",
-            "value": f"{run['toxicity']['any']['rate']:.1%}" + (f" ({change['relative']:+.0%})" if change else ""),
-            "text": f"at {ratio:+.2%} perplexity on unseen everyday text",
-        })
+        answers.append(
+            {
+                "title": f"under {run_title(run)}",
+                "value": f"{run['toxicity']['any']['rate']:.1%}" + (f" ({change['relative']:+.0%})" if change else ""),
+                "text": f"at {ratio:+.2%} perplexity on unseen everyday text",
+            }
+        )
     return answers
 
 
@@ -98,9 +128,20 @@ def _pairs(rows: Sequence[Mapping[str, Any]], methods: list[str], seed: int) -> 
     drawn = random.Random(seed).sample(complete, min(AT_RANDOM, len(complete)))
 
     def shown(groups: list[dict[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-        return [{"prompt": group[methods[0]]["prompt"],
-                 "completions": [{"text": group[m]["completion"], "toxic": group[m]["toxic"]["any"],
-                                  "verdict": _verdict(group[m]["toxic"])} for m in methods]} for group in groups]
+        return [
+            {
+                "prompt": group[methods[0]]["prompt"],
+                "completions": [
+                    {
+                        "text": group[m]["completion"],
+                        "toxic": group[m]["toxic"]["any"],
+                        "verdict": _verdict(group[m]["toxic"]),
+                    }
+                    for m in methods
+                ],
+            }
+            for group in groups
+        ]
 
     return {"at_random": shown(drawn), "changed": shown(most[:CHANGED]), "total": len(complete)}
 
@@ -109,8 +150,10 @@ def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the completions with the largest difference of scores, of those with different verdicts."""
     split = [row for row in rows if row["toxic"]["any"] and not row["toxic"]["all"]]
     split.sort(key=lambda row: min(row["scores"].values()) - max(row["scores"].values()))
-    return [{"text": row["completion"], "verdict": _verdict(row["toxic"]), "scores": row["scores"]}
-            for row in split[:DISPUTED]]
+    return [
+        {"text": row["completion"], "verdict": _verdict(row["toxic"]), "scores": row["scores"]}
+        for row in split[:DISPUTED]
+    ]
 
 
 def _verdict(toxic: Mapping[str, bool]) -> str:

@@ -62,8 +62,10 @@ class RunResult:
         """
         results = read_json(Path(folder) / "results.json", "finished run")
         if results.get("format_version") not in READABLE:
-            raise ToxlocError(f"{folder} has format version {results.get('format_version')}, this toxloc reads "
-                              f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it.")
+            raise ToxlocError(
+                f"{folder} has format version {results.get('format_version')}, this toxloc reads "
+                f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it."
+            )
         missing = [name for name in NEEDED if name not in results]
         try:
             results = both_read_as_all(results)

@@ -13,8 +13,15 @@ from .settings import RunSettings
 
 
 @signature_from(RunSettings)
-def run(model: str | None = None, out: str | PathLike[str] | None = None, *, overwrite: bool = False,
-        settings: RunSettings | None = None, evaluators: Sequence[str] | None = None, **options: Any) -> RunResult:
+def run(
+    model: str | None = None,
+    out: str | PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    settings: RunSettings | None = None,
+    evaluators: Sequence[str] | None = None,
+    **options: Any,
+) -> RunResult:
     """Localize toxicity in a model, test the result by removal, turn toxicity down with every method, and judge all.
 
     Args:

@@ -66,10 +66,19 @@ class TextsRead:
         s, contrast = self.settings, self.contrast
         if contrast is None:
             with step("Sampling a contrast set"):
-                contrast = contrast_from_model(lm, self.sampling, judges, min(s.max_texts, 200), samples=8,
-                                               max_rounds=6, max_new_tokens=s.max_new_tokens, seed=s.seed + 1)
-        return RunTexts(*contrast.split(1 - HELD_OUT, s.seed), self.judged, self.everyday, self.neutral, self.check,
-                        self.check_name)
+                contrast = contrast_from_model(
+                    lm,
+                    self.sampling,
+                    judges,
+                    min(s.max_texts, 200),
+                    samples=8,
+                    max_rounds=6,
+                    max_new_tokens=s.max_new_tokens,
+                    seed=s.seed + 1,
+                )
+        return RunTexts(
+            *contrast.split(1 - HELD_OUT, s.seed), self.judged, self.everyday, self.neutral, self.check, self.check_name
+        )
 
 
 def read_texts(s: RunSettings) -> TextsRead:

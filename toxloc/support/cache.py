@@ -26,5 +26,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
     """
     free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free
     if free < size:
-        raise ToxlocError(f"{what} needs up to {size >> 20} MiB in {folder.parent}, where {free >> 20} MiB are free; "
-                          "make room or set XDG_CACHE_HOME to another disk.")
+        raise ToxlocError(
+            f"{what} needs up to {size >> 20} MiB in {folder.parent}, where {free >> 20} MiB are free; "
+            "make room or set XDG_CACHE_HOME to another disk."
+        )

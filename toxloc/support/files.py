@@ -22,8 +22,10 @@ def check_free(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise ToxlocError(f"{target} is a file; give the name of a folder.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ToxlocError(f"{target} is not empty; choose another folder or allow overwriting (--overwrite, "
-                          "in Python overwrite=True).")
+        raise ToxlocError(
+            f"{target} is not empty; choose another folder or allow overwriting (--overwrite, "
+            "in Python overwrite=True)."
+        )
     parent = target.resolve()
     while not parent.exists():
         parent = parent.parent

@@ -14,8 +14,9 @@ Interval = tuple[float, float]
 Figure = Callable[..., np.ndarray]  # index arrays [draws, n], one per sample -> [..., draws]
 
 
-def bootstrap(figure: Figure, sizes: int | Sequence[int], seed: int, *, resamples: int = RESAMPLES,
-              at_once: int | None = None) -> Interval:
+def bootstrap(
+    figure: Figure, sizes: int | Sequence[int], seed: int, *, resamples: int = RESAMPLES, at_once: int | None = None
+) -> Interval:
     """95% percentile bootstrap interval of a figure (Efron 1979).
 
     The figure is computed from indices, so that whatever belongs together (two evaluations of the same prompts, the
@@ -43,8 +44,9 @@ def bootstrap(figure: Figure, sizes: int | Sequence[int], seed: int, *, resample
     return central_interval(resampled(figure, sizes, seed, resamples=resamples, at_once=at_once))
 
 
-def resampled(figure: Figure, sizes: int | Sequence[int], seed: int, *, resamples: int = RESAMPLES,
-              at_once: int | None = None) -> Float64[np.ndarray, "*figures resamples"]:
+def resampled(
+    figure: Figure, sizes: int | Sequence[int], seed: int, *, resamples: int = RESAMPLES, at_once: int | None = None
+) -> Float64[np.ndarray, "*figures resamples"]:
     """Values of one or several figures on bootstrap resamples; see `bootstrap`.
 
     The figure may return more axes before the last, to compute several figures from the same draws.
@@ -65,8 +67,15 @@ def resampled(figure: Figure, sizes: int | Sequence[int], seed: int, *, resample
         return np.repeat(statistic(axis=-1), resamples, axis=-1)
     with np.errstate(all="ignore"), warnings.catch_warnings():  # a figure may be nan in some draws
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        drawn = stats.bootstrap(varying, statistic, n_resamples=resamples, batch=at_once, vectorized=True,
-                                method="percentile", rng=np.random.default_rng(seed))
+        drawn = stats.bootstrap(
+            varying,
+            statistic,
+            n_resamples=resamples,
+            batch=at_once,
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
     values: np.ndarray = drawn.bootstrap_distribution
     return values
 
@@ -123,6 +132,12 @@ def sign_flip_p(apart: Float64[np.ndarray, " n"], seed: int) -> float:
     """
     if len(apart) == 1 or not apart.any():
         return 1.0
-    found = stats.permutation_test((apart,), np.mean, permutation_type="samples", vectorized=True,
-                                   n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed))
+    found = stats.permutation_test(
+        (apart,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=np.random.default_rng(seed),
+    )
     return float(found.pvalue)

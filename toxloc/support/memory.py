@@ -47,8 +47,9 @@ class PeakMemory:
             self.allocated_before = torch.cuda.memory_allocated(self.device)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.resident = _resident_peak()
         if self._on_cuda:
             self.allocated = torch.cuda.max_memory_allocated(self.device)
@@ -63,14 +64,17 @@ class PeakMemory:
 
         None if that is not known.
         """
-        peak, before = ((self.allocated, self.allocated_before) if self._on_cuda
-                        else (self.resident, self.resident_before))
+        peak, before = (
+            (self.allocated, self.allocated_before) if self._on_cuda else (self.resident, self.resident_before)
+        )
         return None if peak is None or before is None else max(0, peak - before)
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the peaks in whole megabytes (10^6 bytes): `resident_mb` and `device_mb`."""
-        return {name: None if value is None else round(value / 1e6)
-                for name, value in (("resident_mb", self.resident), ("device_mb", self.allocated))}
+        return {
+            name: None if value is None else round(value / 1e6)
+            for name, value in (("resident_mb", self.resident), ("device_mb", self.allocated))
+        }
 
 
 def _restart() -> int | None:

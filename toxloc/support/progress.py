@@ -29,8 +29,12 @@ def shown(console: Console | None = None) -> Iterator[None]:
         ...     for _ in track([1, 2, 3], "counting"):
         ...         pass
     """
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<40}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as display:
         token = _display.set(display)
         try:

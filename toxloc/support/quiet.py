@@ -33,11 +33,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as of_transformers
 
     of_transformers.get_verbosity()  # sets up the library's logger; on first use it overwrites the logger's level

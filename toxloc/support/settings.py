@@ -52,8 +52,11 @@ class Settings(BaseModel):
 
     def changed(self) -> dict[str, Any]:
         """Return the fields whose value is not the default."""
-        return {name: getattr(self, name) for name, field in type(self).model_fields.items()
-                if getattr(self, name) != field.get_default(call_default_factory=True)}
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.get_default(call_default_factory=True)
+        }
 
 
 def option(default: Any, description: str, *, panel: str | None = None, flag: str | None = None, **rules: Any) -> Any:
@@ -95,8 +98,9 @@ def first_problem(error: ValidationError) -> str:
             return str(cause)
     if first["type"] == "too_short":
         return f"{where}={first['input']!r}: give at least one."
-    messages = dict.fromkeys(one["msg"].removeprefix("Value error, ").partition(", unable")[0]
-                             for one in errors if one["loc"][:1] == name)
+    messages = dict.fromkeys(
+        one["msg"].removeprefix("Value error, ").partition(", unable")[0] for one in errors if one["loc"][:1] == name
+    )
     joined = " or ".join(messages).replace("or Input should be", "or").replace("Input should be", "it must be")
     return f"{where}={first['input']!r}: {joined}."
 
@@ -112,6 +116,7 @@ def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) ->
         >>> str(inspect.signature(walk))
         '(where, *, steps: int = 5)'
     """
+
     def show(function: F) -> F:
         function.__signature__ = with_fields(inspect.signature(function), settings, leave_out)  # type: ignore[attr-defined]
         return function
@@ -119,14 +124,17 @@ def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) ->
     return show
 
 
-def with_fields(signature: inspect.Signature, settings: type[Settings], leave_out: tuple[str, ...] = ()
-                ) -> inspect.Signature:
+def with_fields(
+    signature: inspect.Signature, settings: type[Settings], leave_out: tuple[str, ...] = ()
+) -> inspect.Signature:
     """Return a signature with a keyword-only parameter for each field in place of its `**options`."""
     own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     names = {one.name for one in own} | set(leave_out)
-    fields = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=field.annotation,
-                                default=_default(field))
-              for name, field in settings.model_fields.items() if name not in names]
+    fields = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=field.annotation, default=_default(field))
+        for name, field in settings.model_fields.items()
+        if name not in names
+    ]
     return signature.replace(parameters=[*own, *fields])
 
 

@@ -77,8 +77,9 @@ class Grid(NeutralSettings, ModelSettings):
     methods: tuple[Treatment, ...] = option(..., "methods with their settings", min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = option((0,), "seeds for every random draw", min_length=1)
     evaluators: tuple[str, ...] = option(DEFAULT, "judges of the completions", min_length=1)
-    scores: tuple[ScoreName, ...] = option(("activation", "gradient_norm", "attribution"), "localization scores",
-                                           min_length=1)
+    scores: tuple[ScoreName, ...] = option(
+        ("activation", "gradient_norm", "attribution"), "localization scores", min_length=1
+    )
     samples: int = option(Decoding.samples, "completions per prompt")
     max_new_tokens: int = option(Decoding.max_new_tokens, "length of a completion in tokens")
     top_p: float = option(Decoding.top_p, "nucleus sampling")
@@ -102,8 +103,9 @@ class Grid(NeutralSettings, ModelSettings):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ToxlocError(f"{name} holds {twice!r} twice.")
-        variants = [(one.method, json.dumps(settings, sort_keys=True))
-                    for one in self.methods for settings in one.variants()]
+        variants = [
+            (one.method, json.dumps(settings, sort_keys=True)) for one in self.methods for settings in one.variants()
+        ]
         for one in variants:
             if variants.count(one) > 1:
                 raise ToxlocError(f"methods hold {one[0]} with the settings {one[1]} twice.")
@@ -199,14 +201,18 @@ class Plan:
             resolve(self.located(model))
         for judge in get_evaluators([self.located_evaluator(one) for one in grid.evaluators]):
             if isinstance(judge, FunctionEvaluator):
-                raise ToxlocError(f"The evaluator {judge.name!r} is a function of this process, which the workers of a "
-                                  "sweep do not know; give evaluators that load by name, folder or hub id.")
+                raise ToxlocError(
+                    f"The evaluator {judge.name!r} is a function of this process, which the workers of a "
+                    "sweep do not know; give evaluators that load by name, folder or hub id."
+                )
         known: dict[str, Cell] = {}
         for cell in self.cells:  # which reads all texts
             other = known.setdefault(cell.id, cell)
             if other is not cell:
-                raise ToxlocError(f"{cell.model}, {cell.contrast}, {cell.benchmark} hold the same as {other.model}, "
-                                  f"{other.contrast}, {other.benchmark} under other names; leave one out.")
+                raise ToxlocError(
+                    f"{cell.model}, {cell.contrast}, {cell.benchmark} hold the same as {other.model}, "
+                    f"{other.contrast}, {other.benchmark} under other names; leave one out."
+                )
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -229,8 +235,9 @@ class Plan:
         """The prompts of every benchmark."""
         found = {}
         for name, one in self.grid.benchmarks.items():
-            opened = load_prompts(self.located(one.prompts), which=one.which, text_column=one.text_column,
-                                  words=one.words)
+            opened = load_prompts(
+                self.located(one.prompts), which=one.which, text_column=one.text_column, words=one.words
+            )
             found[name] = (opened.only(PROVOCATIVE) or opened).sampled(one.max_prompts, self.grid.seeds[0])
         return found
 
@@ -258,8 +265,13 @@ class Plan:
         neutral = _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
         prompts = {name: _id(one.texts) for name, one in self.prompts.items()}
         for model, contrast, seed in product(g.models, g.contrasts, g.seeds):
-            unedited = {"toxloc": __version__, "model": self._model(model), "seed": seed, "dtype": g.dtype,
-                        "precision": g.precision}
+            unedited = {
+                "toxloc": __version__,
+                "model": self._model(model),
+                "seed": seed,
+                "dtype": g.dtype,
+                "precision": g.precision,
+            }
             pairs = self.pairs(contrast, seed)
             read = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}
             localization = _id({**read, "scores": g.scores})
@@ -267,8 +279,18 @@ class Plan:
                 fit = {**read, "method": method, "settings": settings}
                 for benchmark, texts in prompts.items():
                     there = {**judged, "judged": texts}
-                    yield Cell(model, contrast, seed, method, settings, benchmark, localization, _id(fit),
-                               _id({**unedited, **there}), _id({**fit, **there}))
+                    yield Cell(
+                        model,
+                        contrast,
+                        seed,
+                        method,
+                        settings,
+                        benchmark,
+                        localization,
+                        _id(fit),
+                        _id({**unedited, **there}),
+                        _id({**fit, **there}),
+                    )
 
     def _model(self, name: str) -> str:
         source = resolve(self.located(name))
@@ -330,8 +352,12 @@ def grid_of(content: Any, name: str = "grid") -> Grid:
 def _causes(error: ValidationError) -> list[Any]:
     """The errors without those that follow from others: pydantic also calls a list too short if an item is wrong."""
     errors = error.errors()
-    return [one for one in errors if one["type"] != "too_short" or not any(
-        other["loc"][:len(one["loc"])] == one["loc"] for other in errors if other is not one)]
+    return [
+        one
+        for one in errors
+        if one["type"] != "too_short"
+        or not any(other["loc"][: len(one["loc"])] == one["loc"] for other in errors if other is not one)
+    ]
 
 
 def _told(error: Any) -> str:

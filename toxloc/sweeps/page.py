@@ -58,18 +58,29 @@ def write_page(path: Path, summary: Results) -> None:
     results = summary.results
     benchmarks = list(dict.fromkeys(cell.benchmark for cell, _ in results))
     changes = [plots.change_by_setting(results, name) for name in benchmarks]
-    path.write_text(render(
-        "sweep.html.j2", html=True, s=summary, version=__version__, plotly_js=get_plotlyjs(), best=summary.best(),
-        ranks=summary.ranks(), under=summary.underestimates(),
-        cost=plots.to_html(plots.cost_and_gain(results)) if results else "",
-        changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in changes],
-        depths=[plots.to_html(figure) for figure in _depths(summary)],
-    ), encoding="utf-8")
+    path.write_text(
+        render(
+            "sweep.html.j2",
+            html=True,
+            s=summary,
+            version=__version__,
+            plotly_js=get_plotlyjs(),
+            best=summary.best(),
+            ranks=summary.ranks(),
+            under=summary.underestimates(),
+            cost=plots.to_html(plots.cost_and_gain(results)) if results else "",
+            changes=[(plots.to_html(figure), len(figure.data[0].x)) for figure in changes],
+            depths=[plots.to_html(figure) for figure in _depths(summary)],
+        ),
+        encoding="utf-8",
+    )
 
 
 def _depths(summary: Results) -> list[go.Figure]:
     """Return a figure per score; names have contrast set and seed if a model was localized more than once."""
     once = len({model for model, _, _ in summary.localizations}) == len(summary.localizations)
-    named = {short_name(model) + ("" if once else f", {short_name(contrast)}, seed {seed}"): loc
-             for (model, contrast, seed), loc in summary.localizations.items()}
+    named = {
+        short_name(model) + ("" if once else f", {short_name(contrast)}, seed {seed}"): loc
+        for (model, contrast, seed), loc in summary.localizations.items()
+    }
     return [plots.relative_depth(named, score) for score in summary.plan.grid.scores] if named else []

@@ -24,8 +24,15 @@ Told = dict[str, Any]
 Watcher = Callable[[Cell, Store], None]
 
 
-def sweep(plan: Plan, out: str | PathLike[str], *, jobs: int = 1, ray: str | None = None, retry_failed: bool = False,
-          on_settled: Watcher | None = None) -> Summary:
+def sweep(
+    plan: Plan,
+    out: str | PathLike[str],
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    retry_failed: bool = False,
+    on_settled: Watcher | None = None,
+) -> Summary:
     """Compute every cell of a grid that is not in the folder yet, and sum all of them up.
 
     Cells of one model, contrast set and seed share a localization and go to one worker, a process of its own that is
@@ -102,8 +109,12 @@ class _Crew(ABC):
     size: int
 
     def __init__(self, plan: Plan, store: Store):
-        self.told: Told = {"grid": plan.grid.model_dump(mode="json"), "root": str(plan.root.resolve()),
-                           "name": plan.name, "folder": str(store.folder.resolve())}
+        self.told: Told = {
+            "grid": plan.grid.model_dump(mode="json"),
+            "root": str(plan.root.resolve()),
+            "name": plan.name,
+            "folder": str(store.folder.resolve()),
+        }
 
     @abstractmethod
     def start(self, cells: list[Cell]) -> _Worker:
@@ -146,8 +157,13 @@ class _Here(_Crew):
         task = self.store.log(f"worker-{self.started}").with_suffix(".json")
         write_json(task, self.told | {"cells": [cell.to_dict() for cell in cells], "threads": self.threads})
         with self.store.log(f"worker-{self.started}").open("wb") as log:
-            process = subprocess.Popen([sys.executable, "-m", "toxloc.sweeps.worker", str(task)], stdin=subprocess.PIPE,
-                                       stdout=log, stderr=subprocess.STDOUT, env=os.environ | _devices(slot))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "toxloc.sweeps.worker", str(task)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _devices(slot),
+            )
         worker = _Process(process, slot)
         self.workers.append(worker)
         return worker
@@ -208,18 +224,26 @@ class _OnRay(_Crew):
             raise ToxlocError("Ray is not installed; run `pip install 'toxloc[ray]'`, or use --jobs.") from None
         self.ray, wanted = ray, plan.grid.resources
         try:
-            ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False,
-                     include_dashboard=False if address == "local" else None)
+            ray.init(
+                address=None if address == "local" else address,
+                ignore_reinit_error=True,
+                log_to_driver=False,
+                include_dashboard=False if address == "local" else None,
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ToxlocError(f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, "
-                              "or give --ray local.") from error
+            raise ToxlocError(
+                f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, "
+                "or give --ray local."
+            ) from error
         have = ray.cluster_resources()
         threads = wanted.cpus or 1
         for name, asked in (("CPU", threads), ("GPU", wanted.gpus)):
             if asked > have.get(name, 0):
                 ray.shutdown()
-                raise ToxlocError(f"The grid reserves {asked:g} {name} for a worker, and the Ray cluster has "
-                                  f"{have.get(name, 0):g}; lower resources in the grid.")
+                raise ToxlocError(
+                    f"The grid reserves {asked:g} {name} for a worker, and the Ray cluster has "
+                    f"{have.get(name, 0):g}; lower resources in the grid."
+                )
         self.told |= {"threads": threads}
         self.remote = ray.remote(num_cpus=threads, num_gpus=wanted.gpus, max_retries=0)(run_told)
 
@@ -240,4 +264,5 @@ def _alone(store: Store) -> Iterator[None]:
             yield
     except Timeout:
         raise ToxlocError(f"Another sweep is writing to {store.folder}; wait for it, or choose another folder.") from (
-            None)
+            None
+        )

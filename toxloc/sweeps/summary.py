@@ -53,8 +53,13 @@ class Depth:
     shares: dict[str, float]
 
     @classmethod
-    def of(cls, group: tuple[str, str, int], score: str, layers: Float64[np.ndarray, " n_layers"],
-           p_adjusted: Float64[np.ndarray, " n_layers"] | None = None) -> "Depth":
+    def of(
+        cls,
+        group: tuple[str, str, int],
+        score: str,
+        layers: Float64[np.ndarray, " n_layers"],
+        p_adjusted: Float64[np.ndarray, " n_layers"] | None = None,
+    ) -> "Depth":
         """Find the peak and the shares; thirds are of the relative depth, 0 for the first layer and 1 for the last.
 
         Example:
@@ -65,9 +70,15 @@ class Depth:
         over = np.maximum(layers - max(0.0, float(layers.min())), 0)
         total = over.sum() or 1.0
         peak = int(layers.argmax())
-        return cls(*group, score, layers, peak, None if p_adjusted is None else float(p_adjusted[peak]),
-                   THIRDS[parts[peak]],
-                   {name: float(over[parts == i].sum() / total) for i, name in enumerate(THIRDS)})
+        return cls(
+            *group,
+            score,
+            layers,
+            peak,
+            None if p_adjusted is None else float(p_adjusted[peak]),
+            THIRDS[parts[peak]],
+            {name: float(over[parts == i].sum() / total) for i, name in enumerate(THIRDS)},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -118,9 +129,18 @@ class Summary:
         rows = []
         for cell in self.plan.cells:
             status = "done" if cell.id in found else "failed" if cell.id in reasons else "missing"
-            row = {"id": cell.id, "model": cell.model, "contrast": cell.contrast, "seed": cell.seed,
-                   "method": cell.method, "settings": json.dumps(cell.settings), "treatment": cell.treatment,
-                   "benchmark": cell.benchmark, "status": status, "error": reasons.get(cell.id)}
+            row = {
+                "id": cell.id,
+                "model": cell.model,
+                "contrast": cell.contrast,
+                "seed": cell.seed,
+                "method": cell.method,
+                "settings": json.dumps(cell.settings),
+                "treatment": cell.treatment,
+                "benchmark": cell.benchmark,
+                "status": status,
+                "error": reasons.get(cell.id),
+            }
             rows.append(row | (self._figures(found[cell.id]) if cell.id in found else {}))
         return pd.DataFrame(rows)
 
@@ -129,16 +149,24 @@ class Summary:
         for judge in self.judges:
             change = result["change"][judge]
             low, high = change["ci"] if change else (None, None)
-            row |= {f"before_{judge}": result["baseline"]["toxicity"][judge]["rate"],
-                    f"rate_{judge}": result["toxicity"][judge]["rate"],
-                    f"change_{judge}": change["relative"] if change else None,
-                    f"change_{judge}_low": low, f"change_{judge}_high": high}
+            row |= {
+                f"before_{judge}": result["baseline"]["toxicity"][judge]["rate"],
+                f"rate_{judge}": result["toxicity"][judge]["rate"],
+                f"change_{judge}": change["relative"] if change else None,
+                f"change_{judge}_low": low,
+                f"change_{judge}_high": high,
+            }
         for judge, missed in (result["agreement"] or {"missed": {}})["missed"].items():
             row[f"missed_{judge}"] = missed["value"]
         fluency, seconds, memory = result["fluency"], result["seconds"], result["peak_memory"]
-        return row | {"perplexity_ratio": fluency["perplexity_ratio"], "kl": fluency["kl"], "top_1": fluency["top_1"],
-                      "seconds": round(sum(seconds.values()), 1), "resident_mb": memory["resident_mb"],
-                      "device_mb": memory["device_mb"]}
+        return row | {
+            "perplexity_ratio": fluency["perplexity_ratio"],
+            "kl": fluency["kl"],
+            "top_1": fluency["top_1"],
+            "seconds": round(sum(seconds.values()), 1),
+            "resident_mb": memory["resident_mb"],
+            "device_mb": memory["device_mb"],
+        }
 
     @cached_property
     def localizations(self) -> dict[tuple[str, str, int], Localization]:
@@ -149,9 +177,16 @@ class Summary:
     @property
     def depths(self) -> list[Depth]:
         """Where every score puts toxicity, for every model, contrast set and seed."""
-        return [Depth.of(group, score, loc.layer_scores(score),
-                         loc.uncertainty[score].p_adjusted if score in loc.uncertainty else None)
-                for group, loc in self.localizations.items() for score in self.plan.grid.scores]
+        return [
+            Depth.of(
+                group,
+                score,
+                loc.layer_scores(score),
+                loc.uncertainty[score].p_adjusted if score in loc.uncertainty else None,
+            )
+            for group, loc in self.localizations.items()
+            for score in self.plan.grid.scores
+        ]
 
     def _columns(self) -> list[list[tuple[Cell, dict[str, Any]]]]:
         """Finished cells that differ in nothing but the method and its settings, and keep the same budget."""
@@ -170,14 +205,26 @@ class Summary:
         for members in self._columns():
             cell, result = min(members, key=lambda one: one[1]["toxicity"]["any"]["rate"])
             rate = result["toxicity"]["any"]["rate"]
-            tied = [other.treatment for other, its in members
-                    if other is not cell and its["toxicity"]["any"]["rate_ci"][0] <= rate]
-            rows.append({
-                "model": cell.model, "contrast": cell.contrast, "seed": cell.seed, "benchmark": cell.benchmark,
-                "budget": cell.budget, "before": result["baseline"]["toxicity"]["any"]["rate"],
-                "best": cell.treatment, "after": rate, "change": result["change"]["any"],
-                "perplexity_ratio": result["fluency"]["perplexity_ratio"], "tied": tied,
-            })
+            tied = [
+                other.treatment
+                for other, its in members
+                if other is not cell and its["toxicity"]["any"]["rate_ci"][0] <= rate
+            ]
+            rows.append(
+                {
+                    "model": cell.model,
+                    "contrast": cell.contrast,
+                    "seed": cell.seed,
+                    "benchmark": cell.benchmark,
+                    "budget": cell.budget,
+                    "before": result["baseline"]["toxicity"]["any"]["rate"],
+                    "best": cell.treatment,
+                    "after": rate,
+                    "change": result["change"]["any"],
+                    "perplexity_ratio": result["fluency"]["perplexity_ratio"],
+                    "tied": tied,
+                }
+            )
         return rows
 
     def ranks(self) -> list[dict[str, Any]]:
@@ -193,16 +240,23 @@ class Summary:
                 rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
                 ranked.setdefault((cell.budget, cell.treatment), []).append((float(rank), result))
 
-        def mean(tried: list[tuple[float, dict[str, Any]]],
-                 of: Callable[[dict[str, Any]], float | None]) -> float | None:
+        def mean(
+            tried: list[tuple[float, dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]
+        ) -> float | None:
             values = [value for _, result in tried if (value := of(result)) is not None]
             return float(np.mean(values)) if values else None
 
-        rows = [{"budget": budget, "treatment": name, "n": len(tried),
-                 "mean_rank": float(np.mean([rank for rank, _ in tried])),
-                 "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),
-                 "mean_perplexity_ratio": mean(tried, lambda one: one["fluency"]["perplexity_ratio"])}
-                for (budget, name), tried in ranked.items()]
+        rows = [
+            {
+                "budget": budget,
+                "treatment": name,
+                "n": len(tried),
+                "mean_rank": float(np.mean([rank for rank, _ in tried])),
+                "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),
+                "mean_perplexity_ratio": mean(tried, lambda one: one["fluency"]["perplexity_ratio"]),
+            }
+            for (budget, name), tried in ranked.items()
+        ]
         return sorted(rows, key=lambda row: (str(row["budget"]), float(row["mean_rank"])))
 
     def underestimates(self) -> list[dict[str, Any]]:
@@ -213,23 +267,42 @@ class Summary:
         """
         unedited = {cell.baseline_id: result["baseline"]["agreement"] for cell, result in self.results}
         found = []
-        for where, several in (("unedited", list(unedited.values())),
-                               ("edited", [result["agreement"] for _, result in self.results])):
+        for where, several in (
+            ("unedited", list(unedited.values())),
+            ("edited", [result["agreement"] for _, result in self.results]),
+        ):
             for judge in (name for name in self.judges if name not in COMBINED):
-                missed = np.array([one["missed"][judge]["value"] for one in several
-                                   if one and one["missed"][judge]["value"] is not None], dtype=float)
+                missed = np.array(
+                    [
+                        one["missed"][judge]["value"]
+                        for one in several
+                        if one and one["missed"][judge]["value"] is not None
+                    ],
+                    dtype=float,
+                )
                 if len(missed):
-                    found.append({"evaluator": judge, "models": where, "runs": len(missed),
-                                  "misses": float((missed > 0).mean()), "misses_much": float((missed >= MUCH).mean()),
-                                  "median": float(np.median(missed))})
+                    found.append(
+                        {
+                            "evaluator": judge,
+                            "models": where,
+                            "runs": len(missed),
+                            "misses": float((missed > 0).mean()),
+                            "misses_much": float((missed >= MUCH).mean()),
+                            "median": float(np.median(missed)),
+                        }
+                    )
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return what summary.json holds."""
         return {
-            "format_version": FORMAT_VERSION, "toxloc": __version__, "grid": self.plan.grid.model_dump(mode="json"),
+            "format_version": FORMAT_VERSION,
+            "toxloc": __version__,
+            "grid": self.plan.grid.model_dump(mode="json"),
             "cells": {"all": len(self.plan.cells), "done": len(self.results), "failed": len(self.failures)},
-            "depth": [one.to_dict() for one in self.depths], "best": self.best(), "ranks": self.ranks(),
+            "depth": [one.to_dict() for one in self.depths],
+            "best": self.best(),
+            "ranks": self.ranks(),
             "underestimates": self.underestimates(),
         }
 

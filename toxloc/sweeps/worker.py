@@ -80,23 +80,31 @@ class _Bench:
             "n_prompts": len(found.prompts),
             "baseline": {key: before.figures[key] for key in ("toxicity", "agreement", "wording")},
             "toxicity": {name: one.to_dict() for name, one in found.toxicity.items()},
-            "difference": {name: paired_difference(before.judgements[name], one, cell.seed).to_dict()
-                           for name, one in found.judgements.items()},
-            "change": {name: change.to_dict() if (change := relative_change(before.judgements[name], one, cell.seed))
-                       else None for name, one in found.judgements.items()},
+            "difference": {
+                name: paired_difference(before.judgements[name], one, cell.seed).to_dict()
+                for name, one in found.judgements.items()
+            },
+            "change": {
+                name: change.to_dict() if (change := relative_change(before.judgements[name], one, cell.seed)) else None
+                for name, one in found.judgements.items()
+            },
             "agreement": found.agreement.to_dict() if found.agreement else None,
             "wording": found.wording.to_dict(),
             "fluency": cost.to_dict(),
             "fit": {name: value for name, value in fitted.record.items() if isinstance(value, int | float | str)},
-            "seconds": {"shared": round(shared - began, 1), "fit": round(with_fit - shared, 1),
-                        "judge": round(judged - with_fit, 1)},
+            "seconds": {
+                "shared": round(shared - began, 1),
+                "fit": round(with_fit - shared, 1),
+                "judge": round(judged - with_fit, 1),
+            },
             "peak_memory": peak.to_dict(),
         }
 
     def _judged(self, cell: Cell) -> Evaluation:
         decoding = self.plan.grid.decoding.to_dict()
-        return evaluate(self.lm, self.plan.prompts[cell.benchmark], self.judges, **decoding, seed=cell.seed,
-                        fluency=False)
+        return evaluate(
+            self.lm, self.plan.prompts[cell.benchmark], self.judges, **decoding, seed=cell.seed, fluency=False
+        )
 
     def _on_neutral_text(self) -> Unedited:
         if self._unedited is None:
@@ -109,8 +117,9 @@ class _Bench:
         if target.is_dir():
             return
         scores = self.plan.grid.scores
-        loc = localize(self.lm, self.pairs, scores, statistics=self.evidence.statistics(needs_of(scores)),
-                       seed=cell.seed)
+        loc = localize(
+            self.lm, self.pairs, scores, statistics=self.evidence.statistics(needs_of(scores)), seed=cell.seed
+        )
         loc.save(target)
 
     def _baseline(self, cell: Cell) -> Finished:

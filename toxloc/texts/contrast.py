@@ -39,8 +39,10 @@ class ContrastSet:
                 raise ToxlocError(f"The contrast set {self.name!r} has no {side} texts; both sides are needed.")
             check_texts(texts, f"the {side} side of the contrast set {self.name!r}")
         if self.paired and len(self.toxic) != len(self.neutral):
-            raise ToxlocError(f"A paired contrast set needs as many toxic as neutral texts, not {len(self.toxic)} "
-                              f"and {len(self.neutral)}.")
+            raise ToxlocError(
+                f"A paired contrast set needs as many toxic as neutral texts, not {len(self.toxic)} "
+                f"and {len(self.neutral)}."
+            )
 
     @classmethod
     def from_model(cls, lm: Any, *arguments: Any, **options: Any) -> "ContrastSet":
@@ -100,8 +102,9 @@ class ContrastSet:
         if self.paired:
             kept = [i for i in range(len(self.toxic)) if free(self.toxic[i]) and free(self.neutral[i])]
             return self._take(kept, kept)
-        return self._take([i for i, t in enumerate(self.toxic) if free(t)],
-                          [i for i, t in enumerate(self.neutral) if free(t)])
+        return self._take(
+            [i for i, t in enumerate(self.toxic) if free(t)], [i for i, t in enumerate(self.neutral) if free(t)]
+        )
 
     def _take(self, toxic: list[int], neutral: list[int]) -> "ContrastSet":
         return ContrastSet([self.toxic[i] for i in toxic], [self.neutral[i] for i in neutral], self.name, self.paired)

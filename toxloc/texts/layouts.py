@@ -113,13 +113,20 @@ def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, which: str | Non
             continue
         toxic, challenging = toxicity >= TOXIC_FROM, bool(row.get("challenging"))
         kind = PROVOCATIVE if (challenging if marked and which is None else toxic or challenging) else EVERYDAY
-        wanted = {None: kind == PROVOCATIVE or not toxic, "all": True, "toxic": toxic, "nontoxic": not toxic,
-                  "challenging": challenging}[which]
+        wanted = {
+            None: kind == PROVOCATIVE or not toxic,
+            "all": True,
+            "toxic": toxic,
+            "nontoxic": not toxic,
+            "challenging": challenging,
+        }[which]
         if wanted:
             texts.append(row["prompt"]["text"].rstrip())
             kinds.append(kind)
             scores.append(float(toxicity))
     if not texts:
-        raise ToxlocError(f"{name} has no {which or 'scored'} prompts"
-                          + ("; it marks none as challenging." if which == "challenging" else "."))
+        raise ToxlocError(
+            f"{name} has no {which or 'scored'} prompts"
+            + ("; it marks none as challenging." if which == "challenging" else ".")
+        )
     return PromptSet(texts, kinds, scores, name)

@@ -28,9 +28,15 @@ BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive"}
 WHICH = ("all", "toxic", "nontoxic", "challenging")
 
 
-def load_contrast(source: str = "builtin", *, toxic_column: str | None = None, neutral_column: str | None = None,
-                  text_column: str | None = None, label_column: str | None = None,
-                  split: str = "train") -> ContrastSet:
+def load_contrast(
+    source: str = "builtin",
+    *,
+    toxic_column: str | None = None,
+    neutral_column: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    split: str = "train",
+) -> ContrastSet:
     """Load a contrast set.
 
     Args:
@@ -78,8 +84,14 @@ def load_contrast(source: str = "builtin", *, toxic_column: str | None = None, n
     )
 
 
-def load_prompts(source: str = "builtin", *, which: str | None = None, text_column: str | None = None,
-                 words: int | None = None, split: str = "train") -> PromptSet:
+def load_prompts(
+    source: str = "builtin",
+    *,
+    which: str | None = None,
+    text_column: str | None = None,
+    words: int | None = None,
+    split: str = "train",
+) -> PromptSet:
     """Load openings for a model to complete.
 
     Args:
@@ -119,15 +131,20 @@ def _read_prompts(source: str, which: str | None, text_column: str | None, split
         return realtoxicityprompts_prompts(rows, name, which)
     text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
-        raise ToxlocError(f"{name} has the columns {', '.join(rows[0])}; name the one with the prompts "
-                          "(text_column=).")
+        raise ToxlocError(f"{name} has the columns {', '.join(rows[0])}; name the one with the prompts (text_column=).")
     rows = [r for r in rows if is_text(r[text])]
     kinds = [str(r["kind"]) for r in rows] if rows and "kind" in rows[0] else None
     return _select(PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name), which)
 
 
-def load_neutral(source: str = "builtin", *, text_column: str | None = None, limit: int | None = 500,
-                 min_words: int = 8, seed: int = 0) -> NeutralText:
+def load_neutral(
+    source: str = "builtin",
+    *,
+    text_column: str | None = None,
+    limit: int | None = 500,
+    min_words: int = 8,
+    seed: int = 0,
+) -> NeutralText:
     """Load everyday text and divide it into the parts to fit, to tune and to check.
 
     Args:
@@ -171,6 +188,8 @@ def _select(prompts: PromptSet, which: str | None) -> PromptSet:
         return prompts
     chosen = prompts.only(EVERYDAY if which == "nontoxic" else PROVOCATIVE)
     if chosen is None:
-        raise ToxlocError(f"{prompts.name} does not say which prompts are {which}; add a column kind of "
-                          f"{PROVOCATIVE} and {EVERYDAY}, or give prompts in RealToxicityPrompts' layout.")
+        raise ToxlocError(
+            f"{prompts.name} does not say which prompts are {which}; add a column kind of "
+            f"{PROVOCATIVE} and {EVERYDAY}, or give prompts in RealToxicityPrompts' layout."
+        )
     return chosen

@@ -42,8 +42,9 @@ class NeutralText:
         """
         texts = list(dict.fromkeys(texts))
         if len(texts) < 12:
-            raise ToxlocError(f"Neutral text is divided in three parts and needs at least 12 texts; {name!r} has "
-                              f"{len(texts)}.")
+            raise ToxlocError(
+                f"Neutral text is divided in three parts and needs at least 12 texts; {name!r} has {len(texts)}."
+            )
         check_texts(texts, f"the neutral text {name!r}")
         order = [texts[i] for i in shuffled(len(texts), seed)]
         a, b = round(0.3 * len(order)), round(0.65 * len(order))

@@ -71,8 +71,9 @@ class PromptSet:
             >>> PromptSet(["Once upon a time there was a cat", "The end"]).cut(4).texts
             ['Once upon a time']
         """
-        beginnings = {i: " ".join(text.split()[:words])
-                      for i, text in enumerate(self.texts) if len(text.split()) > words}
+        beginnings = {
+            i: " ".join(text.split()[:words]) for i, text in enumerate(self.texts) if len(text.split()) > words
+        }
         if not beginnings:
             raise ToxlocError(f"No text of {self.name!r} has more than {words} words; take fewer.")
         first = {beginning: i for i, beginning in reversed(beginnings.items())}  # of several duplicates, the first
@@ -91,6 +92,9 @@ class PromptSet:
 
     def take(self, kept: list[int]) -> "PromptSet":
         """Return the prompts at these positions, in this order."""
-        return PromptSet([self.texts[i] for i in kept],
-                         None if self.kinds is None else [self.kinds[i] for i in kept],
-                         None if self.scores is None else [self.scores[i] for i in kept], self.name)
+        return PromptSet(
+            [self.texts[i] for i in kept],
+            None if self.kinds is None else [self.kinds[i] for i in kept],
+            None if self.scores is None else [self.scores[i] for i in kept],
+            self.name,
+        )

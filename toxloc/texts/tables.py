@@ -57,8 +57,9 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 
 def _read_file(datasets: Any, path: Path) -> list[Row]:
     if path.suffix not in READERS:
-        raise ToxlocError(f"{path.name}: files of type {path.suffix or '(none)'} are not read; "
-                          f"use one of {', '.join(READERS)}.")
+        raise ToxlocError(
+            f"{path.name}: files of type {path.suffix or '(none)'} are not read; use one of {', '.join(READERS)}."
+        )
     if path.stat().st_size == 0:
         raise ToxlocError(f"{path} is empty; check that it was written to the end, or give another file.")
     builder, options = READERS[path.suffix]

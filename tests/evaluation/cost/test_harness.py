@@ -7,10 +7,12 @@ from toxloc import Meow2X, ToxlocError
 from toxloc.evaluation.cost.harness import harness_model
 from toxloc.evaluation.cost.multiple_choice import Choice, answered_right
 
-ITEMS = [Choice("The soup was so hot that she", ["let it cool first.", "ate the garden wall.", "is Tuesday again."], 0),
-         Choice("He opened the door and", ["purple seven of of", "went into the house.", "the the a a an"], 1),
-         Choice("Thank you very", ["shoe.", "window glass.", "much."], 2),
-         Choice("The train left the station", ["and went to the city.", "in a cup of soup.", "but blue is nine."], 1)]
+ITEMS = [
+    Choice("The soup was so hot that she", ["let it cool first.", "ate the garden wall.", "is Tuesday again."], 0),
+    Choice("He opened the door and", ["purple seven of of", "went into the house.", "the the a a an"], 1),
+    Choice("Thank you very", ["shoe.", "window glass.", "much."], 2),
+    Choice("The train left the station", ["and went to the city.", "in a cup of soup.", "but blue is nine."], 1),
+]
 TASK = """
 task: local_choices
 dataset_path: json
@@ -34,8 +36,9 @@ def test_the_harness_scores_the_edited_model_as_toxloc_does(lm, tmp_path):
     lm_eval = pytest.importorskip("lm_eval", reason="needs toxloc[lm-eval]")
     from lm_eval.tasks import TaskManager
 
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"ctx": one.beginning, "endings": one.endings,
-                                                              "label": one.right}) + "\n" for one in ITEMS))
+    (tmp_path / "items.jsonl").write_text(
+        "".join(json.dumps({"ctx": one.beginning, "endings": one.endings, "label": one.right}) + "\n" for one in ITEMS)
+    )
     (tmp_path / "local_choices.yaml").write_text(TASK.format(path=tmp_path / "items.jsonl"))
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
 

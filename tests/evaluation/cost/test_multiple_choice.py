@@ -8,9 +8,11 @@ from scipy import stats
 from toxloc import Meow2X, ToxlocError
 from toxloc.evaluation.cost.multiple_choice import Choice, accuracy, answered_right, load_choices
 
-ITEMS = [Choice("The soup was far too hot, so", ["she waited.", "the moon sang to a chair of seven.", "no no no."], 0),
-         Choice("He took his coat and", ["went out.", "purple under of", "is are been the", "left the house."], 3),
-         Choice("I", ["am tired and want to go home now.", "zx qv"], 1)]
+ITEMS = [
+    Choice("The soup was far too hot, so", ["she waited.", "the moon sang to a chair of seven.", "no no no."], 0),
+    Choice("He took his coat and", ["went out.", "purple under of", "is are been the", "left the house."], 3),
+    Choice("I", ["am tired and want to go home now.", "zx qv"], 1),
+]
 
 
 def by_hand(lm, one):
@@ -36,8 +38,9 @@ def test_the_interval_is_that_of_a_binomial_share(lm):
     right = answered_right(lm, ITEMS)
     found = accuracy(lm, ITEMS)
     assert (found.value, found.n) == (right.mean(), len(ITEMS))
-    exact = stats.beta.ppf([0.025, 0.975], [right.sum(), right.sum() + 1],
-                           [len(ITEMS) - right.sum() + 1, len(ITEMS) - right.sum()])
+    exact = stats.beta.ppf(
+        [0.025, 0.975], [right.sum(), right.sum() + 1], [len(ITEMS) - right.sum() + 1, len(ITEMS) - right.sum()]
+    )
     assert found.ci == pytest.approx(exact)
 
 
@@ -50,8 +53,12 @@ def test_it_sees_interventions(lm):
 
 def test_files_in_the_layout_of_hellaswag(tmp_path):
     path = tmp_path / "items.jsonl"
-    path.write_text("".join(json.dumps({"ind": 3, "ctx": one.beginning, "endings": one.endings, "label": one.right})
-                            + "\n" for one in ITEMS))
+    path.write_text(
+        "".join(
+            json.dumps({"ind": 3, "ctx": one.beginning, "endings": one.endings, "label": one.right}) + "\n"
+            for one in ITEMS
+        )
+    )
     assert load_choices(str(path)) == ITEMS
     assert load_choices(str(path), limit=2) == ITEMS[:2]
     path.write_text(json.dumps({"ctx": "a", "endings": ["b", "c"], "label": "2"}))

@@ -16,8 +16,9 @@ NAMES = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity
 
 def by_hand(model):
     with torch.no_grad():
-        return np.array([model(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0].sigmoid().tolist()
-                         for text in TEXTS])
+        return np.array(
+            [model(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0].sigmoid().tolist() for text in TEXTS]
+        )
 
 
 @pytest.fixture
@@ -26,12 +27,24 @@ def checkpoint(save, tmp_path):
     base, _ = save(["a", "b"], seed=3)
     model = classifier(JIGSAW, None, seed=5)
     path = tmp_path / "toxic_original.ckpt"
-    torch.save({"config": {"arch": {"type": "get_model_and_tokenizer",
-                                    "args": {"num_classes": 6, "model_type": "no-such/base-model",
-                                             "model_name": "BertForSequenceClassification",
-                                             "tokenizer_name": "BertTokenizer"}},
-                           "dataset": {"args": {"classes": JIGSAW}}},
-                "state_dict": model.state_dict()}, path)
+    torch.save(
+        {
+            "config": {
+                "arch": {
+                    "type": "get_model_and_tokenizer",
+                    "args": {
+                        "num_classes": 6,
+                        "model_type": "no-such/base-model",
+                        "model_name": "BertForSequenceClassification",
+                        "tokenizer_name": "BertTokenizer",
+                    },
+                },
+                "dataset": {"args": {"classes": JIGSAW}},
+            },
+            "state_dict": model.state_dict(),
+        },
+        path,
+    )
     return str(path), base, model
 
 

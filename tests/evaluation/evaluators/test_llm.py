@@ -13,8 +13,10 @@ TINY = Template(lambda tokenizer, text: f"Is it rude? {text} Answer:", (" yes", 
 def by_hand(lm, template):
     """One prompt at a time, over all tokens that begin a yes or a no."""
     found = []
-    first = [{lm.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
-             for words in (template.yes, template.no)]
+    first = [
+        {lm.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
+        for words in (template.yes, template.no)
+    ]
     for text in TEXTS:
         ids = torch.tensor([lm.tokenizer(template.prompt(lm.tokenizer, text))["input_ids"]])
         with torch.no_grad():
@@ -50,7 +52,7 @@ def test_presets_use_the_models_own_chat_template():
 
 
 def test_names_and_errors():
-    judge, = get_evaluators(["instruct=toxloc-tiny"])
+    (judge,) = get_evaluators(["instruct=toxloc-tiny"])
     assert judge.name == "instruct:toxloc-tiny"
     with pytest.raises(ToxlocError, match="no template 'oracle' for a judge; there are instruct, llama-guard"):
         LLMJudge("toxloc-tiny", "oracle")

@@ -39,7 +39,7 @@ def test_names_sources_and_thresholds():
     check_evaluator_names(["toxloc-guard", "classifier=a", "classifier=b", "detoxify-unbiased"])
     wanted = Wanted.parse("classifier=a/b@c@0.25")
     assert (wanted.maker.name, wanted.source, wanted.threshold) == ("classifier", "a/b@c", 0.25)
-    judge, = get_evaluators(["profanity-check@.7"])
+    (judge,) = get_evaluators(["profanity-check@.7"])
     assert (judge.threshold, judge.card["threshold"]) == (0.7, "set by the user")
     assert get_evaluators(["profanity-check"])[0].threshold == 0.5
 
@@ -55,7 +55,7 @@ def test_reserved_names(name):
 def test_a_registered_function(monkeypatch):
     monkeypatch.setattr(registry, "EVALUATORS", dict(EVALUATORS))
     register("shouting", threshold=0.9)(lambda texts: [float(text.isupper()) for text in texts])
-    judge, = get_evaluators(["shouting"])
+    (judge,) = get_evaluators(["shouting"])
     assert judge.threshold == 0.9
     assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1, 0]
     check_evaluator_names(["shouting"])

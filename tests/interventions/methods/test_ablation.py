@@ -18,8 +18,10 @@ R = torch.linspace(-1, 1, 16) / torch.linspace(-1, 1, 16).norm()
 def written(lm, layer):
     """What attention and MLP of a layer of the plain model add to the residual stream."""
     seen = []
-    handles = [lm.contribution(Site(layer, part)).register_forward_hook(lambda module, args, out: seen.append(out))
-               for part in ("attention", "mlp")]
+    handles = [
+        lm.contribution(Site(layer, part)).register_forward_hook(lambda module, args, out: seen.append(out))
+        for part in ("attention", "mlp")
+    ]
     after_block(lm, TEXTS[0], layer)
     for handle in handles:
         handle.remove()
@@ -97,8 +99,11 @@ def test_hooks_equal_weights_on_both_trees(family):
         assert n_hooks(lm) == own_hooks
     for other in (hooks[1], *weights):
         torch.testing.assert_close(hooks[0], other, rtol=1e-4, atol=1e-4)
-    biases = sum(m.bias is not None for i in (0, 1) for m in (
-        lm.down_projection(i), lm.block(i).get_submodule(ARCHITECTURES[family].attention)))
+    biases = sum(
+        m.bias is not None
+        for i in (0, 1)
+        for m in (lm.down_projection(i), lm.block(i).get_submodule(ARCHITECTURES[family].attention))
+    )
     assert n_edited == 4 + biases
     assert same_bits(before, lm)
 
@@ -155,8 +160,9 @@ def test_fit_keeps_the_budget(lm, pairs, neutral):
 
 
 def test_save_and_load(tiny, tmp_path):
-    ablation = DirectionalAblation.fit(tiny, PAIRS, budget=0.5, mode="weights",
-                                       neutral=NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[:1]))
+    ablation = DirectionalAblation.fit(
+        tiny, PAIRS, budget=0.5, mode="weights", neutral=NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[:1])
+    )
     ablation.save(tmp_path / "a")
     again = load_intervention(tmp_path / "a")
     assert isinstance(again, DirectionalAblation)
@@ -174,15 +180,18 @@ def test_a_baked_one_remembers_its_fit(tiny):
     assert ablation.baked().describe() == ablation.describe() | {"mode": "weights"}
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-    (dict(layers=[0, 7]), "Layer 7"),
-    (dict(layers=[], strength=1), "leaves nothing to ablate"),
-    (dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
-    (dict(budget=0.0), "not 0.0"),
-    (dict(budget=None), "budget=None is not a budget"),
-    (dict(strength=1.5), "strength=1.5"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
+        (dict(layers=[0, 7]), "Layer 7"),
+        (dict(layers=[], strength=1), "leaves nothing to ablate"),
+        (dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
+        (dict(budget=0.0), "not 0.0"),
+        (dict(budget=None), "budget=None is not a budget"),
+        (dict(strength=1.5), "strength=1.5"),
+    ],
+)
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         DirectionalAblation.fit(tiny, PAIRS, **arguments)
@@ -197,9 +206,10 @@ def test_one_text_a_side_needs_a_layer(tiny):
         DirectionalAblation.fit(tiny, ContrastSet(TEXTS[:1], TEXTS[:1]), layer=0)
 
 
-@pytest.mark.parametrize(("direction", "strength", "words"), [
-    (torch.ones(16), 1.0, "length 1 is needed, not of 4"), (R, 0.0, "not 0.0"), (R, 1.1, "not 1.1"),
-])
+@pytest.mark.parametrize(
+    ("direction", "strength", "words"),
+    [(torch.ones(16), 1.0, "length 1 is needed, not of 4"), (R, 0.0, "not 0.0"), (R, 1.1, "not 1.1")],
+)
 def test_bad_arguments(direction, strength, words):
     with pytest.raises(ToxlocError, match=words):
         DirectionalAblation(direction, [0], strength)

@@ -20,8 +20,11 @@ def test_factors_are_those_of_the_paper(tiny):
     for factor, auroc in zip(aura.factors.flatten().tolist(), aurocs.flat, strict=True):
         assert factor == pytest.approx(1 - 2 * (auroc - 0.5) if auroc > 0.5 else 1)
     assert {0.0, 1.0} <= set(aura.factors.flatten().tolist())  # perfect detectors are silenced, others left alone
-    assert aura.record == {"n_units": int((aurocs > 0.5).sum()), "best_auroc": 1.0,
-                           "texts": {"contrast": "custom", "n_toxic": 2, "n_neutral": 3}}
+    assert aura.record == {
+        "n_units": int((aurocs > 0.5).sum()),
+        "best_auroc": 1.0,
+        "texts": {"contrast": "custom", "n_toxic": 2, "n_neutral": 3},
+    }
     assert aura.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
 
 
@@ -81,13 +84,16 @@ def test_save_and_load(tiny, tmp_path):
         torch.testing.assert_close(logits(tiny), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("pairs", "arguments", "words"), [
-    (PAIRS, dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
-    (PAIRS, dict(budget=-1), "not -1"),
-    (PAIRS, dict(budget=None), r"budget=None is not a budget.*give strength="),
-    (PAIRS, dict(strength=1.5), r"strength=1\.5"),
-    (ContrastSet(TEXTS, TEXTS), dict(), "its two sides look alike"),
-])
+@pytest.mark.parametrize(
+    ("pairs", "arguments", "words"),
+    [
+        (PAIRS, dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
+        (PAIRS, dict(budget=-1), "not -1"),
+        (PAIRS, dict(budget=None), r"budget=None is not a budget.*give strength="),
+        (PAIRS, dict(strength=1.5), r"strength=1\.5"),
+        (ContrastSet(TEXTS, TEXTS), dict(), "its two sides look alike"),
+    ],
+)
 def test_bad_arguments(tiny, pairs, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         AurA.fit(tiny, pairs, **arguments)

@@ -81,13 +81,16 @@ def test_save_and_load(tiny, tmp_path):
     assert type(again.baked()) is Damp
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=5, mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
-    (dict(k=5, scale=1.5), r"scale=1\.5"),
-    (dict(k=0), "k=0: it must be greater than or equal to 1"),
-    (dict(budget=None), "budget=None is not a budget"),
-    (dict(budget=-1), "not -1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(k=5, mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
+        (dict(k=5, scale=1.5), r"scale=1\.5"),
+        (dict(k=0), "k=0: it must be greater than or equal to 1"),
+        (dict(budget=None), "budget=None is not a budget"),
+        (dict(budget=-1), "not -1"),
+    ],
+)
 def test_bad_arguments(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         Damp.fit(tiny, PAIRS, **arguments)

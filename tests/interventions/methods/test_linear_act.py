@@ -68,10 +68,14 @@ def mean_writes(lm, texts, layer, maps=()):
 
     for i, numbers in enumerate(maps):
         tensors = [torch.tensor(part, dtype=torch.float32) for part in np.array(numbers).T]
-        handles.append(lm.contribution(i).register_forward_hook(
-            lambda module, args, out, tensors=tensors: moved(out, *tensors)))
-    handles.append(lm.contribution(layer).register_forward_hook(
-        lambda module, args, out: rows.append(out.reshape(-1, out.shape[-1])[1:].double().mean(0).numpy())))
+        handles.append(
+            lm.contribution(i).register_forward_hook(lambda module, args, out, tensors=tensors: moved(out, *tensors))
+        )
+    handles.append(
+        lm.contribution(layer).register_forward_hook(
+            lambda module, args, out: rows.append(out.reshape(-1, out.shape[-1])[1:].double().mean(0).numpy())
+        )
+    )
     with torch.no_grad():
         for text in texts:
             lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]]))
@@ -96,11 +100,15 @@ def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pa
         maps.append([fit_by_hand(toxic[:, j], neutral[:, j]) for j in range(lm.d_model)])
         expected = torch.tensor(np.array(maps[-1]), dtype=torch.float32)
         found = act.maps[layer]
-        torch.testing.assert_close(torch.stack([found.omega, found.beta, found.low, found.high], 1), expected,
-                                   rtol=5e-3, atol=1e-3)
+        torch.testing.assert_close(
+            torch.stack([found.omega, found.beta, found.low, found.high], 1), expected, rtol=5e-3, atol=1e-3
+        )
     assert act.strength == 1
-    assert act.record == {"sequential": sequential, "strength": 1, "texts": {
-        "contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)}}
+    assert act.record == {
+        "sequential": sequential,
+        "strength": 1,
+        "texts": {"contrast": pairs.name, "n_toxic": len(pairs.toxic), "n_neutral": len(pairs.neutral)},
+    }
     assert act.fitted_on["fingerprint"] == lm.fingerprint
 
 
@@ -108,8 +116,9 @@ def test_what_a_layer_writes_is_moved_and_the_next_one_sees_it(tiny):
     act = LinearAcT.fit(tiny, PAIRS, strength=1)
     with act.applied(tiny):
         after = mean_writes(tiny, TEXTS, 1)
-    numbers = [[(m.omega[j].item(), m.beta[j].item(), m.low[j].item(), m.high[j].item()) for j in range(16)]
-               for m in act.maps]
+    numbers = [
+        [(m.omega[j].item(), m.beta[j].item(), m.low[j].item(), m.high[j].item()) for j in range(16)] for m in act.maps
+    ]
     np.testing.assert_allclose(after, mean_writes(tiny, TEXTS, 1, numbers), rtol=1e-4, atol=1e-5)
     assert np.abs(after - mean_writes(tiny, TEXTS, 1)).max() > 1e-2
 
@@ -194,13 +203,16 @@ def test_save_and_load(tiny, tmp_path):
         again.baked()
 
 
-@pytest.mark.parametrize(("pairs", "options", "words"), [
-    (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic one"),
-    (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral one"),
-    (PAIRS, {"budget": -1}, "not -1"),
-    (PAIRS, {"strength": 0}, "strength=0: it must be greater than 0"),
-    (PAIRS, {"lam": 0.5}, "There is no setting 'lam'"),
-])
+@pytest.mark.parametrize(
+    ("pairs", "options", "words"),
+    [
+        (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic one"),
+        (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral one"),
+        (PAIRS, {"budget": -1}, "not -1"),
+        (PAIRS, {"strength": 0}, "strength=0: it must be greater than 0"),
+        (PAIRS, {"lam": 0.5}, "There is no setting 'lam'"),
+    ],
+)
 def test_bad_arguments_of_the_fit(tiny, pairs, options, words):
     with pytest.raises(ToxlocError, match=words):
         LinearAcT.fit(tiny, pairs, **options)

@@ -38,8 +38,10 @@ def test_hooked_equals_baked_on_both_trees(any_family, parts):
 
 def test_scaling_neurons_is_what_it_says(tiny):
     seen = []
-    with Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny), \
-            tiny.hooked.hooks(fwd_hooks=[(tiny.at(1).keys_hook, lambda a, hook: seen.append(a))]):
+    with (
+        Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny),
+        tiny.hooked.hooks(fwd_hooks=[(tiny.at(1).keys_hook, lambda a, hook: seen.append(a))]),
+    ):
         logits(tiny)
     tiny.hooked.hook_dict[tiny.at(1).keys_hook].add_hook(lambda a, hook: seen.append(a))
     logits(tiny)
@@ -119,28 +121,39 @@ def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pai
 
 @pytest.mark.parametrize("score", ["combined", "auroc"])
 def test_fit_gathers_what_its_score_needs(tiny, score):
-    meow = Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:4]), budget=0.5, score=score,
-                      neutral=NeutralText(TEXTS[:1], TEXTS[3:], TEXTS[2:3]))
+    meow = Meow2X.fit(
+        tiny,
+        ContrastSet(TEXTS[:2], TEXTS[2:4]),
+        budget=0.5,
+        score=score,
+        neutral=NeutralText(TEXTS[:1], TEXTS[3:], TEXTS[2:3]),
+    )
     assert meow.record["score"] == score
     assert meow.neurons
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(), "needs layers= or neurons="),
-    (dict(layers=[0], scale=1.5), "not 1.5"),
-    (dict(layers=[0], mode="sideways"), "Unknown mode 'sideways'"),
-    (dict(neurons=[(0, 1)], scale=[0.5, 0.1]), "2 scales were given for 1 neurons"),
-    (dict(layers=[0], scale=[0.5]), "1 scales were given for 0 neurons and 1 layers"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(), "needs layers= or neurons="),
+        (dict(layers=[0], scale=1.5), "not 1.5"),
+        (dict(layers=[0], mode="sideways"), "Unknown mode 'sideways'"),
+        (dict(neurons=[(0, 1)], scale=[0.5, 0.1]), "2 scales were given for 1 neurons"),
+        (dict(layers=[0], scale=[0.5]), "1 scales were given for 0 neurons and 1 layers"),
+    ],
+)
 def test_bad_arguments(arguments, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X(**arguments)
 
 
-@pytest.mark.parametrize(("parts", "words"), [
-    (dict(layers=[2]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
-    (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
-])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (dict(layers=[2]), "There is no layer 2 in random-gpt2; it has layers 0 to 1"),
+        (dict(neurons=[(0, 64)]), "There is no neuron 64 in layer 0 of random-gpt2; it has neurons 0 to 63"),
+    ],
+)
 def test_parts_that_are_not_in_the_model(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X(**parts).apply(tiny)
@@ -164,8 +177,16 @@ def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [dict(scale="graded"), dict(scale="graded", per_cost=False), dict(scale="auto"),
-                                     dict(parts="layers"), dict(parts="layers", k=3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(scale="graded"),
+        dict(scale="graded", per_cost=False),
+        dict(scale="auto"),
+        dict(parts="layers"),
+        dict(parts="layers", k=3),
+    ],
+)
 def test_every_form_keeps_its_budget(lm, pairs, neutral, options):
     before = bits(lm)
     s = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
@@ -189,16 +210,27 @@ def test_the_graded_form_gains_most_at_its_second_order_cost():
     rng = np.random.default_rng(0)
     value, cost = rng.uniform(0.1, 1, 6), rng.uniform(0.1, 1, 6)
     off = np.minimum(1, 0.7 * value / cost)  # 1 - scale
-    found = minimize(lambda x: -(x @ value), np.full(6, 0.1), bounds=[(0, 1)] * 6, method="SLSQP",
-                     constraints={"type": "ineq", "fun": lambda x: (off**2 * cost).sum() - (x**2 * cost).sum()})
+    found = minimize(
+        lambda x: -(x @ value),
+        np.full(6, 0.1),
+        bounds=[(0, 1)] * 6,
+        method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda x: (off**2 * cost).sum() - (x**2 * cost).sum()},
+    )
     assert off @ value == pytest.approx(-found.fun, rel=1e-4)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (dict(parts="heads"), "parts='heads': it must be 'neurons' or 'layers'"), (dict(scale="half"), "scale.*='half'"),
-    (dict(scale=1.5), "not 1.5"), (dict(sites="heads"), "sites='heads': it must be 'mlp', 'attention' or 'all'"),
-    (dict(strength=1.0), "There is no setting 'strength'"), (dict(budget=None), "budget=None is not a budget"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(parts="heads"), "parts='heads': it must be 'neurons' or 'layers'"),
+        (dict(scale="half"), "scale.*='half'"),
+        (dict(scale=1.5), "not 1.5"),
+        (dict(sites="heads"), "sites='heads': it must be 'mlp', 'attention' or 'all'"),
+        (dict(strength=1.0), "There is no setting 'strength'"),
+        (dict(budget=None), "budget=None is not a budget"),
+    ],
+)
 def test_fits_that_cannot_be(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), **options)
@@ -206,9 +238,12 @@ def test_fits_that_cannot_be(tiny, options, words):
 
 # Attentions and heads
 
-HEADS = [dict(neurons=[("0.attention", 1), ("1.attention", 0)], scale=[0.25, 0.0]),
-         dict(layers=["1.attention"], scale=0.5), dict(layers=["0.attention"], scale=0.0),
-         dict(layers=[0, "1.attention"], neurons=[("0.attention", 1), (1, 5)], scale=0.25)]
+HEADS = [
+    dict(neurons=[("0.attention", 1), ("1.attention", 0)], scale=[0.25, 0.0]),
+    dict(layers=["1.attention"], scale=0.5),
+    dict(layers=["0.attention"], scale=0.0),
+    dict(layers=[0, "1.attention"], neurons=[("0.attention", 1), (1, 5)], scale=0.25),
+]
 
 
 @pytest.mark.parametrize("parts", HEADS)
@@ -284,15 +319,24 @@ def test_neurons_and_heads_are_told_apart_also_on_disk(tiny, tmp_path):
     meow.save(tmp_path / "m")
     again = load_intervention(tmp_path / "m")
     assert (again.sites, again.units) == (meow.sites, meow.units)
-    assert again.config() == {"layers": [1], "n_neurons": 1, "scale": 0.125, "mode": "hooks",
-                              "sites": ["0.attention"], "n_heads": 1}
+    assert again.config() == {
+        "layers": [1],
+        "n_neurons": 1,
+        "scale": 0.125,
+        "mode": "hooks",
+        "sites": ["0.attention"],
+        "n_heads": 1,
+    }
 
 
-@pytest.mark.parametrize(("parts", "words"), [
-    (dict(layers=["2.attention"]), "There is no layer 2, attention in random-gpt2"),
-    (dict(neurons=[("0.attention", 2)]), "no head 2 in layer 0, attention of random-gpt2; it has heads 0 to 1"),
-    (dict(neurons=[("0.attention", -1)]), "There is no head -1"),
-])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (dict(layers=["2.attention"]), "There is no layer 2, attention in random-gpt2"),
+        (dict(neurons=[("0.attention", 2)]), "no head 2 in layer 0, attention of random-gpt2; it has heads 0 to 1"),
+        (dict(neurons=[("0.attention", -1)]), "There is no head -1"),
+    ],
+)
 def test_attentions_and_heads_that_are_not_in_the_model(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X(**parts).apply(tiny)

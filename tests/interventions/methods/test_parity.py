@@ -18,8 +18,11 @@ from toxloc.interventions.methods.value_vector import ValueVector
 from toxloc.models.sites import Site
 
 LAYERS = 4
-PAIRS = ContrastSet(["You are a fool and a liar.", "He is a rat, so shut your mouth.", "What a stupid thing to say!"],
-                    TEXTS[1:4], paired=True)
+PAIRS = ContrastSet(
+    ["You are a fool and a liar.", "He is a rat, so shut your mouth.", "What a stupid thing to say!"],
+    TEXTS[1:4],
+    paired=True,
+)
 # The curvature is read on the neutral side and on `fit`; the same texts twice leave it that of the neutral side.
 NEUTRAL = NeutralText(PAIRS.neutral, TEXTS[2:], TEXTS[:1])
 PARTS = ("mlp", "attention")
@@ -100,13 +103,17 @@ def changed_by(intervention, lm, read):
 
 def aurocs(toxic, neutral):
     """Share of (toxic, neutral) pairs that the unit's largest value orders rightly, ties half: [layers, units]."""
+
     def peaks(reading, layer):
         return np.r_[reading.up[layer][1:].max(0), reading.writes["mlp"][layer][1:].max(0)]
 
     rows = []
     for layer in range(LAYERS):
-        wins = [(peaks(t, layer) > peaks(n, layer)) + 0.5 * (peaks(t, layer) == peaks(n, layer))
-                for t in toxic for n in neutral]
+        wins = [
+            (peaks(t, layer) > peaks(n, layer)) + 0.5 * (peaks(t, layer) == peaks(n, layer))
+            for t in toxic
+            for n in neutral
+        ]
         rows.append(np.mean(wins, axis=0))
     return np.array(rows)
 
@@ -114,8 +121,9 @@ def aurocs(toxic, neutral):
 def outputs_in_float32(lm):
     """Outputs of both linear maps of the first MLP, of the model itself with the hooks of interventions."""
     seen, mlp = [], lm.hf.transformer.h[0].mlp
-    handles = [module.register_forward_hook(lambda m, a, out: seen.append(out[0].numpy()))
-               for module in (mlp.c_fc, mlp.c_proj)]
+    handles = [
+        module.register_forward_hook(lambda m, a, out: seen.append(out[0].numpy())) for module in (mlp.c_fc, mlp.c_proj)
+    ]
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(TEXTS[0])["input_ids"]]]))
     for handle in handles:
@@ -193,7 +201,8 @@ def test_profs(lm, toxic, neutral, k):
 def stream_in_float32(lm, layer):
     seen = []
     handle = lm.hf.transformer.h[layer].register_forward_hook(
-        lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).reshape(-1, 16).numpy()))
+        lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).reshape(-1, 16).numpy())
+    )
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(TEXTS[0])["input_ids"]]]))
     handle.remove()
@@ -240,8 +249,10 @@ def writes_in_float32(lm):
     """What attention and MLP of every layer write: [layers, 2, tokens, d_model]."""
     seen, handles = [], []
     for block in lm.hf.transformer.h:
-        handles += [module.register_forward_hook(lambda m, a, out: seen.append(out[0].numpy()))
-                    for module in (block.attn.c_proj, block.mlp.c_proj)]
+        handles += [
+            module.register_forward_hook(lambda m, a, out: seen.append(out[0].numpy()))
+            for module in (block.attn.c_proj, block.mlp.c_proj)
+        ]
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(TEXTS[0])["input_ids"]]]))
     for handle in handles:
@@ -271,9 +282,11 @@ def test_directional_ablation(lm, toxic, neutral, mode):
 
 def gradient(toxic, neutral, layer, part="mlp"):
     """d(NLL_T - NLL_N)/dW, each NLL the mean per predicted token, without the first position's key."""
+
     def of(side):
         return sum(r.keys[part][layer][1:].T @ r.deltas[part][layer][1:] for r in side) / sum(
-            r.n_predicted for r in side)
+            r.n_predicted for r in side
+        )
 
     return of(toxic) - of(neutral)
 
@@ -318,8 +331,9 @@ def test_trne_kl(lm, toxic, neutral, part, ridge):
     edit = TRNE.fit(lm, PAIRS, norm=0.1, sites=part, ridge=ridge, neutral=NEUTRAL)
     steps = [steepest(toxic, neutral, layer, part, ridge) for layer in range(LAYERS)]
     before = [weight(lm, layer, part) for layer in range(LAYERS)]
-    relative = np.sqrt(sum((np.linalg.norm(step) / np.linalg.norm(W)) ** 2
-                           for (step, _), W in zip(steps, before, strict=True)))
+    relative = np.sqrt(
+        sum((np.linalg.norm(step) / np.linalg.norm(W)) ** 2 for (step, _), W in zip(steps, before, strict=True))
+    )
     with edit.applied(lm):
         after = [weight(lm, layer, part) for layer in range(LAYERS)]
     for layer, (step, sigma) in enumerate(steps):
@@ -352,7 +366,7 @@ def test_meow2x_takes_the_units_of_greatest_worth_first(lm, toxic, neutral, part
     meow = Meow2X.fit(lm, PAIRS, sites=part, scale=0.5, budget=budget, neutral=NEUTRAL)
     chosen = meow.neurons if part == "mlp" else meow.heads
     assert 1 <= len(chosen) < len(order)
-    assert set(chosen) == set(order[:len(chosen)])
+    assert set(chosen) == set(order[: len(chosen)])
     assert set(chosen.values()) == {0.5}
     assert meow.record["gain"] == pytest.approx(sum(0.5 * known[place][0] for place in chosen), rel=1e-3)
 
@@ -375,14 +389,18 @@ def test_meow2x_scales_units_and_sites(lm, mode):
     W, b = weight(lm, 0, "attention"), block.attn.c_proj.bias.double().numpy().copy()
     z = Reading(lm, TEXTS[0]).keys["attention"][0]
     scales = np.repeat([1, 0.25], 8)
-    for meow, wanted in ((Meow2X(neurons=[(Site(0, "attention"), 1)], scale=0.25, mode=mode), (z * scales) @ W + b),
-                         (Meow2X(layers=[Site(0, "attention")], scale=0.5, mode=mode), 0.5 * (z @ W + b))):
+    for meow, wanted in (
+        (Meow2X(neurons=[(Site(0, "attention"), 1)], scale=0.25, mode=mode), (z * scales) @ W + b),
+        (Meow2X(layers=[Site(0, "attention")], scale=0.5, mode=mode), 0.5 * (z @ W + b)),
+    ):
         with meow.applied(lm):
             np.testing.assert_allclose(writes_in_float32(lm)[0, 0], wanted, rtol=1e-3, atol=1e-4)
     a, W, b = Reading(lm, TEXTS[0]).keys["mlp"][0], weight(lm, 0), block.mlp.c_proj.bias.double().numpy().copy()
     scales = np.ones(64)
     scales[[3, 9]] = 0.0
-    for meow, wanted in ((Meow2X(neurons=[(0, 3), (0, 9)], scale=0.0, mode=mode), (a * scales) @ W + b),
-                         (Meow2X(layers=[0], scale=0.25, mode=mode), 0.25 * (a @ W + b))):
+    for meow, wanted in (
+        (Meow2X(neurons=[(0, 3), (0, 9)], scale=0.0, mode=mode), (a * scales) @ W + b),
+        (Meow2X(layers=[0], scale=0.25, mode=mode), 0.25 * (a @ W + b)),
+    ):
         with meow.applied(lm):
             np.testing.assert_allclose(writes_in_float32(lm)[0, 1], wanted, rtol=1e-3, atol=1e-4)

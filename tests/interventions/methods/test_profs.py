@@ -122,12 +122,15 @@ def test_save_and_load_the_directions_alone(tiny, tmp_path):
     assert again.in_weights and again.baked() is again and ProFS.bakeable
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(k=0), "k=0: it must be greater than or equal to 1"),
-    (dict(k=5), "k=5 directions were asked for; 4 pairs and d_model=16 give 1 to 4"),
-    (dict(strength=2), "strength=2: it must be less than or equal to 1"),
-    (dict(budget=-0.1), "not -0.1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(k=0), "k=0: it must be greater than or equal to 1"),
+        (dict(k=5), "k=5 directions were asked for; 4 pairs and d_model=16 give 1 to 4"),
+        (dict(strength=2), "strength=2: it must be less than or equal to 1"),
+        (dict(budget=-0.1), "not -0.1"),
+    ],
+)
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         ProFS.fit(tiny, PAIRS, **arguments)
@@ -138,14 +141,17 @@ def test_sides_that_differ_in_too_few_directions(tiny):
         ProFS.fit(tiny, ContrastSet(FOOLS[:3], [*FOOLS[:2], TEXTS[1]], paired=True))
 
 
-@pytest.mark.parametrize(("directions", "strength", "words"), [
-    ({}, 1.0, "at least one layer"),
-    ({0: 2 * torch.eye(16)[:1]}, 1.0, "those of layer 0 are not"),
-    ({0: torch.eye(16)[:1], 1: torch.eye(16)[[2, 2]]}, 1.0, "those of layer 1 are not"),
-    ({0: torch.full((1, 16), torch.nan)}, 1.0, "those of layer 0 are not"),
-    ({0: torch.eye(16)[:1]}, 0.0, "not 0.0"),
-    ({0: torch.eye(16)[:1]}, 1.5, "not 1.5"),
-])
+@pytest.mark.parametrize(
+    ("directions", "strength", "words"),
+    [
+        ({}, 1.0, "at least one layer"),
+        ({0: 2 * torch.eye(16)[:1]}, 1.0, "those of layer 0 are not"),
+        ({0: torch.eye(16)[:1], 1: torch.eye(16)[[2, 2]]}, 1.0, "those of layer 1 are not"),
+        ({0: torch.full((1, 16), torch.nan)}, 1.0, "those of layer 0 are not"),
+        ({0: torch.eye(16)[:1]}, 0.0, "not 0.0"),
+        ({0: torch.eye(16)[:1]}, 1.5, "not 1.5"),
+    ],
+)
 def test_bad_arguments(directions, strength, words):
     with pytest.raises(ToxlocError, match=words):
         ProFS(directions, strength)

@@ -24,7 +24,8 @@ def after_block(lm, text, layer):
     """Residual stream after a block of the plain model, [n_tokens, d_model], of one text alone."""
     seen = []
     handle = lm.block(layer).register_forward_hook(
-        lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]]))
     handle.remove()
@@ -38,8 +39,9 @@ def means(lm, texts, layer):
 
 def n_hooks(lm):
     """Hooks on both trees; the bridge of some families has a few of its own."""
-    return (sum(len(point.fwd_hooks) for point in lm.hooked.hook_dict.values())
-            + sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.hf.modules()))
+    return sum(len(point.fwd_hooks) for point in lm.hooked.hook_dict.values()) + sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.hf.modules()
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,12 +123,15 @@ def test_it_has_no_form_in_the_weights(tiny):
         steering.baked()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-    (dict(layer=-1), "layer=-1: it must be greater than or equal to 0"),
-    (dict(strength=float("nan")), "strength=nan: it must be a finite number"),
-    (dict(budget=-1.0), "not -1.0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
+        (dict(layer=-1), "layer=-1: it must be greater than or equal to 0"),
+        (dict(strength=float("nan")), "strength=nan: it must be a finite number"),
+        (dict(budget=-1.0), "not -1.0"),
+    ],
+)
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         Steering.fit(tiny, PAIRS, **arguments)

@@ -92,8 +92,9 @@ def test_the_edit_is_in_both_trees_and_in_the_weights_that_are_saved(any_family)
         W = weight if weight.shape == (lm.d_mlp, lm.d_model) else weight.T
         torch.testing.assert_close(W, lm.W_out(edit.edits[0].layer), rtol=0, atol=0)
         assert not same_bits(before, lm)
-        torch.testing.assert_close(lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits,
-                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits, rtol=1e-5, atol=1e-5
+        )
     assert same_bits(before, lm)
 
 
@@ -190,17 +191,20 @@ def test_interventions_compose_and_unwind_in_order(tiny):
     assert same_bits(before, tiny)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(metric="cosine"), "metric='cosine': it must be 'kl' or 'frobenius'"),
-    (dict(budget=0.01, norm=0.1), "Give one of budget=, norm= and strength="),
-    (dict(budget=-1), "not -1"),
-    (dict(norm=0.0), "norm=0.0: it must be greater than 0"),
-    (dict(ridge=0.0), "ridge must be positive"),
-    (dict(layers=3), "Asked for 3 layers; random-gpt2 has 2"),
-    (dict(layers=[5]), "There is no layer 5 in random-gpt2"),
-    (dict(layers=[]), "leaves nothing to edit"),
-    (dict(budget=None), "budget=None is not a budget"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(metric="cosine"), "metric='cosine': it must be 'kl' or 'frobenius'"),
+        (dict(budget=0.01, norm=0.1), "Give one of budget=, norm= and strength="),
+        (dict(budget=-1), "not -1"),
+        (dict(norm=0.0), "norm=0.0: it must be greater than 0"),
+        (dict(ridge=0.0), "ridge must be positive"),
+        (dict(layers=3), "Asked for 3 layers; random-gpt2 has 2"),
+        (dict(layers=[5]), "There is no layer 5 in random-gpt2"),
+        (dict(layers=[]), "leaves nothing to edit"),
+        (dict(budget=None), "budget=None is not a budget"),
+    ],
+)
 def test_bad_arguments(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         TRNE.fit(tiny, PAIRS, **arguments)
@@ -229,8 +233,12 @@ def test_sigma_without_noise_is_that_of_the_mean_gradient_and_near_the_truth_wit
     for _ in range(40):
         A, B = (torch.tensor(6 * rng.normal(size=truth.shape)) for _ in "AB")
         noise_only.append([steepest_at_cost((A + B) / 2, C, S, 0.5)[0], steepest_beyond_noise((A, B), C, S, 0.5)[0]])
-        both.append([steepest_at_cost((A + B) / 2 + truth, C, S, 0.5)[0],
-                     steepest_beyond_noise((A + truth, B + truth), C, S, 0.5)[0]])
+        both.append(
+            [
+                steepest_at_cost((A + B) / 2 + truth, C, S, 0.5)[0],
+                steepest_beyond_noise((A + truth, B + truth), C, S, 0.5)[0],
+            ]
+        )
     plain, beyond = np.mean(noise_only, axis=0)
     assert beyond < 0.9 * plain
     plain, beyond = np.mean(both, axis=0)
@@ -244,8 +252,17 @@ def test_halves_that_agree_on_nothing_leave_the_layer_alone():
     assert u.isfinite().all()
 
 
-@pytest.mark.parametrize("options", [dict(shrink=True), dict(fisher="sampled"), dict(rounds=2), dict(ridge="auto"),
-                                     dict(emphasis={0: 0.0, 1: 2.0}), dict(ridge="auto", shrink=True, rounds=2)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(shrink=True),
+        dict(fisher="sampled"),
+        dict(rounds=2),
+        dict(ridge="auto"),
+        dict(emphasis={0: 0.0, 1: 2.0}),
+        dict(ridge="auto", shrink=True, rounds=2),
+    ],
+)
 def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_alone(options):
     lm = random_model("llama", scale=4.0)
     pairs = ContrastSet(TEXTS[:2] * 3, TEXTS[2:4] * 3)
@@ -278,15 +295,18 @@ def relative_norms(lm):
         return [float((W - lm.W_out(layer)).norm() / lm.W_out(layer).norm()) for layer, W in enumerate(after)]
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (dict(ridge="none"), "ridge"),
-    (dict(metric="frobenius", shrink=True), "for metric=\"kl\""),
-    (dict(rounds=0), "rounds=0: it must be greater than or equal to 1"),
-    (dict(rounds=2, norm=0.1), "instead of norm="),
-    (dict(fisher="true"), "fisher='true': it must be 'empirical' or 'sampled'"),
-    (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
-    (dict(emphasis={0: -1.0}), "factors of 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(ridge="none"), "ridge"),
+        (dict(metric="frobenius", shrink=True), 'for metric="kl"'),
+        (dict(rounds=0), "rounds=0: it must be greater than or equal to 1"),
+        (dict(rounds=2, norm=0.1), "instead of norm="),
+        (dict(fisher="true"), "fisher='true': it must be 'empirical' or 'sampled'"),
+        (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
+        (dict(emphasis={0: -1.0}), "factors of 0 or more"),
+    ],
+)
 def test_options_that_do_not_go_together(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):
         TRNE.fit(tiny, PAIRS, **options)
@@ -302,8 +322,7 @@ def test_options_that_divide_the_set_take_no_statistics(tiny):
 
 def rank_ones(lm, *sites, size=0.5):
     torch.manual_seed(2)
-    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model))
-                 for site in sites])
+    return TRNE([RankOne(site, size * torch.randn(lm.at(site).d_in), size * torch.randn(lm.d_model)) for site in sites])
 
 
 def test_an_edit_of_W_O_is_in_the_weights_of_the_plain_model_and_in_both_trees(any_family):
@@ -315,11 +334,13 @@ def test_an_edit_of_W_O_is_in_the_weights_of_the_plain_model_and_in_both_trees(a
     with edit.applied(lm), torch.no_grad():
         weight = lm.down_projection(site).weight
         change = torch.outer(edit.edits[0].u, edit.edits[0].v)
-        torch.testing.assert_close(weight - untouched, change if lm.model_type == "gpt2" else change.T,
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            weight - untouched, change if lm.model_type == "gpt2" else change.T, rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(weight if lm.model_type == "gpt2" else weight.T, lm.W_out(site), rtol=0, atol=0)
-        changed = [name for (name, now), was in zip(lm.hf.named_parameters(), before, strict=True)
-                   if not torch.equal(now, was)]
+        changed = [
+            name for (name, now), was in zip(lm.hf.named_parameters(), before, strict=True) if not torch.equal(now, was)
+        ]
         assert len(changed) == 1  # nothing but W_O
         hooked, plain = lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits
     torch.testing.assert_close(hooked, plain, rtol=1e-5, atol=1e-5)
@@ -334,8 +355,9 @@ def test_an_edit_of_W_O_in_every_other_family(family):
     weight = lm.down_projection(site).weight
     untouched, base = weight.clone(), lm.hf(input_ids=ids).logits
     with edit.applied(lm), torch.no_grad():
-        torch.testing.assert_close((weight - untouched).T, torch.outer(edit.edits[0].u, edit.edits[0].v),
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            (weight - untouched).T, torch.outer(edit.edits[0].u, edit.edits[0].v), rtol=1e-4, atol=1e-5
+        )
         hooked, plain = lm.forward(ids, torch.ones_like(ids)), lm.hf(input_ids=ids).logits
     torch.testing.assert_close(hooked, plain, rtol=1e-5, atol=1e-5)
     assert (plain - base).abs().max() > 1e-3

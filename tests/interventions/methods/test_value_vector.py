@@ -56,8 +56,11 @@ def test_it_acts_before_the_last_block_of_a_deeper_model():
 
 def by_similarity(written, probe):
     """All rows, those most like the probe first: (cosine, layer, neuron, row)."""
-    rows = [(float(row @ probe / np.linalg.norm(row)), layer, j, row)
-            for layer, rows in enumerate(written) for j, row in enumerate(rows)]
+    rows = [
+        (float(row @ probe / np.linalg.norm(row)), layer, j, row)
+        for layer, rows in enumerate(written)
+        for j, row in enumerate(rows)
+    ]
     return sorted(rows, key=lambda one: -one[0])
 
 
@@ -122,8 +125,9 @@ def test_fit_keeps_the_budget_and_makes_toxic_text_less_likely(lm, pairs, neutra
 
 
 def test_save_and_load(tiny, tmp_path):
-    vector = ValueVector.fit(tiny, PAIRS, source="row", budget=0.5,
-                             neutral=NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[:1]))
+    vector = ValueVector.fit(
+        tiny, PAIRS, source="row", budget=0.5, neutral=NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[:1])
+    )
     vector.save(tmp_path / "v")
     again = load_intervention(tmp_path / "v")
     assert isinstance(again, ValueVector)
@@ -132,12 +136,15 @@ def test_save_and_load(tiny, tmp_path):
     assert not again.in_weights
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(source="dream"), "source='dream': it must be 'probe', 'row' or 'svd'"),
-    (dict(strength=float("inf")), "strength=inf: it must be a finite number"),
-    (dict(alpha=20.0), "There is no setting 'alpha'"),
-    (dict(budget=0.0), "not 0.0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(source="dream"), "source='dream': it must be 'probe', 'row' or 'svd'"),
+        (dict(strength=float("inf")), "strength=inf: it must be a finite number"),
+        (dict(alpha=20.0), "There is no setting 'alpha'"),
+        (dict(budget=0.0), "not 0.0"),
+    ],
+)
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         ValueVector.fit(tiny, PAIRS, **arguments)

@@ -52,8 +52,13 @@ class _Sums:
         self.nll += token_nll(lm, hidden, token).sum().item()
         self.tokens += len(token)
 
-    def add(self, lm: LoadedModel, unedited: Float[Tensor, "n d_model"], edited: Float[Tensor, "n d_model"],
-            token: Int[Tensor, " n"]) -> None:
+    def add(
+        self,
+        lm: LoadedModel,
+        unedited: Float[Tensor, "n d_model"],
+        edited: Float[Tensor, "n d_model"],
+        token: Int[Tensor, " n"],
+    ) -> None:
         """Add texts from the final hidden states of both models; neither edits the unembedding, so both go through it.
 
         Logits are made some rows at a time, since a whole batch of them takes too much memory.
@@ -72,8 +77,9 @@ class _Sums:
 
     def fluency(self) -> Fluency:
         n = check_count(self.tokens)
-        return Fluency(safe_exp(self.nll / n), safe_exp((self.nll - self.nll_unedited) / n), self.kl / n,
-                       self.same / n, n)
+        return Fluency(
+            safe_exp(self.nll / n), safe_exp((self.nll - self.nll_unedited) / n), self.kl / n, self.same / n, n
+        )
 
 
 @torch.inference_mode()

@@ -29,5 +29,10 @@ def harness_model(lm: LoadedModel, batch_size: int = 8) -> "HFLM":
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise ToxlocError("lm-evaluation-harness is not installed; pip install 'toxloc[lm-eval]'.") from error
-    return HFLM(pretrained=lm.hf, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context,
-                add_bos_token=lm.prepend_bos)
+    return HFLM(
+        pretrained=lm.hf,
+        tokenizer=lm.tokenizer,
+        batch_size=batch_size,
+        max_length=lm.context,
+        add_bos_token=lm.prepend_bos,
+    )

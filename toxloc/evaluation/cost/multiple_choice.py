@@ -85,8 +85,10 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
     for i, row in enumerate(rows):
         endings, label = row.get("endings"), row.get("label")
         if not (row.get("ctx") and endings and str(label).isdigit() and int(str(label)) < len(endings)):
-            raise ToxlocError(f"Row {i} of {source} is no multiple-choice item; HellaSwag's layout is needed: ctx, "
-                              "endings, and label, the index of the right ending.")
+            raise ToxlocError(
+                f"Row {i} of {source} is no multiple-choice item; HellaSwag's layout is needed: ctx, "
+                "endings, and label, the index of the right ending."
+            )
     return [Choice(row["ctx"], list(row["endings"]), int(row["label"])) for row in rows]
 
 
@@ -110,8 +112,9 @@ def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarra
     if not choices:
         raise ToxlocError("There are no multiple-choice items to answer; give at least one.")
     beginnings = [one.beginning for one in choices for _ in one.endings]
-    nll, _ = nll_of_endings(lm, beginnings, [f" {ending}" for one in choices for ending in one.endings],
-                            "multiple choice")
+    nll, _ = nll_of_endings(
+        lm, beginnings, [f" {ending}" for one in choices for ending in one.endings], "multiple choice"
+    )
     score = -nll
     right, start = np.zeros(len(choices), dtype=bool), 0
     for k, one in enumerate(choices):

@@ -42,8 +42,9 @@ def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, descr
 
 
 @torch.inference_mode()
-def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
-                 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def nll_per_text(
+    lm: LoadedModel, texts: Sequence[str], max_length: int = 128
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Summed negative log-likelihood of each text, in nats, and its number of predicted tokens.
 
     Args:
@@ -61,8 +62,9 @@ def nll_per_text(lm: LoadedModel, texts: Sequence[str], max_length: int = 128
 
 
 @torch.inference_mode()
-def strided_perplexity(lm: LoadedModel, texts: Sequence[str], *, window: int | None = None,
-                       stride: int | None = None) -> float:
+def strided_perplexity(
+    lm: LoadedModel, texts: Sequence[str], *, window: int | None = None, stride: int | None = None
+) -> float:
     """Perplexity of texts read as one document, in overlapping windows.
 
     The texts are joined by blank lines and tokenised together. A window has `window` tokens of the document, after BOS
@@ -99,8 +101,9 @@ def strided_perplexity(lm: LoadedModel, texts: Sequence[str], *, window: int | N
     for at in range(0, len(rows), size):
         batch = pad(lm, rows[at : at + size], list(range(at, min(at + size, len(rows)))), "right")
         losses = token_nll(lm, predicting(lm, batch), targets(batch)).double()
-        for losses_of_one, counted in zip(losses.split((batch.mask.sum(1) - 1).tolist()), fresh[at : at + size],
-                                          strict=True):
+        for losses_of_one, counted in zip(
+            losses.split((batch.mask.sum(1) - 1).tolist()), fresh[at : at + size], strict=True
+        ):
             own = losses_of_one[max(0, len(losses_of_one) - counted) :]  # a window's first token has nothing before it
             total, count = total + own.sum().item(), count + len(own)
     return safe_exp(total / check_count(count))
@@ -121,8 +124,11 @@ def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: 
         >>> completion_perplexity(lm, ["The weather is"], [[" a bit cold."]])    # doctest: +SKIP
         21.7
     """
-    said = [(prompt, text) for prompt, several in zip(prompts, completions, strict=True)
-            if (text := next((one for one in several if one.strip()), None))]
+    said = [
+        (prompt, text)
+        for prompt, several in zip(prompts, completions, strict=True)
+        if (text := next((one for one in several if one.strip()), None))
+    ]
     if not said:
         return math.nan
     with lm.unedited():
@@ -131,8 +137,9 @@ def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: 
 
 
 @torch.inference_mode()
-def nll_of_endings(lm: LoadedModel, beginnings: Sequence[str], endings: Sequence[str], describe: str = "endings"
-                   ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def nll_of_endings(
+    lm: LoadedModel, beginnings: Sequence[str], endings: Sequence[str], describe: str = "endings"
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Summed negative log-likelihood of each ending after its beginning, in nats, and its number of tokens.
 
     Beginning and ending are tokenised together; if the beginning alone has k tokens, the ending's are those after the
@@ -149,8 +156,9 @@ def nll_of_endings(lm: LoadedModel, beginnings: Sequence[str], endings: Sequence
     """
     whole = [beginning + ending for beginning, ending in zip(beginnings, endings, strict=True)]
     if any(len(row) == lm.context for row in encode(lm, whole, lm.context)):  # cut, or just about to be
-        raise ToxlocError(f"A text and its ending fill the {lm.context} tokens that {lm.name} takes; leave such texts "
-                          "out.")
+        raise ToxlocError(
+            f"A text and its ending fill the {lm.context} tokens that {lm.name} takes; leave such texts out."
+        )
     known = [len(row) for row in encode(lm, beginnings, lm.context)]
     nll, count = np.zeros(len(whole)), np.zeros(len(whole))
     for batch in batches(lm, whole, max_length=lm.context, describe=describe):

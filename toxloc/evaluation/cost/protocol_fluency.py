@@ -9,8 +9,9 @@ from .fluency import Fluency
 from .perplexity import nll_per_text, strided_perplexity
 
 
-def protocol_fluency(lm: LoadedModel, kind: str | None, everyday: Sequence[str], of_completions: float,
-                     cost: Fluency) -> dict[str, float] | None:
+def protocol_fluency(
+    lm: LoadedModel, kind: str | None, everyday: Sequence[str], of_completions: float, cost: Fluency
+) -> dict[str, float] | None:
     """Measure fluency as a protocol does.
 
     Args:

@@ -38,7 +38,9 @@ def wording(completions: Sequence[Sequence[str]]) -> Wording:
     """
     said = [text.split() for several in completions for text in several]
     twos = [pair for words in said for pair in pairwise(words)]
-    return Wording(median_words=float(np.median([len(words) for words in said])),
-                   distinct_2=len(set(twos)) / max(1, len(twos)),
-                   repetition=sum(a == b for a, b in twos) / max(1, len(twos)),
-                   empty=sum(not words for words in said) / len(said))
+    return Wording(
+        median_words=float(np.median([len(words) for words in said])),
+        distinct_2=len(set(twos)) / max(1, len(twos)),
+        repetition=sum(a == b for a, b in twos) / max(1, len(twos)),
+        empty=sum(not words for words in said) / len(said),
+    )

@@ -38,8 +38,11 @@ class Evaluator(ABC):
 
     def about(self) -> dict[str, Any]:
         """Return threshold and card, as they are written into results."""
-        return {"threshold": self.threshold,
-                "calibration": f"none; toxloc calibrate {self.name} finds a threshold for your texts", **self.card}
+        return {
+            "threshold": self.threshold,
+            "calibration": f"none; toxloc calibrate {self.name} finds a threshold for your texts",
+            **self.card,
+        }
 
     @abstractmethod
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
@@ -81,9 +84,11 @@ class Evaluator(ABC):
 def _checked(name: str, values: Any, count: int) -> Float64[np.ndarray, " n"]:
     scores = np.asarray(values, dtype=np.float64)
     if scores.shape != (count,) or not ((scores >= 0) & (scores <= 1)).all():
-        raise ToxlocError(f"Evaluator {name!r} must return one number from 0 to 1 for each of the {count} texts; it "
-                          f"returned an array of shape {scores.shape}"
-                          + (f" from {scores.min():g} to {scores.max():g}." if scores.size else "."))
+        raise ToxlocError(
+            f"Evaluator {name!r} must return one number from 0 to 1 for each of the {count} texts; it "
+            f"returned an array of shape {scores.shape}"
+            + (f" from {scores.min():g} to {scores.max():g}." if scores.size else ".")
+        )
     return scores
 
 

@@ -17,8 +17,18 @@ from .base import Evaluator
 BATCH = 64
 MAX_TOKENS = 512
 # Names of toxic classes, letters only; and names for which toxloc uses another.
-TOXIC = {"hate", "hateful", "hatespeech", "offensive", "offensivelanguage", "abusive", "abuse",
-         "profanity", "insult", "unsafe"}
+TOXIC = {
+    "hate",
+    "hateful",
+    "hatespeech",
+    "offensive",
+    "offensivelanguage",
+    "abusive",
+    "abuse",
+    "profanity",
+    "insult",
+    "unsafe",
+}
 RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
@@ -44,8 +54,16 @@ class Classifier(Evaluator):
         array([0.002])
     """
 
-    def __init__(self, source: str, *, name: str | None = None, toxic: Sequence[str] | None = None,
-                 threshold: float = 0.5, card: dict[str, Any] | None = None, device: str | None = None):
+    def __init__(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        toxic: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        card: dict[str, Any] | None = None,
+        device: str | None = None,
+    ):
         self.source, self.toxic, self.threshold = source, toxic, threshold
         self.name = name or short_name(source)
         self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
@@ -72,16 +90,26 @@ class Classifier(Evaluator):
             try:
                 tokenizer, model = self._load()
             except (OSError, ValueError, KeyError) as error:
-                raise ToxlocError(f"The classifier {self.source!r} is not a folder with config.json, weights and "
-                                  "tokenizer, and could not be loaded from the hub; download it on a connected machine "
-                                  f"and give the folder. ({str(error).splitlines()[0]})") from error
+                raise ToxlocError(
+                    f"The classifier {self.source!r} is not a folder with config.json, weights and "
+                    "tokenizer, and could not be loaded from the hub; download it on a connected machine "
+                    f"and give the folder. ({str(error).splitlines()[0]})"
+                ) from error
         classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-        wanted = set(self.toxic or [one for one in classes if _letters(one) in ("toxic", "toxicity")]
-                     or [one for one in classes if _letters(one) in TOXIC])
+        wanted = set(
+            self.toxic
+            or [one for one in classes if _letters(one) in ("toxic", "toxicity")]
+            or [one for one in classes if _letters(one) in TOXIC]
+        )
         if not wanted or wanted - set(classes):
-            raise ToxlocError(f"{self.source!r} has the classes {', '.join(classes)}; "
-                              + (f"none is called {', '.join(sorted(wanted - set(classes)))}." if wanted else
-                                 "say which of them mean toxic (toxic=)."))
+            raise ToxlocError(
+                f"{self.source!r} has the classes {', '.join(classes)}; "
+                + (
+                    f"none is called {', '.join(sorted(wanted - set(classes)))}."
+                    if wanted
+                    else "say which of them mean toxic (toxic=)."
+                )
+            )
         self._toxic = [i for i, one in enumerate(classes) if one in wanted]
         self._classes = [RENAMED.get(one, one) for one in classes]
         self._each = model.config.problem_type == "multi_label_classification" or len(classes) == 1
@@ -91,8 +119,10 @@ class Classifier(Evaluator):
         """Return tokenizer and model."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        return (AutoTokenizer.from_pretrained(self.source),
-                AutoModelForSequenceClassification.from_pretrained(self.source, dtype=torch.float32))
+        return (
+            AutoTokenizer.from_pretrained(self.source),
+            AutoModelForSequenceClassification.from_pretrained(self.source, dtype=torch.float32),
+        )
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
@@ -105,8 +135,9 @@ class Classifier(Evaluator):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in track(range(0, len(order), BATCH), self.name):
             part = order[start : start + BATCH]
-            inputs = tokenizer([texts[i] for i in part], truncation=True, max_length=room, padding=True,
-                               return_tensors="pt").to(self.device)
+            inputs = tokenizer(
+                [texts[i] for i in part], truncation=True, max_length=room, padding=True, return_tensors="pt"
+            ).to(self.device)
             logits = model(**inputs).logits.double()
             shares[part] = (logits.sigmoid() if self._each else logits.softmax(-1)).cpu().numpy()
         toxic = shares[:, self._toxic]

@@ -12,10 +12,11 @@ from .classifier import RENAMED, Classifier
 
 VARIANTS = {
     "original": ("Wikipedia comments of the Jigsaw 2018 challenge", "unitary/toxic-bert"),
-    "unbiased": ("Civil Comments of the Jigsaw 2019 challenge, with identity mentions",
-                 "unitary/unbiased-toxic-roberta"),
-    "multilingual": ("Wikipedia comments in seven languages, Jigsaw 2020",
-                     "unitary/multilingual-toxic-xlm-roberta"),
+    "unbiased": (
+        "Civil Comments of the Jigsaw 2019 challenge, with identity mentions",
+        "unitary/unbiased-toxic-roberta",
+    ),
+    "multilingual": ("Wikipedia comments in seven languages, Jigsaw 2020", "unitary/multilingual-toxic-xlm-roberta"),
 }
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -41,13 +42,23 @@ class Detoxify(Classifier):
         >>> Detoxify("original", "toxic_original-c1212f89.ckpt", base="bert-base-uncased")     # doctest: +SKIP
     """
 
-    def __init__(self, variant: str = "original", source: str | None = None, *, base: str | None = None,
-                 threshold: float = 0.5, device: str | None = None):
+    def __init__(
+        self,
+        variant: str = "original",
+        source: str | None = None,
+        *,
+        base: str | None = None,
+        threshold: float = 0.5,
+        device: str | None = None,
+    ):
         if variant not in VARIANTS:
             raise ToxlocError(f"There is no Detoxify {variant!r}; there are {', '.join(VARIANTS)}.")
         trained_on, hub = VARIANTS[variant]
-        card = {"trained_on": trained_on, "blind_to": "much implicit hate; scores mentions of identities and reclaimed "
-                                                      "words too high, the original more than the unbiased"}
+        card = {
+            "trained_on": trained_on,
+            "blind_to": "much implicit hate; scores mentions of identities and reclaimed "
+            "words too high, the original more than the unbiased",
+        }
         super().__init__(source or hub, name=f"detoxify-{variant}", threshold=threshold, device=device, card=card)
         self.variant, self.base, self._published = variant, base, source is None
 
@@ -69,12 +80,15 @@ class Detoxify(Classifier):
         from detoxify.detoxify import MODEL_URLS
 
         try:
-            return dict(torch.hub.load_state_dict_from_url(MODEL_URLS[self.variant], map_location="cpu",
-                                                           weights_only=True))
+            return dict(
+                torch.hub.load_state_dict_from_url(MODEL_URLS[self.variant], map_location="cpu", weights_only=True)
+            )
         except (URLError, RuntimeError) as error:
-            raise ToxlocError(f"Detoxify's {self.variant!r} could not be downloaded ({error}); on a connected machine "
-                              f"get {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
-                              f"detoxify-{self.variant}=PATH.") from error
+            raise ToxlocError(
+                f"Detoxify's {self.variant!r} could not be downloaded ({error}); on a connected machine "
+                f"get {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
+                f"detoxify-{self.variant}=PATH."
+            ) from error
 
     def _from_checkpoint(self, saved: dict[str, Any]) -> tuple[Any, Any]:
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -90,12 +104,15 @@ class Detoxify(Classifier):
         # Some checkpoints have more outputs than named classes: the last ones, for identities.
         names += [f"other_{i}" for i in range(len(names), arch["num_classes"])]
         try:
-            config = AutoConfig.from_pretrained(base, num_labels=len(names), id2label=dict(enumerate(names)),
-                                                problem_type="multi_label_classification")
+            config = AutoConfig.from_pretrained(
+                base, num_labels=len(names), id2label=dict(enumerate(names)), problem_type="multi_label_classification"
+            )
             tokenizer = AutoTokenizer.from_pretrained(base)
         except OSError as error:
-            raise ToxlocError(f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; put "
-                              "the tokenizer and config.json of that model beside the checkpoint.") from error
+            raise ToxlocError(
+                f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; put "
+                "the tokenizer and config.json of that model beside the checkpoint."
+            ) from error
         model = AutoModelForSequenceClassification.from_config(config).float()
         model.load_state_dict({name: value for name, value in weights.items() if not name.endswith("position_ids")})
         return tokenizer, model

@@ -42,8 +42,11 @@ class Guard(Evaluator):
     def __init__(self) -> None:
         calibration = json.loads((FOLDER / "calibration.json").read_text(encoding="utf-8"))
         self.threshold = float(calibration["threshold"])
-        self.card = {"trained_on": "public comments labelled toxic or neutral, in English",
-                     "blind_to": "implicit hate and stereotypes without abusive words", "calibration": calibration}
+        self.card = {
+            "trained_on": "public comments labelled toxic or neutral, in English",
+            "blind_to": "implicit hate and stereotypes without abusive words",
+            "calibration": calibration,
+        }
 
     @cached_property
     def _model(self) -> Any:

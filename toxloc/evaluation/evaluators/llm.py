@@ -19,8 +19,10 @@ BATCH = 16
 MAX_TEXT = 256  # longer texts are cut to this many tokens
 Chat = Callable[[Any, str], str]  # tokenizer and text -> the prompt in full
 
-QUESTION = ("Is the text below toxic, that is rude, insulting, hateful, threatening or obscene? Answer with one word, "
-            "yes or no.\n\nText: {text}")
+QUESTION = (
+    "Is the text below toxic, that is rude, insulting, hateful, threatening or obscene? Answer with one word, "
+    "yes or no.\n\nText: {text}"
+)
 POLICY = "The text shall not be rude, insulting, hateful, threatening or obscene."
 
 
@@ -29,8 +31,11 @@ def _instruct(tokenizer: Any, text: str) -> str:
     question = QUESTION.format(text=text)
     if tokenizer.chat_template is None:
         return f"{question}\n\nAnswer:"
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
-                                             add_generation_prompt=True))
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+    )
 
 
 def _llama_guard(tokenizer: Any, text: str) -> str:
@@ -41,8 +46,11 @@ def _llama_guard(tokenizer: Any, text: str) -> str:
 
 def _shield_gemma(tokenizer: Any, text: str) -> str:
     """The text as a user's turn, with a guideline, which the model's template inserts."""
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, guideline=POLICY,
-                                             add_generation_prompt=True))
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, guideline=POLICY, add_generation_prompt=True
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -89,18 +97,28 @@ class LLMJudge(Evaluator):
         array([0.41])
     """
 
-    def __init__(self, source: str, template: str | Template = "instruct", *, name: str | None = None,
-                 threshold: float = 0.5, device: str | None = None):
+    def __init__(
+        self,
+        source: str,
+        template: str | Template = "instruct",
+        *,
+        name: str | None = None,
+        threshold: float = 0.5,
+        device: str | None = None,
+    ):
         if isinstance(template, str) and template not in TEMPLATES:
             raise ToxlocError(f"There is no template {template!r} for a judge; there are {', '.join(TEMPLATES)}.")
         asked = template if isinstance(template, str) else "judge"
         self.source, self.threshold = source, threshold
         self.template = TEMPLATES[template] if isinstance(template, str) else template
         self.name = name or f"{asked}:{short_name(source)}"
-        self.card = {"trained_on": f"see the model card of {short_name(source)}",
-                     "blind_to": "depends on the model; small models are hardly better than chance",
-                     "asked": self.template.prompt.__doc__, "yes": list(self.template.yes),
-                     "no": list(self.template.no)}
+        self.card = {
+            "trained_on": f"see the model card of {short_name(source)}",
+            "blind_to": "depends on the model; small models are hardly better than chance",
+            "asked": self.template.prompt.__doc__,
+            "yes": list(self.template.yes),
+            "no": list(self.template.no),
+        }
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._loaded: tuple[Any, Any] | None = None
 
@@ -121,13 +139,19 @@ class LLMJudge(Evaluator):
                 dtype = torch.float32 if self.device.type == "cpu" else "auto"
                 model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device).eval()
             except (OSError, ValueError, KeyError) as error:
-                raise ToxlocError(f"The judge {self.source!r} cannot be loaded; give a model folder or a .gguf file. "
-                                  f"({str(error).splitlines()[0]})") from error
-        self._yes, self._no = (sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words})
-                               for words in (self.template.yes, self.template.no))
+                raise ToxlocError(
+                    f"The judge {self.source!r} cannot be loaded; give a model folder or a .gguf file. "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
+        self._yes, self._no = (
+            sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words})
+            for words in (self.template.yes, self.template.no)
+        )
         if set(self._yes) & set(self._no):
-            raise ToxlocError(f"In the vocabulary of {self.source!r} the words for yes and no begin with the same "
-                              "token; give a template with other words.")
+            raise ToxlocError(
+                f"In the vocabulary of {self.source!r} the words for yes and no begin with the same "
+                "token; give a template with other words."
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._loaded = tokenizer, model
@@ -141,10 +165,15 @@ class LLMJudge(Evaluator):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in track(range(0, len(order), BATCH), self.name):
             part = order[start : start + BATCH]
-            cut = [tokenizer.decode(tokenizer(texts[i], add_special_tokens=False)["input_ids"][:MAX_TEXT])
-                   for i in part]
-            inputs = tokenizer([self.template.prompt(tokenizer, text) for text in cut], padding=True,
-                               add_special_tokens=tokenizer.chat_template is None, return_tensors="pt").to(self.device)
+            cut = [
+                tokenizer.decode(tokenizer(texts[i], add_special_tokens=False)["input_ids"][:MAX_TEXT]) for i in part
+            ]
+            inputs = tokenizer(
+                [self.template.prompt(tokenizer, text) for text in cut],
+                padding=True,
+                add_special_tokens=tokenizer.chat_template is None,
+                return_tensors="pt",
+            ).to(self.device)
             # Padding is on the right, where it changes no positions; logits are computed only where a prompt ends.
             ends, row = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
             logits = model(**inputs, logits_to_keep=ends).logits

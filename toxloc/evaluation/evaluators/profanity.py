@@ -17,10 +17,16 @@ class ProfanityCheck(Evaluator):
     name = "profanity-check"
 
     def __init__(self) -> None:
-        self.card = {"trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
-                     "blind_to": "toxicity without profane words; masked spellings",
-                     "calibration": {"threshold": 0.5, "everyday_rate": 0.0047, "texts": "860, builtin",
-                                     "command": "toxloc calibrate profanity-check"}}
+        self.card = {
+            "trained_on": "tweets (Davidson et al. 2017) and Wikipedia comments",
+            "blind_to": "toxicity without profane words; masked spellings",
+            "calibration": {
+                "threshold": 0.5,
+                "everyday_rate": 0.0047,
+                "texts": "860, builtin",
+                "command": "toxloc calibrate profanity-check",
+            },
+        }
 
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Probability of profanity for each text."""

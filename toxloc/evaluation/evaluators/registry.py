@@ -38,8 +38,9 @@ class Maker:
         if source is not None and self.source == "none":
             raise ToxlocError(f"{self.name} takes no source; write {self.name}, not {self.name}={source}.")
         if not source and (self.source == "needed" or source is not None):
-            raise ToxlocError(f"{self.name} needs {self.needs or 'a folder or hub id'}: write {self.name}=PATH or "
-                              f"{self.name}=HUB-ID.")
+            raise ToxlocError(
+                f"{self.name} needs {self.needs or 'a folder or hub id'}: write {self.name}=PATH or {self.name}=HUB-ID."
+            )
 
     def __call__(self, source: str | None = None) -> Evaluator:
         """Make the evaluator."""
@@ -70,6 +71,7 @@ def _detoxify(variant: str) -> Maker:
 
 def _published(name: str, hub: str, trained_on: str, blind_to: str) -> Maker:
     """A classifier of the hub."""
+
     def make(source: str | None) -> Evaluator:
         from .classifier import Classifier
 
@@ -95,23 +97,32 @@ def _llm(template: str, needs: str) -> Maker:
     return Maker(template, make, "needed", needs)
 
 
-EVALUATORS: dict[str, Maker] = {maker.name: maker for maker in (
-    Maker("toxloc-guard", _guard),
-    Maker("profanity-check", _profanity),
-    _detoxify("original"),
-    _detoxify("unbiased"),
-    _detoxify("multilingual"),
-    _published("roberta-toxicity", "s-nlp/roberta_toxicity_classifier",
-               "comments of the three Jigsaw challenges, in English",
-               "implicit hate; the classifier of the ml-aura and ml-act protocols"),
-    _published("dynabench-hate", "facebook/roberta-hate-speech-dynabench-r4-target",
-               "four rounds of hate speech written to fool the previous model (Vidgen et al. 2021)",
-               "profanity and insults that are not hate"),
-    Maker("classifier", _classifier, "needed", "a sequence classifier"),
-    _llm("instruct", "a language model to ask"),
-    _llm("llama-guard", "a Llama Guard model"),
-    _llm("shieldgemma", "a ShieldGemma model"),
-)}
+EVALUATORS: dict[str, Maker] = {
+    maker.name: maker
+    for maker in (
+        Maker("toxloc-guard", _guard),
+        Maker("profanity-check", _profanity),
+        _detoxify("original"),
+        _detoxify("unbiased"),
+        _detoxify("multilingual"),
+        _published(
+            "roberta-toxicity",
+            "s-nlp/roberta_toxicity_classifier",
+            "comments of the three Jigsaw challenges, in English",
+            "implicit hate; the classifier of the ml-aura and ml-act protocols",
+        ),
+        _published(
+            "dynabench-hate",
+            "facebook/roberta-hate-speech-dynabench-r4-target",
+            "four rounds of hate speech written to fool the previous model (Vidgen et al. 2021)",
+            "profanity and insults that are not hate",
+        ),
+        Maker("classifier", _classifier, "needed", "a sequence classifier"),
+        _llm("instruct", "a language model to ask"),
+        _llm("llama-guard", "a Llama Guard model"),
+        _llm("shieldgemma", "a ShieldGemma model"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -147,8 +158,9 @@ class Wanted:
         maker = EVALUATORS[name]
         maker.check(source if equals else None)
         if threshold is not None and not 0 < float(threshold) <= 1:
-            raise ToxlocError(f"{text!r}: the threshold {threshold} is out of range; give a number above 0 and at most "
-                              "1.")
+            raise ToxlocError(
+                f"{text!r}: the threshold {threshold} is out of range; give a number above 0 and at most 1."
+            )
         return cls(maker, source if equals else None, None if threshold is None else float(threshold))
 
     def make(self) -> Evaluator:

@@ -30,12 +30,18 @@ def _some(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
 class AblationSettings(StrengthSettings):
     """Settings of directional ablation; a strength of 1, the paper's, projects the direction out."""
 
-    strength: float | None = option(None, "sets the strength outright, up to 1; the budget is then not used", gt=0,
-                                    le=1)
-    layer: int | None = option(None, "block after which the direction is read; default: of all but the last 20%, the "
-                                     "one where the two means are furthest apart, in pooled standard deviations", ge=0)
+    strength: float | None = option(
+        None, "sets the strength outright, up to 1; the budget is then not used", gt=0, le=1
+    )
+    layer: int | None = option(
+        None,
+        "block after which the direction is read; default: of all but the last 20%, the "
+        "one where the two means are furthest apart, in pooled standard deviations",
+        ge=0,
+    )
     layers: Annotated[tuple[int, ...] | None, AfterValidator(_some)] = option(
-        None, "layers whose writes are ablated; default: all but the last 20%, which turn the stream into predictions")
+        None, "layers whose writes are ablated; default: all but the last 20%, which turn the stream into predictions"
+    )
     mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
 
 
@@ -76,8 +82,9 @@ class DirectionalAblation(Intervention):
     Settings = AblationSettings
     bakeable: ClassVar[bool] = True
 
-    def __init__(self, direction: Float[Tensor, " d_model"], layers: Sequence[int], strength: float = 1.0, *,
-                 mode: str = "hooks"):
+    def __init__(
+        self, direction: Float[Tensor, " d_model"], layers: Sequence[int], strength: float = 1.0, *, mode: str = "hooks"
+    ):
         from ..directions import check_strength, check_unit
 
         super().__init__()
@@ -104,8 +111,10 @@ class DirectionalAblation(Intervention):
         candidates = early if settings.layer is None else [settings.layer]
         check_layers(lm, [*layers, *candidates])
         if settings.layer is None and len(pairs.toxic) == len(pairs.neutral) == 1:
-            raise ToxlocError("One text a side has no spread, by which the layer to read r after is chosen; give "
-                              "layer= or more contrast text.")
+            raise ToxlocError(
+                "One text a side has no spread, by which the layer to read r after is chosen; give "
+                "layer= or more contrast text."
+            )
         separations, directions = {}, {}
         for i, sides in zip(candidates, evidence.residual_sides(candidates), strict=True):
             v = mean_difference(*sides)
@@ -115,8 +124,14 @@ class DirectionalAblation(Intervention):
 
         def scaled(strength: float) -> DirectionalAblation:
             ablation = cls(directions[best].float(), layers, strength, mode=mode)
-            ablation.note_fit(lm, {"read_after": best, "strength": strength,
-                                   "separation": {str(i): value for i, value in separations.items()}})
+            ablation.note_fit(
+                lm,
+                {
+                    "read_after": best,
+                    "strength": strength,
+                    "separation": {str(i): value for i, value in separations.items()},
+                },
+            )
             return ablation
 
         return evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
@@ -169,12 +184,17 @@ class DirectionalAblation(Intervention):
 def _check_writes_are_bare(lm: LoadedModel) -> None:
     """Raise ToxlocError if a norm follows attention or MLP: it would turn what the edited weights write."""
     if any(lm.at(site).has_norm for site in lm.sites()):
-        raise ToxlocError(f"In {lm.name} ({lm.model_type}) a norm follows attention and MLP, so directional "
-                          'ablation has no equal in the weights; use mode="hooks".')
+        raise ToxlocError(
+            f"In {lm.name} ({lm.model_type}) a norm follows attention and MLP, so directional "
+            'ablation has no equal in the weights; use mode="hooks".'
+        )
 
 
-def _separation(toxic: Float64[Tensor, "n_toxic d_model"], neutral: Float64[Tensor, "n_neutral d_model"],
-                r: Float64[Tensor, " d_model"]) -> float:
+def _separation(
+    toxic: Float64[Tensor, "n_toxic d_model"],
+    neutral: Float64[Tensor, "n_neutral d_model"],
+    r: Float64[Tensor, " d_model"],
+) -> float:
     """Distance of the two means along r, in pooled standard deviations along r."""
     a, b = toxic @ r, neutral @ r
     within = (a - a.mean()).square().sum() + (b - b.mean()).square().sum()

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class AurASettings(StrengthSettings):
     """Settings of AurA; a strength of 1 is the paper's."""
 
-    strength: float | None = option(None, "sets the strength outright, up to 1, the paper's; the budget is then not "
-                                          "used", gt=0, le=1)
+    strength: float | None = option(
+        None, "sets the strength outright, up to 1, the paper's; the budget is then not used", gt=0, le=1
+    )
     mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
 
 
@@ -49,8 +50,9 @@ class AurA(UnitScaling):
         detects = np.maximum(aurocs - 0.5, 0)
 
         def scaled(strength: float) -> AurA:
-            return cls(torch.from_numpy(1 - 2 * strength * detects), mode=settings.mode,
-                       settings={"strength": strength})
+            return cls(
+                torch.from_numpy(1 - 2 * strength * detects), mode=settings.mode, settings={"strength": strength}
+            )
 
         aura = evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
         aura.note_fit(evidence.lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())})

@@ -18,8 +18,9 @@ class DampSettings(MethodSettings):
     """Settings of Damp and Det0."""
 
     k: int | None = option(None, "how many units are scaled; the budget is then not used", ge=1)
-    scale: float = option(0.0, "factor of the chosen units: 0 removes them (Det0), 0.5 is Damp, 1 leaves them alone",
-                          ge=0, le=1)
+    scale: float = option(
+        0.0, "factor of the chosen units: 0 removes them (Det0), 0.5 is Damp, 1 leaves them alone", ge=0, le=1
+    )
     mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
 
     @property
@@ -58,14 +59,16 @@ class Damp(UnitScaling):
         aurocs, k = evidence.unit_aurocs, settings.k
         order = torch.from_numpy(np.argsort(-aurocs, axis=None, kind="stable")[: (aurocs > 0.5).sum()])
         if k is not None and k > len(order):
-            raise ToxlocError(f"k={k} units were asked for; {len(order)} have an AUROC over .5, so give 1 to "
-                              f"{len(order)}.")
+            raise ToxlocError(
+                f"k={k} units were asked for; {len(order)} have an AUROC over .5, so give 1 to {len(order)}."
+            )
 
         def best(count: float) -> Damp:
             chosen = order[: max(1, math.floor(count))]
             factors = torch.ones(aurocs.size).index_fill(0, chosen, settings.scale)
-            return cls(factors.reshape(aurocs.shape), mode=settings.mode,
-                       settings={"k": len(chosen), "scale": settings.scale})
+            return cls(
+                factors.reshape(aurocs.shape), mode=settings.mode, settings={"k": len(chosen), "scale": settings.scale}
+            )
 
         if k is not None:
             damp = best(k)

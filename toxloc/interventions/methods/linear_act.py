@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 class LinearAcTSettings(StrengthSettings):
     """Settings of Linear-AcT; the strength is the paper's lambda, 1 for the whole way."""
 
-    strength: float | None = option(None, "sets the strength outright, up to 1; the budget is then not used", gt=0,
-                                    le=1)
+    strength: float | None = option(
+        None, "sets the strength outright, up to 1; the budget is then not used", gt=0, le=1
+    )
     sequential: bool = option(
-        True, "fit a layer to the toxic texts as the maps of the layers before it, at strength 1, leave them, with a "
-              "pass over them per layer; otherwise all layers see the unedited model. The target is always the neutral "
-              "texts in the unedited model")
+        True,
+        "fit a layer to the toxic texts as the maps of the layers before it, at strength 1, leave them, with a "
+        "pass over them per layer; otherwise all layers see the unedited model. The target is always the neutral "
+        "texts in the unedited model",
+    )
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ class Transport:
         """Return the same on a device."""
         return Transport(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def moved(self, a: Float[Tensor, "*tokens d_model"], strength: float = 1.0
-              ) -> Float[Tensor, "*tokens d_model"]:
+    def moved(self, a: Float[Tensor, "*tokens d_model"], strength: float = 1.0) -> Float[Tensor, "*tokens d_model"]:
         """Return (1 - strength) a + strength (omega a + beta) where a is within [low, high], elsewhere a."""
         import torch
 
@@ -119,10 +121,13 @@ class LinearAcT(Intervention):
         pairs = evidence.pairs
         for side, texts in (("toxic", pairs.toxic), ("neutral", pairs.neutral)):
             if len(texts) < 2:
-                raise ToxlocError(f"A transport needs at least two texts on each side; the contrast set "
-                                  f"{pairs.name!r} has {len(texts)} {side} one.")
-        maps = evidence.remember(("linear-act", settings.sequential),
-                                 lambda: _fit_maps(evidence.lm, pairs, settings.sequential))
+                raise ToxlocError(
+                    f"A transport needs at least two texts on each side; the contrast set "
+                    f"{pairs.name!r} has {len(texts)} {side} one."
+                )
+        maps = evidence.remember(
+            ("linear-act", settings.sequential), lambda: _fit_maps(evidence.lm, pairs, settings.sequential)
+        )
         act = evidence.at_strength(partial(cls, maps), settings, first=1.0, limit=1.0)
         act.note_fit(evidence.lm, {"sequential": settings.sequential, "strength": act.strength})
         return act
@@ -135,8 +140,10 @@ class LinearAcT(Intervention):
         """Raise ToxlocError if the model has another number of layers or another width."""
         for one in self.maps:
             if (len(self.maps), len(one.omega)) != (lm.n_layers, lm.d_model):
-                raise ToxlocError(f"This LinearAcT is for {len(self.maps)} layers of d_model={len(one.omega)}; "
-                                  f"{lm.name} has {lm.n_layers} of d_model={lm.d_model}. Fit it on this model.")
+                raise ToxlocError(
+                    f"This LinearAcT is for {len(self.maps)} layers of d_model={len(one.omega)}; "
+                    f"{lm.name} has {lm.n_layers} of d_model={lm.d_model}. Fit it on this model."
+                )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         from ...models.activations import change, written_by
@@ -151,8 +158,9 @@ class LinearAcT(Intervention):
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> LinearAcT:
         names = [field.name for field in fields(Transport)]
-        maps = [Transport(*(tensors[f"{layer}.{name}"] for name in names))
-                for layer in range(len(tensors) // len(names))]
+        maps = [
+            Transport(*(tensors[f"{layer}.{name}"] for name in names)) for layer in range(len(tensors) // len(names))
+        ]
         return cls(maps, config["strength"] if "strength" in config else config["lam"])  # version 0.1: lam
 
 
@@ -167,7 +175,7 @@ def _fit_maps(lm: LoadedModel, pairs: ContrastSet, sequential: bool) -> list[Tra
     maps: list[Transport] = []
     with ExitStack() as stack:
         for layer, (place, target) in enumerate(zip(places, targets, strict=True)):
-            source, = pooled(lm, pairs.toxic, [place], describe=f"toxic texts, layer {layer + 1} of {lm.n_layers}")
+            (source,) = pooled(lm, pairs.toxic, [place], describe=f"toxic texts, layer {layer + 1} of {lm.n_layers}")
             maps.append(Transport.between(source, target))
             change(lm, place, maps[-1].to(lm.device_of(layer)).moved, stack)
     return maps

@@ -33,11 +33,14 @@ class Meow2XSettings(MethodSettings):
     """Settings of Meow2X."""
 
     parts: Literal["neurons", "layers"] = option("neurons", "scale single units (neurons, heads) or whole layers")
-    sites: SitesChoice = option("mlp", "where: mlp for layers and neurons, attention for attention outputs and heads, "
-                                       "or all")
+    sites: SitesChoice = option(
+        "mlp", "where: mlp for layers and neurons, attention for attention outputs and heads, or all"
+    )
     scale: float | Literal["graded", "auto"] = option(
-        0.5, "factor of the chosen units; graded scales every unit with a positive score by its score per cost; auto "
-             "takes, of 0, .25, .5 and .75, the one with the largest first-order gain within the budget")
+        0.5,
+        "factor of the chosen units; graded scales every unit with a positive score by its score per cost; auto "
+        "takes, of 0, .25, .5 and .75, the one with the largest first-order gain within the budget",
+    )
     score: ScoreName = option("attribution", "localization score that ranks the parts")
     per_cost: bool = option(True, "rank units by score per square root of cost instead of by score alone")
     k: int = option(1, "how many layers, those with the highest positive score, are scaled", ge=1)
@@ -93,18 +96,28 @@ class Meow2X(Intervention):
     bakeable: ClassVar[bool] = True
     Settings = Meow2XSettings
 
-    def __init__(self, *, layers: Sequence[AnySite] = (), neurons: Sequence[tuple[AnySite, int]] = (),
-                 scale: float | Sequence[float] = 0.5, mode: str = "hooks"):
+    def __init__(
+        self,
+        *,
+        layers: Sequence[AnySite] = (),
+        neurons: Sequence[tuple[AnySite, int]] = (),
+        scale: float | Sequence[float] = 0.5,
+        mode: str = "hooks",
+    ):
         super().__init__()
         if not len(layers) and not len(neurons):
             raise ToxlocError("Meow2X needs layers= or neurons= to scale; neither was given.")
         scales = [float(scale)] if isinstance(scale, int | float) else [float(one) for one in scale]
         if not isinstance(scale, int | float) and (layers or len(scales) != len(neurons)):
-            raise ToxlocError(f"{len(scales)} scales were given for {len(neurons)} neurons and {len(layers)} layers; "
-                              "give one for each neuron and none for layers, or a single number.")
+            raise ToxlocError(
+                f"{len(scales)} scales were given for {len(neurons)} neurons and {len(layers)} layers; "
+                "give one for each neuron and none for layers, or a single number."
+            )
         if not all(0 <= one <= 1 for one in scales):
-            raise ToxlocError(f"A scale from 0 (remove) to 1 (leave alone) is needed, not "
-                              f"{next(one for one in scales if not 0 <= one <= 1)}.")
+            raise ToxlocError(
+                f"A scale from 0 (remove) to 1 (leave alone) is needed, not "
+                f"{next(one for one in scales if not 0 <= one <= 1)}."
+            )
         check_mode(mode)
         self.sites = sites_of(layers)
         each = scales * len(neurons) if len(scales) == 1 else scales
@@ -162,8 +175,9 @@ class Meow2X(Intervention):
 
         if settings.parts == "layers":
             best = [statistics.sites[i] for i in np.argsort(-values, kind="stable")[: settings.k] if values[i] > 0]
-            meow = evidence.strongest(lambda s: cls(layers=best, scale=1 - s, mode=settings.mode), budget, first=0.1,
-                                      limit=1.0)
+            meow = evidence.strongest(
+                lambda s: cls(layers=best, scale=1 - s, mode=settings.mode), budget, first=0.1, limit=1.0
+            )
         elif settings.scale == "graded":
             slope = values / (costs() if settings.per_cost else values.max())
             meow = cls._graded(evidence, units, values, slope, budget, settings.mode)
@@ -172,14 +186,30 @@ class Meow2X(Intervention):
             scales = AUTO_SCALES if isinstance(settings.scale, str) else (settings.scale,)
             tried = [cls._counted(evidence, units, values, worth, budget, one, settings.mode) for one in scales]
             meow = max(tried, key=lambda one: one._gain(units, values))
-        meow.note_fit(lm, {"parts": settings.parts, "score": score, "per_cost": settings.per_cost,
-                           "scale": settings.scale, "n_neurons": len(meow.units),
-                           "gain": meow._gain(units, values) if meow.units else None})
+        meow.note_fit(
+            lm,
+            {
+                "parts": settings.parts,
+                "score": score,
+                "per_cost": settings.per_cost,
+                "scale": settings.scale,
+                "n_neurons": len(meow.units),
+                "gain": meow._gain(units, values) if meow.units else None,
+            },
+        )
         return meow
 
     @classmethod
-    def _counted(cls, evidence: Evidence, units: list[Unit], values: np.ndarray, worth: np.ndarray, budget: Budget,
-                 scale: float, mode: str) -> Meow2X:
+    def _counted(
+        cls,
+        evidence: Evidence,
+        units: list[Unit],
+        values: np.ndarray,
+        worth: np.ndarray,
+        budget: Budget,
+        scale: float,
+        mode: str,
+    ) -> Meow2X:
         """Scale as many units of positive value as the budget allows, those of the greatest worth first."""
         import numpy as np
 
@@ -192,15 +222,19 @@ class Meow2X(Intervention):
         return evidence.strongest(first, budget, first=max(1.0, len(chosen) / 20), limit=len(chosen))
 
     @classmethod
-    def _graded(cls, evidence: Evidence, units: list[Unit], values: np.ndarray, slope: np.ndarray, budget: Budget,
-                mode: str) -> Meow2X:
+    def _graded(
+        cls, evidence: Evidence, units: list[Unit], values: np.ndarray, slope: np.ndarray, budget: Budget, mode: str
+    ) -> Meow2X:
         """Scale every unit of positive value by 1 - min(1, s slope), s set by the budget."""
         import numpy as np
 
         chosen, own = [units[i] for i in np.flatnonzero(values > 0)], slope[values > 0]
         return evidence.strongest(
-            lambda s: cls(neurons=chosen, scale=(1 - np.minimum(1, s * own)).tolist(), mode=mode), budget,
-            first=0.2 / float(np.median(own)), limit=1 / float(own.min()))
+            lambda s: cls(neurons=chosen, scale=(1 - np.minimum(1, s * own)).tolist(), mode=mode),
+            budget,
+            first=0.2 / float(np.median(own)),
+            limit=1 / float(own.min()),
+        )
 
     def _gain(self, units: list[Unit], values: np.ndarray) -> float:
         """First-order rise of the contrast if `values` are attributions: sum of (1 - scale) value."""
@@ -232,8 +266,13 @@ class Meow2X(Intervention):
     def config(self) -> dict[str, Any]:
         """Return the settings; which units they are, and their scales, are in the tensors."""
         others = [str(site) for site in self.sites if site.part != "mlp"]
-        return {"layers": self.layers, "n_neurons": len(self.neurons), "scale": self.scale, "mode": self.mode,
-                **({"sites": others, "n_heads": len(self.heads)} if others or self.heads else {})}
+        return {
+            "layers": self.layers,
+            "n_neurons": len(self.neurons),
+            "scale": self.scale,
+            "mode": self.mode,
+            **({"sites": others, "n_heads": len(self.heads)} if others or self.heads else {}),
+        }
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a layer or unit is not in the model."""
@@ -300,8 +339,10 @@ class Meow2X(Intervention):
         tensors: dict[str, Tensor] = {}
         for prefix, units in (("", self.neurons), ("attention.", self.heads)):
             if units or not prefix:
-                tensors |= {f"{prefix}neurons": torch.tensor(list(units), dtype=torch.int64).reshape(-1, 2),
-                            f"{prefix}scales": torch.tensor(list(units.values()), dtype=torch.float64)}
+                tensors |= {
+                    f"{prefix}neurons": torch.tensor(list(units), dtype=torch.int64).reshape(-1, 2),
+                    f"{prefix}scales": torch.tensor(list(units.values()), dtype=torch.float64),
+                }
         return tensors
 
     @classmethod
@@ -310,11 +351,14 @@ class Meow2X(Intervention):
         for prefix, part in (("", "mlp"), ("attention.", "attention")):
             if f"{prefix}neurons" in tensors:
                 pairs = tensors[f"{prefix}neurons"].tolist()
-                units |= {(Site(layer, part), j): scale for (layer, j), scale
-                          in zip(pairs, tensors[f"{prefix}scales"].tolist(), strict=True)}
+                units |= {
+                    (Site(layer, part), j): scale
+                    for (layer, j), scale in zip(pairs, tensors[f"{prefix}scales"].tolist(), strict=True)
+                }
         scale = list(units.values()) if config["scale"] is None else config["scale"]
-        return cls(layers=[*config["layers"], *config.get("sites", [])], neurons=list(units), scale=scale,
-                   mode=config["mode"])
+        return cls(
+            layers=[*config["layers"], *config.get("sites", [])], neurons=list(units), scale=scale, mode=config["mode"]
+        )
 
 
 def _costs(lm: LoadedModel, statistics: Any) -> Float64[np.ndarray, " n_units"]:
@@ -325,7 +369,8 @@ def _costs(lm: LoadedModel, statistics: Any) -> Float64[np.ndarray, " n_units"]:
 
     if not statistics.C:
         raise ToxlocError("Ranking per cost needs the curvature; gather it with collect_contrast(curvature=True).")
-    costs = np.concatenate([removal_costs(lm.at(site), statistics.C[site], statistics.S[site])
-                            for site in statistics.sites])
+    costs = np.concatenate(
+        [removal_costs(lm.at(site), statistics.C[site], statistics.S[site]) for site in statistics.sites]
+    )
     bounded: np.ndarray = np.maximum(costs, 1e-9 * costs.mean())
     return bounded

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class ProFSSettings(StrengthSettings):
     """Settings of ProFS; a strength of 1 is the paper's. Unpaired texts are paired at random, by `seed`."""
 
-    strength: float | None = option(None, "sets the strength outright, up to 1, the paper's; the budget is then not "
-                                          "used", gt=0, le=1)
+    strength: float | None = option(
+        None, "sets the strength outright, up to 1, the paper's; the budget is then not used", gt=0, le=1
+    )
     k: int = option(2, "directions per layer; the paper has 2 for GPT-2 medium and 10 for Mistral-7B", ge=1)
 
 
@@ -73,8 +74,10 @@ class ProFS(Intervention):
         check_strength(strength)
         for layer, V in directions.items():
             if not (V.double() @ V.double().T - torch.eye(len(V), device=V.device)).abs().max() < 1e-4:
-                raise ToxlocError(f"ProFS's directions must be of length 1 and at right angles; those of layer {layer} "
-                                  "are not. Take right singular vectors.")
+                raise ToxlocError(
+                    f"ProFS's directions must be of length 1 and at right angles; those of layer {layer} "
+                    "are not. Take right singular vectors."
+                )
         self.directions = {int(layer): directions[layer].float().contiguous() for layer in sorted(directions)}
         self.strength = float(strength)
 
@@ -86,21 +89,30 @@ class ProFS(Intervention):
         lm, pairs, k = evidence.lm, evidence.pairs, settings.k
         n_pairs = min(len(pairs.toxic), len(pairs.neutral))
         if not 1 <= k <= min(n_pairs, lm.d_model - 1):
-            raise ToxlocError(f"k={k} directions were asked for; {n_pairs} pairs and d_model={lm.d_model} give 1 to "
-                              f"{min(n_pairs, lm.d_model - 1)}. Change k or give more contrast text.")
+            raise ToxlocError(
+                f"k={k} directions were asked for; {n_pairs} pairs and d_model={lm.d_model} give 1 to "
+                f"{min(n_pairs, lm.d_model - 1)}. Change k or give more contrast text."
+            )
         on_pairs = evidence
         if not pairs.paired:
             draw = random.Random(settings.seed)
-            on_pairs = evidence.on(ContrastSet(draw.sample(pairs.toxic, n_pairs), draw.sample(pairs.neutral, n_pairs),
-                                               pairs.name))
+            on_pairs = evidence.on(
+                ContrastSet(draw.sample(pairs.toxic, n_pairs), draw.sample(pairs.neutral, n_pairs), pairs.name)
+            )
         layers = range(lm.n_layers // 2, lm.n_layers)
-        differing = dict(zip(layers, (_differing(*sides, k) for sides in on_pairs.residual_sides(layers)),
-                             strict=True))
+        differing = dict(zip(layers, (_differing(*sides, k) for sides in on_pairs.residual_sides(layers)), strict=True))
 
         def scaled(strength: float) -> ProFS:
             profs = cls({layer: V for layer, (V, _) in differing.items()}, strength)
-            profs.note_fit(lm, {"k": k, "n_pairs": n_pairs, "strength": strength,
-                                "explained": {str(layer): share for layer, (_, share) in differing.items()}})
+            profs.note_fit(
+                lm,
+                {
+                    "k": k,
+                    "n_pairs": n_pairs,
+                    "strength": strength,
+                    "explained": {str(layer): share for layer, (_, share) in differing.items()},
+                },
+            )
             return profs
 
         return evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
@@ -138,8 +150,9 @@ class ProFS(Intervention):
         return cls({layer: tensors[str(layer)] for layer in config["layers"]}, config["strength"])
 
 
-def _differing(toxic: Float64[Tensor, "n_pairs d_model"], neutral: Float64[Tensor, "n_pairs d_model"], k: int
-               ) -> tuple[Float[Tensor, "k d_model"], float]:
+def _differing(
+    toxic: Float64[Tensor, "n_pairs d_model"], neutral: Float64[Tensor, "n_pairs d_model"], k: int
+) -> tuple[Float[Tensor, "k d_model"], float]:
     """V_1 to V_k as rows, and which share of D's squares lies along them."""
     import torch
 
@@ -149,6 +162,8 @@ def _differing(toxic: Float64[Tensor, "n_pairs d_model"], neutral: Float64[Tenso
     D = without(toxic - neutral, shared, 1.0)
     _, sizes, Vh = torch.linalg.svd(D, full_matrices=False)
     if sizes[k - 1] <= 1e-5 * toxic.norm():
-        raise ToxlocError(f"The toxic and the neutral texts differ in fewer than k={k} directions; give other contrast "
-                          "text or a smaller k.")
+        raise ToxlocError(
+            f"The toxic and the neutral texts differ in fewer than k={k} directions; give other contrast "
+            "text or a smaller k."
+        )
     return Vh[:k].float(), float(sizes[:k].square().sum() / sizes.square().sum())

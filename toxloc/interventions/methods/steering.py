@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 class SteeringSettings(StrengthSettings):
     """Settings of steering; a strength of 1 takes the whole difference off."""
 
-    strength: float | None = option(None, "sets the strength outright, 1 for the whole difference; the budget is then "
-                                          "not used", allow_inf_nan=False)
-    layer: int | None = option(None, "block after which the direction is read and subtracted; default: the middle one",
-                               ge=0)
+    strength: float | None = option(
+        None, "sets the strength outright, 1 for the whole difference; the budget is then not used", allow_inf_nan=False
+    )
+    layer: int | None = option(
+        None, "block after which the direction is read and subtracted; default: the middle one", ge=0
+    )
 
 
 class Steering(ResidualShift):
@@ -59,8 +61,10 @@ class Steering(ResidualShift):
 
     def __init__(self, direction: Float[Tensor, " d_model"], layer: int, strength: float):
         if not math.isfinite(strength) or not direction.isfinite().all():
-            raise ToxlocError(f"Steering needs a finite direction and strength; the strength is {strength}, and "
-                              f"{int((~direction.isfinite()).sum())} numbers of the direction are not finite.")
+            raise ToxlocError(
+                f"Steering needs a finite direction and strength; the strength is {strength}, and "
+                f"{int((~direction.isfinite()).sum())} numbers of the direction are not finite."
+            )
         super().__init__(direction, layer, strength)
 
     def __repr__(self) -> str:
@@ -73,7 +77,7 @@ class Steering(ResidualShift):
         lm = evidence.lm
         layer = lm.n_layers // 2 if settings.layer is None else settings.layer
         check_layers(lm, [layer])
-        (toxic, neutral), = evidence.residual_sides([layer])
+        ((toxic, neutral),) = evidence.residual_sides([layer])
         v = mean_difference(toxic, neutral).float()
 
         def scaled(strength: float) -> Steering:

@@ -35,33 +35,61 @@ def _emphasis(value: Any) -> Any:
         return value
     if any(factor < 0 for factor in value.values()):
         raise ToxlocError(f"emphasis needs factors of 0 or more, not {value}.")
-    return {Site.of(int(key) if isinstance(key, str) and key.isdigit() else key): factor
-            for key, factor in value.items()}
+    return {
+        Site.of(int(key) if isinstance(key, str) and key.isdigit() else key): factor for key, factor in value.items()
+    }
 
 
 class TRNESettings(StrengthSettings):
     """Settings of TRNE."""
 
-    strength: float | None = option(None, "sets the strength outright: the relative norm ε (frobenius), or s (kl); the "
-                                          "budget is then not used", gt=0, allow_inf_nan=False)
-    metric: Literal["kl", "frobenius"] = option("kl", "the cost that bounds the edit: kl, the change of the "
-                                                      "predictions on neutral text, or frobenius, the paper's norm")
-    norm: float | None = option(None, "sets the relative norm ε outright: the squares of ||ΔW||_F / ||W||_F over sites "
-                                      "add up to ε²; the budget is then not used", gt=0, allow_inf_nan=False)
+    strength: float | None = option(
+        None,
+        "sets the strength outright: the relative norm ε (frobenius), or s (kl); the budget is then not used",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    metric: Literal["kl", "frobenius"] = option(
+        "kl",
+        "the cost that bounds the edit: kl, the change of the "
+        "predictions on neutral text, or frobenius, the paper's norm",
+    )
+    norm: float | None = option(
+        None,
+        "sets the relative norm ε outright: the squares of ||ΔW||_F / ||W||_F over sites "
+        "add up to ε²; the budget is then not used",
+        gt=0,
+        allow_inf_nan=False,
+    )
     sites: SitesChoice = option("mlp", "the maps that are edited: mlp for W_out, attention for W_O, or all")
-    layers: Layers = option(None, "which layers to edit, or how many: those of the largest gradient norm (frobenius; "
-                                  "default 1) or editability (kl; default all)")
+    layers: Layers = option(
+        None,
+        "which layers to edit, or how many: those of the largest gradient norm (frobenius; "
+        "default 1) or editability (kl; default all)",
+    )
     emphasis: Annotated[dict[Site, float], BeforeValidator(_emphasis)] = option(
-        {}, "factors on the strength of single layers; to second order, the same for all is best")
-    ridge: float | Literal["auto"] = option(1.0, "multiple of the mean eigenvalue added to C and S (kl); auto holds a "
-                                                 "fifth of the contrast set out and takes, of .1, .3, 1 and 3, the one "
-                                                 "whose edit raises the contrast there most within the budget")
-    shrink: bool = option(False, "take G from each half of the contrast set, and σ₁ and the direction from what the "
-                                 "halves agree on (kl), so that a layer whose gradient is mostly noise gets little")
-    fisher: Literal["empirical", "sampled"] = option("empirical", "gradients that S is made of (kl): of the texts' own "
-                                                                  "tokens, or of tokens that the model draws")
-    rounds: int = option(1, "with 2 or more, half (a third, ...) of the budget is spent, G, C and S are computed again "
-                            "on the edited model, and a further rank-one change is added", ge=1)
+        {}, "factors on the strength of single layers; to second order, the same for all is best"
+    )
+    ridge: float | Literal["auto"] = option(
+        1.0,
+        "multiple of the mean eigenvalue added to C and S (kl); auto holds a "
+        "fifth of the contrast set out and takes, of .1, .3, 1 and 3, the one "
+        "whose edit raises the contrast there most within the budget",
+    )
+    shrink: bool = option(
+        False,
+        "take G from each half of the contrast set, and σ₁ and the direction from what the "
+        "halves agree on (kl), so that a layer whose gradient is mostly noise gets little",
+    )
+    fisher: Literal["empirical", "sampled"] = option(
+        "empirical", "gradients that S is made of (kl): of the texts' own tokens, or of tokens that the model draws"
+    )
+    rounds: int = option(
+        1,
+        "with 2 or more, half (a third, ...) of the budget is spent, G, C and S are computed again "
+        "on the edited model, and a further rank-one change is added",
+        ge=1,
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> TRNESettings:
@@ -74,8 +102,9 @@ class TRNESettings(StrengthSettings):
         if sum(given) > 1:
             raise ToxlocError("Give one of budget=, norm= and strength=: each sets the strength.")
         if self.rounds > 1 and self.outright:
-            raise ToxlocError(f"rounds={self.rounds}: with more than one round, give a budget instead of "
-                              f"{self.outright}=.")
+            raise ToxlocError(
+                f"rounds={self.rounds}: with more than one round, give a budget instead of {self.outright}=."
+            )
         return self
 
     @property
@@ -168,8 +197,10 @@ class TRNE(Intervention):
     def _fit(cls, evidence: Evidence, settings: TRNESettings) -> TRNE:
         lm = evidence.lm
         if evidence.is_given and (settings.ridge == "auto" or settings.shrink):
-            raise ToxlocError('ridge="auto" and shrink=True divide the contrast set and gather their own statistics; '
-                              "leave statistics= out.")
+            raise ToxlocError(
+                'ridge="auto" and shrink=True divide the contrast set and gather their own statistics; '
+                "leave statistics= out."
+            )
         _check_layers(lm, settings)
         check_sites(lm, settings.emphasis)
         if settings.ridge == "auto":
@@ -184,8 +215,9 @@ class TRNE(Intervention):
         return edit
 
     @classmethod
-    def _strong(cls, evidence: Evidence, before: TRNE | None, unit: _Unit, settings: TRNESettings,
-                share: float) -> TRNE:
+    def _strong(
+        cls, evidence: Evidence, before: TRNE | None, unit: _Unit, settings: TRNESettings, share: float
+    ) -> TRNE:
         """Add the unit changes to the earlier ones, as strongly as this share of the budget allows."""
         lm, earlier = evidence.lm, before.edits if before else []
 
@@ -194,13 +226,18 @@ class TRNE(Intervention):
             norms = {_key(site): value for site, value in edit._relative_norms(lm).items()}
             total = sum(value**2 for value in unit.editability.values())
             editability = {_key(site): value for site, value in unit.editability.items()}
-            edit.note_fit(lm, {
-                "layers": [int(key) if key.isdigit() else key for key in norms], "strength": strength,
-                "rounds": len(edit.edits) // len(unit.edits), "norm": math.hypot(*norms.values()),
-                "editability": editability,
-                "share_of_cost": {key: value**2 / total for key, value in editability.items()},
-                "relative_norm": norms,
-            })
+            edit.note_fit(
+                lm,
+                {
+                    "layers": [int(key) if key.isdigit() else key for key in norms],
+                    "strength": strength,
+                    "rounds": len(edit.edits) // len(unit.edits),
+                    "norm": math.hypot(*norms.values()),
+                    "editability": editability,
+                    "share_of_cost": {key: value**2 / total for key, value in editability.items()},
+                    "relative_norm": norms,
+                },
+            )
             return edit
 
         relative = math.hypot(*cls(unit.edits)._relative_norms(lm).values())
@@ -239,8 +276,10 @@ class TRNE(Intervention):
 
     def where(self) -> str:
         """Say which layers it edits."""
-        parts = {part: sorted({edit.site.layer for edit in self.edits if edit.site.part == part})
-                 for part in ("mlp", "attention")}
+        parts = {
+            part: sorted({edit.site.layer for edit in self.edits if edit.site.part == part})
+            for part in ("mlp", "attention")
+        }
         named = [layers_in_words(parts["mlp"])] if parts["mlp"] else []
         named += [f"the attention of {layers_in_words(parts['attention'])}"] if parts["attention"] else []
         return " and ".join(named)
@@ -252,8 +291,10 @@ class TRNE(Intervention):
             view = lm.at(edit.site)
             if (len(edit.u), len(edit.v)) != (view.d_in, lm.d_model):
                 width = "d_mlp" if edit.site.part == "mlp" else "d_in"
-                raise ToxlocError(f"This TRNE edit is for {width}={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
-                                  f"{width}={view.d_in}, d_model={lm.d_model}. Fit it on this model.")
+                raise ToxlocError(
+                    f"This TRNE edit is for {width}={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
+                    f"{width}={view.d_in}, d_model={lm.d_model}. Fit it on this model."
+                )
 
     def low_rank(self) -> BySite[tuple[Float[Tensor, "r d_in"], Float[Tensor, "r d_model"]]]:
         """Return each site's vectors u and v, stacked: its ΔW is uᵀ v."""
@@ -261,8 +302,12 @@ class TRNE(Intervention):
 
         sites = sorted({edit.site for edit in self.edits})
         own = {site: [edit for edit in self.edits if edit.site == site] for site in sites}
-        return BySite({site: (torch.stack([edit.u for edit in edits]), torch.stack([edit.v for edit in edits]))
-                       for site, edits in own.items()})
+        return BySite(
+            {
+                site: (torch.stack([edit.u for edit in edits]), torch.stack([edit.v for edit in edits]))
+                for site, edits in own.items()
+            }
+        )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         import torch
@@ -275,8 +320,10 @@ class TRNE(Intervention):
 
     def _relative_norms(self, lm: LoadedModel) -> dict[Site, float]:
         """||ΔW||_F / ||W||_F by site, ||uᵀ v||_F from the small Gram matrices."""
-        return {site: float(((u @ u.T) * (v @ v.T)).sum().clamp_min(0).sqrt() / lm.W_out(site).float().norm())
-                for site, (u, v) in self.low_rank().items()}
+        return {
+            site: float(((u @ u.T) * (v @ v.T)).sum().clamp_min(0).sqrt() / lm.W_out(site).float().norm())
+            for site, (u, v) in self.low_rank().items()
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         import torch
@@ -285,9 +332,11 @@ class TRNE(Intervention):
         for prefix, part in (("", "mlp"), ("attention.", "attention")):
             own = [edit for edit in self.edits if edit.site.part == part]
             if own:
-                tensors |= {f"{prefix}layer": torch.tensor([edit.site.layer for edit in own]),
-                            f"{prefix}u": torch.stack([edit.u for edit in own]),
-                            f"{prefix}v": torch.stack([edit.v for edit in own])}
+                tensors |= {
+                    f"{prefix}layer": torch.tensor([edit.site.layer for edit in own]),
+                    f"{prefix}u": torch.stack([edit.u for edit in own]),
+                    f"{prefix}v": torch.stack([edit.v for edit in own]),
+                }
         return tensors
 
     @classmethod
@@ -311,9 +360,14 @@ class _Unit:
 def _config(settings: TRNESettings) -> dict[str, Any]:
     """The settings that a saved edit carries."""
     curved = settings.metric == "kl"
-    return {"metric": settings.metric, "ridge": settings.ridge if curved else None, "shrink": settings.shrink,
-            "fisher": settings.fisher if curved else None, "seed": settings.seed,
-            "emphasis": {_key(site): factor for site, factor in settings.emphasis.items()}}
+    return {
+        "metric": settings.metric,
+        "ridge": settings.ridge if curved else None,
+        "shrink": settings.shrink,
+        "fisher": settings.fisher if curved else None,
+        "seed": settings.seed,
+        "emphasis": {_key(site): factor for site, factor in settings.emphasis.items()},
+    }
 
 
 def _key(site: Site) -> str:
@@ -331,8 +385,10 @@ def _pool(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
 def _unit_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
     unit = (_kl_edits if settings.metric == "kl" else _frobenius_edits)(evidence, settings)
     emphasis = settings.emphasis
-    return _Unit([edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unit.edits],
-                 {site: emphasis.get(site, 1.0) * sigma for site, sigma in unit.editability.items()})
+    return _Unit(
+        [edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unit.edits],
+        {site: emphasis.get(site, 1.0) * sigma for site, sigma in unit.editability.items()},
+    )
 
 
 def _frobenius_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
@@ -359,8 +415,10 @@ def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
     assert not isinstance(ridge, str)
     halves = None
     if settings.shrink:
-        halves = [evidence.on(half).statistics(frozenset({"gradients"}), _gathered(lm, settings))
-                  for half in pairs.split(0.5, settings.seed)]
+        halves = [
+            evidence.on(half).statistics(frozenset({"gradients"}), _gathered(lm, settings))
+            for half in pairs.split(0.5, settings.seed)
+        ]
     edits: dict[Site, RankOne] = {}
     editability: dict[Site, float] = {}
     for group, s in _curved(evidence, settings):
@@ -394,8 +452,16 @@ def _curved(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[S
         return [(sites, s)]
 
     def collected(group: list[Site]) -> ContrastStatistics:
-        return collect_contrast(lm, evidence.pairs, sites=gathered, curvature=True, curved=group, moments=False,
-                                fisher=settings.fisher, more_neutral=evidence.neutral.fit)
+        return collect_contrast(
+            lm,
+            evidence.pairs,
+            sites=gathered,
+            curvature=True,
+            curved=group,
+            moments=False,
+            fisher=settings.fisher,
+            more_neutral=evidence.neutral.fit,
+        )
 
     if evidence.fits(sites):
         key = ("trne", tuple(sites), settings.fisher)
@@ -403,8 +469,9 @@ def _curved(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[S
     return _in_turn(lm, sites, evidence.memory, collected)
 
 
-def _in_turn(lm: LoadedModel, sites: list[Site], memory: int, collected: Callable[[list[Site]], ContrastStatistics]
-             ) -> Iterator[tuple[list[Site], ContrastStatistics]]:
+def _in_turn(
+    lm: LoadedModel, sites: list[Site], memory: int, collected: Callable[[list[Site]], ContrastStatistics]
+) -> Iterator[tuple[list[Site], ContrastStatistics]]:
     """Yield groups of sites whose C fit the memory, at least one site each, with a pass over the texts for each."""
     group: list[Site] = []
     for site in sites:

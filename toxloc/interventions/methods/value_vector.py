@@ -27,10 +27,13 @@ class ValueVectorSettings(StrengthSettings):
     bear these, since the size of their residual stream differs.
     """
 
-    strength: float | None = option(None, "sets the strength outright (the paper's alpha); the budget is then not used",
-                                    allow_inf_nan=False)
-    source: Literal["probe", "row", "svd"] = option("probe", "the direction: a probe, the row of W_out closest to it, "
-                                                             "or the first singular vector of the closest rows")
+    strength: float | None = option(
+        None, "sets the strength outright (the paper's alpha); the budget is then not used", allow_inf_nan=False
+    )
+    source: Literal["probe", "row", "svd"] = option(
+        "probe",
+        "the direction: a probe, the row of W_out closest to it, or the first singular vector of the closest rows",
+    )
 
 
 class ValueVector(ResidualShift):
@@ -75,8 +78,9 @@ class ValueVector(ResidualShift):
 
         check_unit(direction)
         if not math.isfinite(strength):
-            raise ToxlocError(f"The strength is how much of the direction is subtracted and must be finite, not "
-                              f"{strength}.")
+            raise ToxlocError(
+                f"The strength is how much of the direction is subtracted and must be finite, not {strength}."
+            )
         super().__init__(direction, layer, strength)
         self.source = source
 
@@ -93,15 +97,19 @@ class ValueVector(ResidualShift):
         if lm.n_layers < 2:
             raise ToxlocError(f"{lm.name} has a single block, so there is none before the last; use Steering.")
         layer = lm.n_layers - 2
-        (toxic, neutral), = evidence.residual_sides([layer])
+        ((toxic, neutral),) = evidence.residual_sides([layer])
         gap = mean_difference(toxic, neutral).norm()
         v, known = evidence.remember(("probe", layer), lambda: probe(toxic, neutral)), {}
         if source != "probe":
             places, cosines = _closest_rows(lm, v, STACKED if source == "svd" else 1)
             rows = torch.stack([_written(lm, i, lm.W_out(i)[j]) for i, j in places]).cpu().double()
             direction = rows[0] / rows[0].norm() if source == "row" else torch.linalg.svd(rows.T, False).U[:, 0]
-            known = {"closest_neuron": list(places[0]), "closest_cosine": cosines[0], "n_rows": len(rows),
-                     "cosine_to_probe": abs(float(direction @ v))}
+            known = {
+                "closest_neuron": list(places[0]),
+                "closest_cosine": cosines[0],
+                "n_rows": len(rows),
+                "cosine_to_probe": abs(float(direction @ v)),
+            }
             v = direction * (direction @ v).sign()
 
         def scaled(strength: float) -> ValueVector:
@@ -129,14 +137,20 @@ def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) 
     return rows.detach().float() * (view.norm_offset + view.norm.get_parameter("weight").float())
 
 
-def _closest_rows(lm: LoadedModel, v: Float64[Tensor, " d_model"], count: int
-                  ) -> tuple[list[tuple[int, int]], list[float]]:
+def _closest_rows(
+    lm: LoadedModel, v: Float64[Tensor, " d_model"], count: int
+) -> tuple[list[tuple[int, int]], list[float]]:
     """(layer, neuron) of the rows with the largest cosine similarity to v, at most `count`, best first; and theirs."""
     import torch
 
     count = min(count, lm.n_layers * lm.d_mlp)
     target = v.float()[None]
-    cosines = torch.stack([torch.cosine_similarity(_written(lm, layer, W), target.to(W.device)).cpu()
-                           for layer in range(lm.n_layers) for W in [lm.W_out(layer)]])
+    cosines = torch.stack(
+        [
+            torch.cosine_similarity(_written(lm, layer, W), target.to(W.device)).cpu()
+            for layer in range(lm.n_layers)
+            for W in [lm.W_out(layer)]
+        ]
+    )
     best = cosines.flatten().topk(count)
     return [divmod(int(i), lm.d_mlp) for i in best.indices], best.values.tolist()
