@@ -1,1 +1,1 @@
-"""Measurements whose numbers the documentation quotes; each is a command that anyone can rerun."""
+"""Programs that measure the numbers quoted in the documentation; each runs as a command."""

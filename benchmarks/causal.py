@@ -1,12 +1,12 @@
-"""Does removing what a score names remove toxicity? Knock-outs on texts that no score has seen.
+"""Test whether removing the parts that a score ranks highest removes toxicity, on texts that no score has seen.
 
     python -m benchmarks.causal                # toxloc-tiny; --out causal.json saves it, --figures DIR draws it
     python -m benchmarks.causal --model SmolLM2-135M-Instruct.Q4_1.gguf --pairs 150 --texts 40
 
-One part of the built-in contrast set is localized with every score; on another every layer is removed, then a sample of
-single neurons, and each score's order is correlated with the effect: by how much more the NLL of toxic text rises than
-that of neutral text. A curve compares growing groups in the order of a score with random groups of the same layers and
-activation sizes.
+Every score localizes on one part of the built-in contrast set. On another part, every layer and a sample of single
+neurons are removed one at a time, and each score is rank-correlated with the effect: the rise of the NLL of toxic text
+minus the rise of the NLL of neutral text. Curves compare groups of neurons of increasing size, in the order of a score,
+with random groups of neurons of the same layers and similar activation sizes.
 """
 
 import time
@@ -29,20 +29,22 @@ from toxloc.support.files import write_json
 
 
 def main(
-    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
-    pairs: Annotated[int, typer.Option(help="Pairs to localize with.", min=8)] = 300,
-    texts: Annotated[int, typer.Option(help="Other pairs to measure effects on.", min=8)] = 100,
-    neurons: Annotated[int, typer.Option(help="Single neurons to remove.", min=4)] = 200,
-    curve_score: Annotated[list[str], typer.Option(help="Score whose order the curves follow.")] = [  # noqa: B006
+    model: Annotated[str, typer.Option(help="Model, as in load_model.")] = "toxloc-tiny",
+    pairs: Annotated[int, typer.Option(help="Number of pairs to localize with.", min=8)] = 300,
+    texts: Annotated[int, typer.Option(help="Number of other pairs, to measure effects on.", min=8)] = 100,
+    neurons: Annotated[int, typer.Option(help="Number of single neurons to remove.", min=4)] = 200,
+    curve_score: Annotated[
+        list[str], typer.Option(help="Score that orders the neurons of a curve; repeat for several.")
+    ] = [  # noqa: B006
         "attribution",
         "activation",
     ],
-    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="Device, as in load_model.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for PNG files. Needs toxloc[png].")] = None,
 ) -> None:
-    """Localize, remove, correlate, print."""
+    """Localize, remove parts, correlate scores with effects, and print and save the results."""
     began = time.perf_counter()
     lm = load_model(model, device=device)
     everything = load_contrast()
@@ -76,7 +78,7 @@ def main(
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """Return a table for the documentation: how far every score's order is that of the effects, in several models."""
+    """Return a table for the documentation: rank correlation of every score with the effects, in several models."""
     columns = [
         (f"{name}, {len(result['proof'][parts])} {parts}", result["proof"]["correlations"], parts)
         for name, result in results.items()
@@ -101,7 +103,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
 
 
 def curves_markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: the effect of removing more and more neurons, and random ones."""
+    """Return a table for the documentation: the effects of removing the highest-scoring neurons and random neurons."""
     rows = []
     for curve in result["curves"]:
         for count, k, controls in zip(curve["counts"], curve["ordered"], curve["controls"], strict=True):
@@ -116,13 +118,20 @@ def curves_markdown(result: dict[str, Any]) -> str:
                 ]
             )
     return md.table(
-        ["order", "neurons removed", "effect, nats per token", "× perplexity", "random ones: effect", "× perplexity"],
+        [
+            "order",
+            "neurons removed",
+            "effect, nats per token",
+            "× perplexity",
+            "random neurons: effect",
+            "× perplexity",
+        ],
         rows,
     )
 
 
 def show(name: str, proof: CausalProof, curves: list[KnockoutCurve]) -> None:
-    """Print correlations, layers and curves."""
+    """Print the correlations, the effects of layers and the curves."""
     console = Console()
     table = Table("score", "over layers", "over single neurons", title=f"{name}: Spearman's ρ of score and effect")
     for score in dict.fromkeys(c.score for c in proof.correlations):
@@ -147,8 +156,8 @@ def show(name: str, proof: CausalProof, curves: list[KnockoutCurve]) -> None:
             "neurons",
             "effect",
             "perplexity",
-            "effect of random ones",
-            "their perplexity",
+            "random neurons: effect",
+            "random neurons: perplexity",
             title=f"Removing neurons by {curve.score}",
         )
         for count, k, controls in zip(curve.counts, curve.ordered, curve.controls, strict=True):

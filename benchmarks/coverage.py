@@ -1,8 +1,8 @@
-"""Does everything hold on every family of models? A tiny random model of each is put through it all.
+"""Check all features on every family of models, with a tiny random model of each family.
 
     python -m benchmarks.coverage                         # a minute; --out coverage.json saves it
 
-Figures are largest absolute differences over MLPs and attentions, 0 where bits are the same.
+The numbers are largest absolute differences over MLPs and attentions; 0 means that all bits are equal.
 """
 
 import tempfile
@@ -39,18 +39,19 @@ STEP = 0.01
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was measured on one family.
+    """Differences measured on one family.
 
     Attributes:
-        hooks: class that carries the hooks.
-        logits: hooked model against the Hugging Face model.
-        attribution: a site's attribution against a finite difference of the contrast, relative to the largest
-            difference of its part.
-        meow2x: logits with hooks against logits with the change in the weights, for neurons, heads, MLPs and
+        hooks: class of the hooked model.
+        logits: difference between the logits of the hooked model and of the Hugging Face model.
+        attribution: difference between the attribution of a site and a finite difference of the contrast, relative to
+            the largest finite difference of its part.
+        meow2x: difference between the logits with hooks and with edited weights, for neurons, heads, MLPs and
             attentions.
-        trne: W_out and W_O as they are hooked against the weights of the Hugging Face model, edited; and their logits.
-        export: logits of the edited model against those of its folder, loaded with transformers alone.
-        revert: weights after all of it against before.
+        trne: difference between the edited hooked model and the edited Hugging Face model: in W_out, W_O and logits.
+        export: difference between the logits of the edited model and of the exported model, loaded with transformers
+            alone.
+        revert: difference between the weights before all edits and after their reversal.
     """
 
     hooks: str
@@ -63,28 +64,28 @@ class Coverage:
 
 
 def check(family: str) -> Coverage:
-    """Put a family through everything."""
+    """Measure all differences on a family."""
     lm = random_model(family)
     before = [p.detach().clone() for p in lm.hf.parameters()]
     hooked, plain = _logits(lm)
     return Coverage(
         type(lm.hooked).__name__,
-        _far(hooked, plain),
+        _difference(hooked, plain),
         attribution_error(lm),
         meow2x_error(lm),
         *_edited(lm),
-        max(_far(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True)),
+        max(_difference(a, b) for a, b in zip(before, lm.hf.parameters(), strict=True)),
     )
 
 
 def attribution_error(lm: LoadedModel) -> float:
-    """Compare every site's attribution with what scaling its part in the residual stream does to the contrast."""
+    """Compare the attribution of every site with the change of the contrast when the output of the site is scaled."""
     loc = localize(lm, ContrastSet(TOXIC, CIVIL), ("attribution",), parts=get_args(Part), draws=0, skip_first=False)
     return max(_slope_error(lm, loc, part) for part in loc.parts)
 
 
 def _slope_error(lm: LoadedModel, loc: Localization, part: str) -> float:
-    found = torch.tensor(loc.layer_scores("attribution", part))
+    attribution = torch.tensor(loc.layer_scores("attribution", part))
     slopes = []
     for site in loc.sites(part):
         place = written_by(lm, site) if lm.at(site).has_norm else keys_of(lm, site)  # without the bias
@@ -94,45 +95,45 @@ def _slope_error(lm: LoadedModel, loc: Localization, part: str) -> float:
                 change(lm, place, torch.tensor(factor).mul, stack)
                 contrast.append(mean_nll(lm, TOXIC) - mean_nll(lm, CIVIL))
         slopes.append((contrast[0] - contrast[1]) / (2 * STEP))
-    expected = torch.tensor(slopes, dtype=found.dtype)
-    return _far(found, expected) / float(expected.abs().max())
+    expected = torch.tensor(slopes, dtype=attribution.dtype)
+    return _difference(attribution, expected) / float(expected.abs().max())
 
 
 def meow2x_error(lm: LoadedModel) -> float:
-    """Compare hooks with weights, on both module trees."""
+    """Compare the logits with hooks and with edited weights, in the hooked and in the Hugging Face model."""
     first, last = (Site(layer, "attention") for layer in range(2))
-    far = 0.0
+    largest = 0.0
     for scaled in (
         {"neurons": [(0, 1), (1, 2)], "scale": 0.2},
         {"layers": [1], "scale": 0.5},
         {"neurons": [(first, 0), (last, 1)], "scale": 0.2},
         {"layers": [last], "scale": 0.5},
     ):
-        found = []
+        logits = []
         for mode in ("hooks", "weights"):
             with Meow2X(**scaled, mode=mode).applied(lm):  # type: ignore[arg-type]
-                found += _logits(lm)
-        far = max(far, *(_far(found[0], other) for other in found[1:]))
-    return far
+                logits += _logits(lm)
+        largest = max(largest, *(_difference(logits[0], other) for other in logits[1:]))
+    return largest
 
 
 def _edited(lm: LoadedModel) -> tuple[float, float]:
     with TRNE.fit(lm, ContrastSet(TOXIC, CIVIL), norm=0.1, sites="all", neutral=NEUTRAL).applied(lm):
         hooked, plain = _logits(lm)
-        far = _far(hooked, plain)
+        largest = _difference(hooked, plain)
         for site in lm.sites():
-            far = max(far, _far(_hooked_weight(lm, site), weights_of(lm.down_projection(site))[0]))
+            largest = max(largest, _difference(_hooked_weight(lm, site), weights_of(lm.down_projection(site))[0]))
         with tempfile.TemporaryDirectory() as folder:
             export_hf(lm, Path(folder) / "edited")
             again = AutoModelForCausalLM.from_pretrained(Path(folder) / "edited")
         batch = next(batches(lm, TOXIC + CIVIL))
         with torch.no_grad():
             loaded = again(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]
-        return far, _far(plain, loaded)
+        return largest, _difference(plain, loaded)
 
 
 def _hooked_weight(lm: LoadedModel, site: Site) -> Tensor:
-    """Read a site's weight where the hooked model itself keeps it."""
+    """Read the weight of a site from the module of the hooked model."""
     block = lm.hooked.blocks[site.layer]
     if lm.is_bridge:
         linear = block.mlp.out if site.part == "mlp" else block.attn.o
@@ -143,7 +144,7 @@ def _hooked_weight(lm: LoadedModel, site: Site) -> Tensor:
 
 @torch.no_grad()
 def _logits(lm: LoadedModel) -> list[Tensor]:
-    """Of the hooked and of the Hugging Face model."""
+    """Return the logits of the hooked model and of the Hugging Face model."""
     batch = next(batches(lm, TOXIC + CIVIL))
     return [
         lm.forward(batch.ids, batch.mask)[batch.real],
@@ -151,8 +152,8 @@ def _logits(lm: LoadedModel) -> list[Tensor]:
     ]
 
 
-def _far(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
 
 
 HEAD = (
@@ -167,16 +168,16 @@ HEAD = (
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: a row a family."""
+    """Return a table for the documentation, with one row per family."""
     rows = [
-        [family, *("0" if value == 0 else f"{value:.0e}" for value in one.values() if not isinstance(value, str))]
-        for family, one in result["families"].items()
+        [family, *("0" if value == 0 else f"{value:.0e}" for value in measured.values() if not isinstance(value, str))]
+        for family, measured in result["families"].items()
     ]
     return md.table(HEAD, rows, numbers=True)
 
 
 def main(out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None) -> None:
-    """Check all families, print, save."""
+    """Check all families, print the table and save it."""
     torch.set_num_threads(1)
     result = {
         "command": "python -m benchmarks.coverage",

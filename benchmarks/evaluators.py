@@ -1,13 +1,13 @@
-"""Which evaluator can be believed, and where is it blind? Judges against labels.
+"""Compare the evaluators with labelled texts: accuracy, calibration, and the kinds of text that they misjudge.
 
     python -m benchmarks.evaluators --data FOLDER           # davidson.csv, paradetox.tsv, hatecheck.csv, rtp.jsonl
     python -m benchmarks.evaluators --data FOLDER --evaluator toxloc-guard --evaluator instruct=FOLDER --max-texts 500
 
-Of Davidson et al. 2017 (tweets: hateful or offensive against neither), ParaDetox (Logacheva et al. 2022: a toxic
-sentence against its rewriting), HateCheck (Röttger et al. 2021: hateful cases against others, by function) and the
-continuations of RealToxicityPrompts (Perspective's score of .5 and over against the rest). AUROC and average precision
-do not depend on a threshold; the calibration error and the rates do. Whatever an evaluator was trained on, it may have
-been trained on some of these rows: profanity-check was, on Davidson's.
+The labels are those of Davidson et al. 2017 (tweets: hateful or offensive against neither), ParaDetox (Logacheva et al.
+2022: a toxic sentence against its rewriting), HateCheck (Röttger et al. 2021: hateful cases against other cases, by
+function) and the continuations of RealToxicityPrompts (Perspective's score at least .5 against lower scores). AUROC,
+average precision and calibration error do not depend on a threshold; recall and false-positive rate do. An evaluator
+may have been trained on some of these rows: profanity-check was trained on Davidson's.
 """
 
 import time
@@ -35,8 +35,8 @@ from toxloc.support.intervals import bootstrap
 from toxloc.texts.tables import read_rows
 
 BINS = 10
-AT_ONCE = 100  # bootstrap draws held in memory
-GROUPS = {  # of HateCheck's functions
+AT_ONCE = 100  # bootstrap draws in memory at the same time
+GROUPS = {  # functions of HateCheck by group
     "plain hate": (
         "derog_neg_emote_h",
         "derog_neg_attrib_h",
@@ -64,7 +64,7 @@ GROUPS = {  # of HateCheck's functions
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts, whether they are toxic, and where known a graded truth or the function that a text tests."""
+    """Texts and their labels; if known also graded labels, or the function that each text tests."""
 
     texts: list[str]
     toxic: Bool[np.ndarray, " n"]
@@ -72,7 +72,7 @@ class Labelled:
     functions: list[str] | None = None
 
     def limited(self, count: int, seed: int) -> "Labelled":
-        """Draw at random."""
+        """Draw at most `count` texts at random."""
         kept = np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:count])
         return Labelled(
             [self.texts[i] for i in kept],
@@ -83,19 +83,19 @@ class Labelled:
 
 
 def davidson(path: str) -> Labelled:
-    """Label as toxic what annotators called hateful or offensive."""
+    """Read Davidson; hateful and offensive tweets are toxic."""
     rows = read_rows(path)
     return Labelled([str(r["text"]) for r in rows], np.array([r["label"] != "neither" for r in rows]))
 
 
 def paradetox(path: str) -> Labelled:
-    """Take each toxic sentence and its first rewriting."""
+    """Read ParaDetox: each toxic sentence and its first rewriting."""
     rows = [r for r in read_rows(path) if r["toxic"] and r["neutral1"]]
     return Labelled([str(r[side]) for side in ("toxic", "neutral1") for r in rows], np.repeat([True, False], len(rows)))
 
 
 def hatecheck(path: str) -> Labelled:
-    """Take all cases with their functions."""
+    """Read HateCheck: all cases and their functions."""
     rows = read_rows(path)
     return Labelled(
         [r["test_case"] for r in rows],
@@ -105,7 +105,7 @@ def hatecheck(path: str) -> Labelled:
 
 
 def rtp(path: str) -> Labelled:
-    """Take continuations that Perspective scored."""
+    """Read the continuations of RealToxicityPrompts that have a Perspective score; toxic from .5 on."""
     parts = [r["continuation"] for r in read_rows(path)]
     parts = [p for p in parts if p.get("toxicity") is not None and str(p["text"]).strip()]
     graded = np.array([float(p["toxicity"]) for p in parts])
@@ -121,13 +121,13 @@ SETS: dict[str, tuple[str, Callable[[str], Labelled]]] = {
 
 
 def measure(evaluator: Evaluator, labelled: Labelled, seed: int = 0) -> dict[str, Any]:
-    """Measure one evaluator on one set."""
+    """Measure one evaluator on one set of labelled texts."""
     began = time.perf_counter()
     scores = evaluator.score(labelled.texts)[evaluator.label]
     seconds = time.perf_counter() - began
     toxic = labelled.toxic
     called = scores >= evaluator.threshold
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "n_toxic": int(toxic.sum()),
         "n_other": int((~toxic).sum()),
         "auroc": float(roc_auc_score(toxic, scores)),
@@ -139,20 +139,25 @@ def measure(evaluator: Evaluator, labelled: Labelled, seed: int = 0) -> dict[str
         "texts_per_second": len(scores) / seconds,
     }
     if labelled.graded is not None:
-        found["spearman"] = float(stats.spearmanr(scores, labelled.graded).statistic)
+        result["spearman"] = float(stats.spearmanr(scores, labelled.graded).statistic)
     if labelled.functions is not None:
         functions = np.array(labelled.functions)
-        for part, members in (("groups", GROUPS), ("functions", {one: (one,) for one in labelled.functions})):
-            found[part] = {
-                name: _one_kind(np.isin(functions, some), toxic, scores, called)
-                for name, some in members.items()
-                if np.isin(functions, some).any()
+        for part, members in (
+            ("groups", GROUPS),
+            ("functions", {function: (function,) for function in labelled.functions}),
+        ):
+            result[part] = {
+                name: _for_cases(np.isin(functions, selected), toxic, scores, called)
+                for name, selected in members.items()
+                if np.isin(functions, selected).any()
             }
-    return found
+    return result
 
 
 def calibration_error(toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray, " n"]) -> float:
-    """Expected calibration error (Guo et al. 2017): mean |share toxic - mean score| over ten equal bins of the score.
+    """Compute the expected calibration error (Guo et al. 2017), with ten bins of equal width.
+
+    It is the mean of |share of toxic texts - mean score| over the bins, weighted by their numbers of texts.
 
     Example:
         >>> calibration_error(np.array([True, False]), np.array([0.75, 0.75]))
@@ -165,44 +170,50 @@ def calibration_error(toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray,
 
 
 def auroc_interval(toxic: Bool[np.ndarray, " n"], scores: Float64[np.ndarray, " n"], seed: int) -> list[float]:
-    """95% bootstrap interval of the AUROC; the two classes are resampled independently."""
-    ones, zeros = scores[toxic], scores[~toxic]
-    return list(bootstrap(lambda i, j: auroc_of(ones[i].T, zeros[j].T), (len(ones), len(zeros)), seed, at_once=AT_ONCE))
+    """Compute the 95% bootstrap interval of the AUROC; the two classes are resampled independently."""
+    positive, negative = scores[toxic], scores[~toxic]
+    sizes = (len(positive), len(negative))
+    return list(bootstrap(lambda i, j: auroc_of(positive[i].T, negative[j].T), sizes, seed, at_once=AT_ONCE))
 
 
-def _one_kind(
-    own: Bool[np.ndarray, " n"],
+def _for_cases(
+    cases: Bool[np.ndarray, " n"],
     toxic: Bool[np.ndarray, " n"],
     scores: Float64[np.ndarray, " n"],
     called: Bool[np.ndarray, " n"],
 ) -> dict[str, float]:
-    """Share of some cases of one label that is called toxic, and their AUROC against all cases of the other label."""
-    against = own | (toxic != bool(toxic[own][0]))
-    return {"called_toxic": float(called[own].mean()), "auroc": float(roc_auc_score(toxic[against], scores[against]))}
+    """Return the share of some cases of one label that is called toxic, and their AUROC against the other label."""
+    compared = cases | (toxic != bool(toxic[cases][0]))
+    return {
+        "called_toxic": float(called[cases].mean()),
+        "auroc": float(roc_auc_score(toxic[compared], scores[compared])),
+    }
 
 
 def main(
     data: Annotated[
         Path,
         typer.Option(
-            help="Folder with some of davidson.csv, paradetox.tsv, hatecheck.csv, rtp.jsonl.",
+            help="Folder with at least one of davidson.csv, paradetox.tsv, hatecheck.csv, rtp.jsonl.",
             exists=True,
             file_okay=False,
         ),
     ],
-    evaluator: Annotated[list[str] | None, typer.Option(help="As in toxloc run; repeat for several.")] = None,
-    max_texts: Annotated[int, typer.Option(help="Texts of each set, at most.", min=10)] = 4000,
-    seed: Annotated[int, typer.Option(help="Of the draw and the bootstrap.", min=0)] = 0,
+    evaluator: Annotated[
+        list[str] | None, typer.Option(help="Evaluator, as in toxloc run; repeat for several.")
+    ] = None,
+    max_texts: Annotated[int, typer.Option(help="Maximum number of texts of each set.", min=10)] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed for the choice of texts and the bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Score, compare with labels, print."""
+    """Score the texts with every evaluator, compare the scores with the labels, and print and save the results."""
     sets = {
         name: load(str(data / file)).limited(max_texts, seed)
         for name, (file, load) in SETS.items()
         if (data / file).is_file()
     }
     if not sets:
-        raise ToxlocError(f"{data} holds none of {', '.join(file for file, _ in SETS.values())}.")
+        raise ToxlocError(f"{data} contains none of {', '.join(file for file, _ in SETS.values())}.")
     result = {}
     for judge in get_evaluators(evaluator or DEFAULT):
         result[judge.name] = {
@@ -216,17 +227,17 @@ def main(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: a row a set and evaluator."""
+    """Return a table for the documentation: one row per set and evaluator."""
     head = [
         "set",
         "evaluator",
         "AUROC",
         "average precision",
         "calibration error",
-        "found",
-        "false alarms",
+        "recall",
+        "false-positive rate",
         "ρ to Perspective",
-        "texts a second",
+        "texts per second",
     ]
     return md.table(
         head,
@@ -234,35 +245,41 @@ def markdown(result: dict[str, Any]) -> str:
             [
                 name,
                 judge,
-                interval(one["auroc"], one["auroc_ci"], ".3f"),
-                f"{one['average_precision']:.3f}",
-                f"{one['calibration_error']:.2f}",
-                f"{one['found']:.0%}",
-                f"{one['false_alarms']:.1%}",
-                f"{one['spearman']:.2f}" if "spearman" in one else "",
-                f"{one['texts_per_second']:,.0f}",
+                interval(figures["auroc"], figures["auroc_ci"], ".3f"),
+                f"{figures['average_precision']:.3f}",
+                f"{figures['calibration_error']:.2f}",
+                f"{figures['found']:.0%}",
+                f"{figures['false_alarms']:.1%}",
+                f"{figures['spearman']:.2f}" if "spearman" in figures else "",
+                f"{figures['texts_per_second']:,.0f}",
             ]
             for name in SETS
             for judge, known in result.items()
-            if (one := known["sets"].get(name)) is not None
+            if (figures := known["sets"].get(name)) is not None
         ],
     )
 
 
 def hatecheck_markdown(result: dict[str, Any]) -> str:
     """Return a table for the documentation: share called toxic, and AUROC, of HateCheck's groups of functions."""
-    found = {judge: known["sets"]["HateCheck"]["groups"] for judge, known in result.items()}
+    groups = {judge: known["sets"]["HateCheck"]["groups"] for judge, known in result.items()}
     return md.table(
-        ["HateCheck", *found],
+        ["HateCheck", *groups],
         [
-            [group, *(f"{one[group]['called_toxic']:.0%} ({one[group]['auroc']:.2f})" for one in found.values())]
+            [
+                group,
+                *(
+                    f"{by_group[group]['called_toxic']:.0%} ({by_group[group]['auroc']:.2f})"
+                    for by_group in groups.values()
+                ),
+            ]
             for group in GROUPS
         ],
     )
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table of sets, and one of HateCheck's groups of functions."""
+    """Print a table of the sets, and a table of the groups of functions of HateCheck."""
     console = Console()
     table = Table(
         "set",
@@ -270,32 +287,32 @@ def show(result: dict[str, Any]) -> None:
         "AUROC",
         "average precision",
         "calibration error",
-        "found",
-        "false alarms",
+        "recall",
+        "false-positive rate",
         "ρ to Perspective",
-        "texts a second",
+        "texts per second",
     )
     for name in SETS:
         for judge, known in result.items():
-            if (one := known["sets"].get(name)) is None:
+            if (figures := known["sets"].get(name)) is None:
                 continue
             table.add_row(
                 name,
                 judge,
-                interval(one["auroc"], one["auroc_ci"], ".3f"),
-                f"{one['average_precision']:.3f}",
-                f"{one['calibration_error']:.2f}",
-                f"{one['found']:.0%}",
-                f"{one['false_alarms']:.1%}",
-                f"{one['spearman']:.2f}" if "spearman" in one else "",
-                f"{one['texts_per_second']:.0f}",
+                interval(figures["auroc"], figures["auroc_ci"], ".3f"),
+                f"{figures['average_precision']:.3f}",
+                f"{figures['calibration_error']:.2f}",
+                f"{figures['found']:.0%}",
+                f"{figures['false_alarms']:.1%}",
+                f"{figures['spearman']:.2f}" if "spearman" in figures else "",
+                f"{figures['texts_per_second']:.0f}",
             )
     console.print(table)
     if any("HateCheck" in known["sets"] for known in result.values()):
         groups = Table("HateCheck", *(f"{judge}: called toxic (AUROC)" for judge in result))
         for group in next(iter(result.values()))["sets"]["HateCheck"]["groups"]:
             cells = [known["sets"]["HateCheck"]["groups"][group] for known in result.values()]
-            groups.add_row(group, *(f"{one['called_toxic']:.0%} ({one['auroc']:.2f})" for one in cells))
+            groups.add_row(group, *(f"{cell['called_toxic']:.0%} ({cell['auroc']:.2f})" for cell in cells))
         console.print(groups)
 
 

@@ -1,4 +1,4 @@
-"""A tiny random model of every family, for tests and for the coverage table."""
+"""Tiny random models of every family, for the tests and for the coverage table."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LLAMA: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-LAYOUTS: dict[str, dict[str, Any]] = {  # one of each layout; tests that are slow go through these
+LAYOUTS: dict[str, dict[str, Any]] = {  # one family per layout; slow tests use only these
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "gpt_neox": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
     "opt": {
@@ -50,14 +50,14 @@ SIZES = LAYOUTS | {
 
 
 def tokenizer() -> Any:
-    """Return the tokenizer that all of them use."""
+    """Return the tokenizer of all these models."""
     return AutoTokenizer.from_pretrained(BUILT_IN["toxloc-tiny"])
 
 
 def random_hf(
     family: str = "gpt2", seed: int = 0, scale: float = 8.0, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> Any:
-    """Make a random model whose weights are large enough that its predictions are far from uniform."""
+    """Make a random Hugging Face model whose weights are so large that its predictions are far from uniform."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         family, vocab_size=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0, **{**SIZES[family], **sizes}
@@ -73,5 +73,5 @@ def random_hf(
 
 
 def random_model(family: str = "gpt2", **sizes: Any) -> LoadedModel:
-    """Make one with its hooks."""
+    """Make a random model with hooks."""
     return LoadedModel.from_hf(random_hf(family, **sizes), tokenizer(), f"random-{family}")

@@ -1,11 +1,11 @@
-"""Draw where toxicity is in one or more models: the figures of the documentation.
+"""Draw the figures of the documentation that show where toxicity is in one or more models.
 
     python -m benchmarks.figures docs/assets
     python -m benchmarks.figures docs/assets --model toxloc-tiny --model SmolLM2-135M-Instruct.Q4_1.gguf
 
 Localizes the first model with every layer score on the built-in contrast set and writes `heatmap.png`, `depth.png`,
-`neurons.png` and, for one toxic text, masked, `tokens.png`; with several models also `models.png`, which lays them over
-each other by relative depth. Needs `toxloc[png]`. About a minute on two cores for toxloc-tiny.
+`neurons.png` and `tokens.png`, which shows one toxic text, masked. With several models it also writes `models.png`,
+which compares the models by relative depth. Needs `toxloc[png]`. Takes about a minute on two cores for toxloc-tiny.
 """
 
 from pathlib import Path
@@ -18,28 +18,28 @@ from toxloc.localization.result import Localization
 from toxloc.localization.score_names import ScoreName
 
 WIDTH, SCALE = 800, 1.5
-SCORE: ScoreName = "attribution"  # of the figures that show one
+SCORE: ScoreName = "attribution"  # score of the figures that show a single score
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the PNG files.")],
-    model: Annotated[list[str], typer.Option(help="What load_model takes; repeat for several.")] = [  # noqa: B006
+    model: Annotated[list[str], typer.Option(help="Model, as in load_model; repeat for several.")] = [  # noqa: B006
         "toxloc-tiny"
     ],
-    pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 520,
-    text: Annotated[int, typer.Option(help="Number of the toxic text whose tokens are shown.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 520,
+    text: Annotated[int, typer.Option(help="Index of the toxic text whose tokens are shown.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
 ) -> None:
-    """Localize and draw."""
+    """Localize the models and draw the figures."""
     contrast = load_contrast().limited(pairs, seed)
-    found: dict[str, Localization] = {}
+    locs: dict[str, Localization] = {}
     for name in model:
         lm = load_model(name)
-        first = not found
-        # The layer score of `combined` is that of attribution.
+        first = not locs
+        # The layer score of `combined` equals that of attribution.
         scores = tuple(name for name in get_args(ScoreName) if name != "combined") if first else (SCORE,)
         statistics = collect_contrast(lm, contrast, curvature=first, peaks=first)
-        found[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
+        locs[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
         if first:
             shown = load_contrast().toxic[text]
             for stem, figure in {
@@ -49,8 +49,8 @@ def main(
                 "tokens": token_view(lm, shown, statistics).heatmap(),
             }.items():
                 plots.write_png(figure, out / f"{stem}.png", width=WIDTH, scale=SCALE)
-    if len(found) > 1:
-        plots.write_png(plots.relative_depth(found, SCORE), out / "models.png", width=WIDTH, scale=SCALE)
+    if len(locs) > 1:
+        plots.write_png(plots.relative_depth(locs, SCORE), out / "models.png", width=WIDTH, scale=SCALE)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How fast is sampling? toxloc's, and transformers' own of the same prompts, in turn, with the same decoding.
+"""Compare the speed of sampling with toxloc and with `hf.generate`, on the same prompts with the same decoding.
 
     python -m benchmarks.generation               # toxloc-tiny; --out generation.json saves it
     python -m benchmarks.generation --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts rtp.jsonl --max-prompts 20
 
-Against it stand a loop of `hf.generate` with `num_return_sequences` over the prompts, and a single call of it with all
-prompts in one padded batch. Every round runs all three, in a random order; ratios are taken within a round. Tokens are
-counted up to and with the one that ends a text, so what is computed after it counts for nobody.
+The contenders are toxloc, a loop of `hf.generate` with `num_return_sequences` over the prompts, and a single call of
+`hf.generate` with all prompts in one padded batch. Every round runs all three in a random order; ratios are taken
+within a round. Tokens are counted up to and including the token that ends a text; tokens computed after it do not count
+for any contender.
 """
 
 import random
@@ -28,24 +29,24 @@ from toxloc.models.batching import encode, filler, pad
 from toxloc.support.files import write_json
 from toxloc.texts.prompts import PROVOCATIVE
 
-OURS = "toxloc"
+TOXLOC = "toxloc"
 Contender = Callable[[LoadedModel, Sequence[str], int, int], int]
 
 
-def ours(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
-    """Sample with toxloc, and return how many tokens that were."""
-    return sum(one.n_tokens for one in sample(lm, prompts, Decoding(samples, max_new_tokens)))
+def with_toxloc(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
+    """Sample with toxloc, and return the number of tokens."""
+    return sum(completion.n_tokens for completion in sample(lm, prompts, Decoding(samples, max_new_tokens)))
 
 
 @torch.inference_mode()
 def loop(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
-    """Call `hf.generate` once a prompt."""
+    """Call `hf.generate` once per prompt, and return the number of tokens."""
     return sum(_generated(lm, [row], samples, max_new_tokens) for row in encode(lm, prompts, lm.context))
 
 
 @torch.inference_mode()
 def one_batch(lm: LoadedModel, prompts: Sequence[str], samples: int, max_new_tokens: int) -> int:
-    """Call `hf.generate` once for all prompts."""
+    """Call `hf.generate` once for all prompts, and return the number of tokens."""
     return _generated(lm, encode(lm, prompts, lm.context), samples, max_new_tokens)
 
 
@@ -67,38 +68,42 @@ def _generated(lm: LoadedModel, rows: list[list[int]], samples: int, max_new_tok
     return int((ended.cumsum(1) <= 1).sum())
 
 
-CONTENDERS: dict[str, Contender] = {OURS: ours, "loop of hf.generate": loop, "one batch of hf.generate": one_batch}
+CONTENDERS: dict[str, Contender] = {
+    TOXLOC: with_toxloc,
+    "loop of hf.generate": loop,
+    "one batch of hf.generate": one_batch,
+}
 
 
 def main(
-    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
-    prompts: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    max_prompts: Annotated[int, typer.Option(help="Prompts, at most.", min=1)] = 40,
+    model: Annotated[str, typer.Option(help="Model, as in load_model.")] = "toxloc-tiny",
+    prompts: Annotated[str, typer.Option(help="Prompts, as in toxloc run.")] = "builtin",
+    max_prompts: Annotated[int, typer.Option(help="Maximum number of prompts.", min=1)] = 40,
     samples: Annotated[int, typer.Option(help="Completions per prompt.", min=1)] = 25,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of a completion.", min=1)] = 20,
-    repeats: Annotated[int, typer.Option(help="Rounds to count, after one that is not.", min=1)] = 5,
-    seed: Annotated[int, typer.Option(help="Of the draw of prompts and the order of contenders.", min=0)] = 0,
-    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a completion.", min=1)] = 20,
+    repeats: Annotated[int, typer.Option(help="Rounds to count, after a warm-up round.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Seed for the choice of prompts and the order of contenders.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="Device, as in load_model.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Time, compare, print."""
-    opened = load_prompts(prompts)
-    texts = (opened.only(PROVOCATIVE) or opened).limited(max_prompts, seed).texts
+    """Time the contenders, print the comparison and save it."""
+    loaded = load_prompts(prompts)
+    texts = (loaded.only(PROVOCATIVE) or loaded).limited(max_prompts, seed).texts
     lm = load_model(model, device=device)
     rounds: list[dict[str, dict[str, float]]] = []
     shuffle = random.Random(seed)
     for nth in range(repeats + 1):
-        found = {}
+        timed = {}
         for name in shuffle.sample(list(CONTENDERS), len(CONTENDERS)):
             began = time.perf_counter()
             tokens = CONTENDERS[name](lm, texts, samples, max_new_tokens)
             if lm.device.type == "cuda":
                 torch.cuda.synchronize(lm.device)
-            found[name] = {"seconds": time.perf_counter() - began, "tokens": tokens}
+            timed[name] = {"seconds": time.perf_counter() - began, "tokens": tokens}
         if nth:
-            rounds.append(found)
+            rounds.append(timed)
             print(
-                f"round {nth}: " + ", ".join(f"{name} {one['seconds']:.1f} s" for name, one in found.items()),
+                f"round {nth}: " + ", ".join(f"{name} {run['seconds']:.1f} s" for name, run in timed.items()),
                 flush=True,
             )
     result = {
@@ -117,13 +122,13 @@ def main(
 
 
 def summarised(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Median tokens a second of each contender, and the median and the range over rounds of toxloc's over its own."""
-    rates = [{name: one["tokens"] / one["seconds"] for name, one in found.items()} for found in rounds]
+    """Return the median tokens per second of each contender, and how many times as fast toxloc is: median and range."""
+    rates = [{name: run["tokens"] / run["seconds"] for name, run in timed.items()} for timed in rounds]
     summary = {}
     for name in CONTENDERS:
-        ratios = [one[OURS] / one[name] for one in rates]
+        ratios = [rate[TOXLOC] / rate[name] for rate in rates]
         summary[name] = {
-            "tokens_per_second": statistics.median(one[name] for one in rates),
+            "tokens_per_second": statistics.median(rate[name] for rate in rates),
             "toxloc_is_faster_by": statistics.median(ratios),
             "range": [min(ratios), max(ratios)],
         }
@@ -131,14 +136,14 @@ def summarised(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """Return a table for the documentation: tokens a second in several models."""
+    """Return a table for the documentation: tokens per second, with one column per model."""
     rows = [
         [
             name,
             *(
-                f"{one['tokens_per_second']:,.0f}"
-                + ("" if name == OURS else f" (toxloc {one['toxloc_is_faster_by']:.2f} × as fast)")
-                for one in (result["contenders"][name] for result in results.values())
+                f"{contender['tokens_per_second']:,.0f}"
+                + ("" if name == TOXLOC else f" (toxloc {contender['toxloc_is_faster_by']:.2f} × as fast)")
+                for contender in (result["contenders"][name] for result in results.values())
             ),
         ]
         for name in CONTENDERS
@@ -149,20 +154,20 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print one row a contender."""
+    """Print one row per contender."""
     table = Table(
         "",
-        "tokens a second",
+        "tokens per second",
         "toxloc is faster by",
         title=f"{result['model']} on {result['device']}, {result['threads']} threads: {result['prompts']} "
         f"prompts × {result['samples']} × {result['max_new_tokens']} tokens",
     )
-    for name, one in result["contenders"].items():
-        low, high = one["range"]
+    for name, contender in result["contenders"].items():
+        low, high = contender["range"]
         table.add_row(
             name,
-            f"{one['tokens_per_second']:.0f}",
-            "" if name == OURS else f"{one['toxloc_is_faster_by']:.2f} × [{low:.2f}, {high:.2f}]",
+            f"{contender['tokens_per_second']:.0f}",
+            "" if name == TOXLOC else f"{contender['toxloc_is_faster_by']:.2f} × [{low:.2f}, {high:.2f}]",
         )
     Console().print(table)
 

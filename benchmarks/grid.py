@@ -1,4 +1,4 @@
-"""What the grid of ninety cells found (`examples/offline-grid.yaml`), as tables; run it with `toxloc sweep`."""
+"""Tables of the results of the grid with ninety cells, `examples/offline-grid.yaml`; run it with `toxloc sweep`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,38 @@ DEPTH_SCORES = {"activation": "activation contrast", "gradient_norm": "gradient 
 
 
 def rates(results: Path, benchmark: str) -> str:
-    """Share of completions called toxic by any evaluator, a row a setting and a column a model, the lowest in bold."""
+    """Return a table of toxic rates by any evaluator: a row per setting, a column per model, lowest rate in bold."""
     cells = _cells(results).query("benchmark == @benchmark")
     edited = _pivot(cells, "rate_any")
     unedited = cells.groupby("model", sort=False)["before_any"].first()
     rows = [["unedited", *(f"{unedited[model]:.1%}" for model in edited)]]
-    for setting, found in edited.iterrows():
+    for setting, values in edited.iterrows():
         rows.append(
             [
                 str(setting),
-                *(f"**{rate:.1%}**" if rate == edited[model].min() else f"{rate:.1%}" for model, rate in found.items()),
+                *(
+                    f"**{rate:.1%}**" if rate == edited[model].min() else f"{rate:.1%}"
+                    for model, rate in values.items()
+                ),
             ]
         )
     return table(["setting", *edited], rows, numbers=True)
 
 
 def prices(results: Path) -> str:
-    """Rise of perplexity on text that neither statistics nor tuning saw."""
+    """Return a table of the rise of perplexity on text that was used neither for statistics nor for tuning."""
     edited = _pivot(_cells(results).drop_duplicates(["treatment", "model"]), "perplexity_ratio")
     return table(
         ["setting", *edited],
-        [[str(setting), *(f"{ratio - 1:+.1%}" for ratio in found)] for setting, found in edited.iterrows()],
+        [[str(setting), *(f"{ratio - 1:+.1%}" for ratio in values)] for setting, values in edited.iterrows()],
         numbers=True,
     )
 
 
 def depths(summary: dict[str, Any]) -> str:
-    """Say which layer every score names in every model, with its adjusted p."""
-    models = dict.fromkeys(one["model"] for one in summary["depth"])
-    known = {(one["model"], one["score"]): one for one in summary["depth"]}
+    """Return a table of the peak layer of every score in every model, with its adjusted p-value."""
+    models = dict.fromkeys(entry["model"] for entry in summary["depth"])
+    known = {(entry["model"], entry["score"]): entry for entry in summary["depth"]}
     rows = [
         [
             short_name(model),
@@ -57,6 +60,6 @@ def _cells(results: Path) -> pd.DataFrame:
     return cells.assign(model=cells["model"].map(short_name))
 
 
-def _pivot(cells: pd.DataFrame, figure: str) -> pd.DataFrame:
-    wide = cells.pivot(index="treatment", columns="model", values=figure)
+def _pivot(cells: pd.DataFrame, column: str) -> pd.DataFrame:
+    wide = cells.pivot(index="treatment", columns="model", values=column)
     return wide.loc[cells["treatment"].unique(), cells["model"].unique()]

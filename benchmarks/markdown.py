@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-SIDE_BY_SIDE = "\u00a0·\u00a0"  # between figures that share a cell, which is not broken there
+SIDE_BY_SIDE = "\u00a0·\u00a0"  # separates values in the same cell, without a line break
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
-    """Lay out a table.
+    """Return a table in Markdown.
 
     Args:
-        head: the names of the columns.
-        rows: as many cells each.
-        numbers: whether all columns but the first are set to the right.
+        head: names of the columns.
+        rows: cells of each row, one cell per column.
+        numbers: whether all columns except the first are right-aligned.
 
     Example:
         >>> print(table(["n", "n²"], [["2", "4"]], numbers=True))

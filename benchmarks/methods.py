@@ -1,19 +1,20 @@
-"""Which method turns toxicity down furthest at the same price? Every method, fitted to the same budgets, judged alike.
+"""Compare all methods at equal cost: every method is fitted to the same budgets and evaluated in the same way.
 
     python -m benchmarks.methods                                   # toxloc-tiny; --out methods.json saves it
     python -m benchmarks.methods --model SmolLM2-135M-Instruct.Q4_1.gguf --contrast rtp.jsonl --prompts rtp.jsonl
         --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-prompts 400 --out methods.json
 
-Methods see one half of the contrast set, from which texts that begin with a judged prompt are left out, and find their
-strength on the `tune` part of the neutral text; a budget is a relative rise of perplexity there, or with `--unit kl`
-the mean KL to the unedited model. They are judged on the prompts and on neutral text that no fit has seen: share of
-completions called toxic by any evaluator with its bootstrap interval over prompts, the paired difference to the best
-method of the same budget, perplexity and KL on unseen text, everyday prompts, and whether completions still read like
-the baseline's. The papers of AurA and ProFS give no strength to choose; here their strength is as large as the budget
-allows, like that of every method, and AurA is also shown as published (`strength=1`), whatever it costs.
+Methods are fitted on one half of the contrast set, without texts that begin with a judged prompt, and their strength is
+tuned on the `tune` part of the neutral text. A budget is the relative rise of perplexity on that part, or with
+`--unit kl` the mean KL to the unedited model. Methods are judged on the prompts and on neutral text that no fit has
+seen: the share of completions called toxic by any evaluator with its bootstrap interval over prompts, the paired
+difference from the best method of the same budget, perplexity and KL on unseen text, the toxic rate on everyday
+prompts, and the wording of the completions compared with the baseline's. The papers of AurA and ProFS have no strength
+to choose; here their strength is as large as the budget allows, as for every method, and AurA is also shown as
+published (`strength=1`), whatever its cost.
 
-`--out` is written after every method: the same command goes on where it was stopped, and with `--choices`
-(multiple-choice items in HellaSwag's layout) adds their accuracy to what was judged before.
+`--out` is written after every method. The same command resumes an interrupted comparison, and with `--choices`
+(multiple-choice items in the format of HellaSwag) adds the accuracy on these items to the saved entries.
 """
 
 import time
@@ -68,11 +69,11 @@ from toxloc.evaluation.judgement import Judgement
 from toxloc.support.files import read_json, write_json
 from toxloc.texts.prompts import EVERYDAY, PROVOCATIVE
 
-PRICES = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}  # a budget of each unit, written out
+PRICES = {"perplexity": "+{:.0%}", "kl": "KL {:g}"}  # text of a budget, by unit
 PRECISIONS = ("highest", "high", "medium")
 Entry = dict[str, Any]
 BASELINE = "baseline"
-AS_PUBLISHED = "AurA as published"  # without a budget
+AS_PUBLISHED = "AurA as published"  # has no budget
 SHORT = {
     "baseline": "unedited",
     "TRNE": "TRNE",
@@ -86,7 +87,7 @@ AGREEMENT = (BASELINE, "TRNE", "Meow2X, graded")
 
 
 class Methods:
-    """Every method under the name that tables give it, all fitted from one `Evidence`."""
+    """All methods by their names in the tables, fitted from the same `Evidence`."""
 
     def __init__(self, lm: LoadedModel, pairs: ContrastSet, neutral: NeutralText):
         self.fits: dict[str, tuple[type[Intervention], dict[str, Any]]] = {
@@ -110,7 +111,7 @@ class Methods:
             self.evidence.expect(*method.needs(method.Settings.of(**options)))
 
     def fit(self, name: str, budget: Budget | None) -> Intervention | None:
-        """Fit the method of that name; None for the baseline."""
+        """Fit a method by its name; return None for the baseline."""
         if name == BASELINE:
             return None
         method, options = (AurA, {"strength": 1}) if name == AS_PUBLISHED else self.fits[name]
@@ -120,7 +121,7 @@ class Methods:
 
 @dataclass(frozen=True)
 class Judging:
-    """What every method is judged on."""
+    """Evaluators and texts with which every method is judged."""
 
     lm: LoadedModel
     judges: list[Evaluator]
@@ -132,14 +133,14 @@ class Judging:
     seed: int
 
     def lacks(self, entry: Entry) -> bool:
-        """Whether there is something to measure still."""
+        """Return whether the entry lacks a measurement."""
         return "toxicity" not in entry or (bool(self.choices) and "choices" not in entry)
 
     def complete(self, entry: Entry) -> None:
-        """Measure, with the model as it is now, what the entry does not hold."""
-        how: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False}
+        """Measure the model in its current state, and add the measurements that the entry lacks."""
+        options: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False}
         if "toxicity" not in entry:
-            main = evaluate(self.lm, self.prompts, samples=self.samples, **how)
+            main = evaluate(self.lm, self.prompts, samples=self.samples, **options)
             figures = {name: value for name, value in main.to_dict().items() if name != "choices"}
             entry |= figures | {
                 "method": entry["method"],
@@ -147,7 +148,7 @@ class Judging:
                 "verdicts": _bits(main.judgements["any"].toxic),
             }
             if self.everyday is not None:
-                calm = evaluate(self.lm, self.everyday, samples=1, **how)
+                calm = evaluate(self.lm, self.everyday, samples=1, **options)
                 entry["everyday"] = {
                     "rate": calm.toxicity["any"].rate,
                     "wording": calm.wording.to_dict(),
@@ -159,47 +160,53 @@ class Judging:
 
 
 def _bits(verdicts: Bool[np.ndarray, "n_prompts samples"]) -> str:
-    """Verdicts as 0 and 1, a word for each prompt: small enough to keep, so that entries can be compared later."""
-    return " ".join("".join(str(int(one)) for one in row) for row in verdicts)
+    """Encode verdicts as 0 and 1, one word per prompt; saved so that entries can be compared later."""
+    return " ".join("".join(str(int(verdict)) for verdict in row) for row in verdicts)
 
 
 def _judgement(bits: str) -> Judgement:
-    toxic = np.array([[one == "1" for one in word] for word in bits.split()])
+    toxic = np.array([[bit == "1" for bit in word] for word in bits.split()])
     return Judgement(toxic.astype(float), toxic)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
-    budget: Annotated[str, typer.Option(help="Budgets, with commas between.")] = "0.01,0.05",
+    model: Annotated[str, typer.Option(help="Model, as in load_model.")] = "toxloc-tiny",
+    budget: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.01,0.05",
     unit: Annotated[
-        str, typer.Option(help="Of the budgets: perplexity (relative rise) or kl (nats per token).")
+        str, typer.Option(help="Unit of the budgets: perplexity (relative rise) or kl (nats per token).")
     ] = "perplexity",
     method: Annotated[
         list[str] | None, typer.Option(help="Method, by its name in the table; repeat for several.")
     ] = None,
-    contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    prompts: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    neutral: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    check: Annotated[str | None, typer.Option(help="As in toxloc run.")] = None,
-    max_prompts: Annotated[int, typer.Option(help="Prompts of each kind, at most.", min=2)] = 300,
+    contrast: Annotated[str, typer.Option(help="Contrast set, as in toxloc run.")] = "builtin",
+    prompts: Annotated[str, typer.Option(help="Prompts, as in toxloc run.")] = "builtin",
+    neutral: Annotated[str, typer.Option(help="Neutral text, as in toxloc run.")] = "builtin",
+    check: Annotated[str | None, typer.Option(help="Text to measure cost on, as in toxloc run.")] = None,
+    max_prompts: Annotated[int, typer.Option(help="Maximum number of prompts of each kind.", min=2)] = 300,
     samples: Annotated[int, typer.Option(help="Completions per prompt.", min=1)] = 5,
-    max_texts: Annotated[int, typer.Option(help="Contrast texts of each side to fit on, at most.", min=8)] = 300,
-    max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", min=12)] = 500,
-    choices: Annotated[str | None, typer.Option(help="Multiple-choice items in HellaSwag's layout.")] = None,
-    max_choices: Annotated[int, typer.Option(help="The first so many of them.", min=1)] = 400,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    max_texts: Annotated[
+        int, typer.Option(help="Maximum number of contrast texts of each side to fit on.", min=8)
+    ] = 300,
+    max_neutral: Annotated[int, typer.Option(help="Maximum number of everyday texts.", min=12)] = 500,
+    choices: Annotated[
+        str | None, typer.Option(help="File of multiple-choice items in the format of HellaSwag.")
+    ] = None,
+    max_choices: Annotated[
+        int, typer.Option(help="Maximum number of items; the first items of the file are used.", min=1)
+    ] = 400,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     precision: Annotated[
         str,
         typer.Option(
-            help="Of float32 matrix products, as in torch.set_float32_matmul_precision: "
-            "medium takes bfloat16, less than half the time where the CPU has it."
+            help="Precision of float32 matrix products, as in torch.set_float32_matmul_precision: "
+            "medium uses bfloat16, which takes less than half the time on CPUs that support it."
         ),
     ] = "highest",
-    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write, and to go on from.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, as in load_model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, and to resume from.")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file to draw. Needs toxloc[png].")] = None,
 ) -> None:
-    """Fit, judge, compare, print."""
+    """Fit and judge every method, and print and save the comparison."""
     if unit not in PRICES:
         raise ToxlocError(f"Unknown unit {unit!r} of a budget; choose one of {', '.join(PRICES)}.")
     if precision not in PRECISIONS:
@@ -220,9 +227,9 @@ def main(
         "precision": precision,
     }
     entries = resumed(out, settings)
-    opened = load_prompts(prompts).limited(max_prompts, seed)
-    judged, everyday = opened.only(PROVOCATIVE) or opened, opened.only(EVERYDAY)
-    pairs = load_contrast(contrast).without(opened.texts).split(0.5, seed)[0].limited(max_texts, seed)
+    loaded = load_prompts(prompts).limited(max_prompts, seed)
+    judged, everyday = loaded.only(PROVOCATIVE) or loaded, loaded.only(EVERYDAY)
+    pairs = load_contrast(contrast).without(loaded.texts).split(0.5, seed)[0].limited(max_texts, seed)
     text = load_neutral(neutral, limit=max_neutral, seed=seed)
     other = load_neutral(check, limit=max_neutral, seed=seed) if check else None
     judges, items = get_evaluators(DEFAULT), load_choices(choices, max_choices) if choices else []
@@ -230,7 +237,7 @@ def main(
     known = Methods(lm, pairs, text)
     unknown = set(method or ()) - set(known.fits)
     if unknown:
-        raise ToxlocError(f"There is no method {', '.join(sorted(unknown))}; there are {', '.join(known.fits)}.")
+        raise ToxlocError(f"There is no method {', '.join(sorted(unknown))}; choose from {', '.join(known.fits)}.")
     unedited = Unedited(lm, other.texts if other else text.check)
     judging = Judging(lm, judges, judged, everyday, unedited, items, samples, seed)
     budgets = list(map(float, budget.split(",")))
@@ -240,21 +247,21 @@ def main(
         *product(method or known.fits, budgets),
     ]
     for name, limit in wanted:
-        known_already = [e for e in entries if (e["method"], e["budget"]) == (name, limit)]
-        entry: Entry = known_already[0] if known_already else {"method": name, "budget": limit}
+        previous = [e for e in entries if (e["method"], e["budget"]) == (name, limit)]
+        entry: Entry = previous[0] if previous else {"method": name, "budget": limit}
         if not judging.lacks(entry):
             continue
         began = time.perf_counter()
         try:
             fitted = known.fit(name, None if limit is None else Budget(**{unit: limit}))
-        except ToxlocError as error:  # not every method has a strength that is weak enough
+        except ToxlocError as error:  # for some methods, every strength exceeds the budget
             print(f"{name}, {limit}: {error}", flush=True)
             continue
         fit_seconds = time.perf_counter() - began
         with fitted.applied(lm) if fitted else nullcontext():
             judging.complete(entry)
         entry["seconds"] = {"fit": round(fit_seconds), "judge": round(time.perf_counter() - began - fit_seconds)}
-        entries += [] if known_already else [entry]
+        entries += [] if previous else [entry]
         print(f"{name}, {limit}: {entry['toxicity']['any']['rate']:.1%}, {entry['seconds']}", flush=True)
         if out is not None:
             write_json(
@@ -272,10 +279,10 @@ def main(
 
 
 def resumed(out: Path | None, settings: dict[str, Any]) -> list[Entry]:
-    """Read what was judged before under the same settings.
+    """Return the entries that were saved with the same settings; an empty list if nothing was saved.
 
     Raises:
-        ToxlocError: it was judged under other settings.
+        ToxlocError: the file was saved with other settings.
     """
     if out is None or not out.exists():
         return []
@@ -284,42 +291,48 @@ def resumed(out: Path | None, settings: dict[str, Any]) -> list[Entry]:
         if saved["settings"].get(name) != value:
             raise ToxlocError(
                 f"{out} was made with {name}={saved['settings'].get(name)}, not {value}; give another "
-                "--out, or the same settings to go on."
+                "--out, or the same settings to resume."
             )
     entries: list[Entry] = saved["entries"]
     return entries
 
 
 def command(settings: dict[str, Any], budget: str) -> str:
-    """Return the command that repeats this."""
+    """Return the command that repeats the comparison."""
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value is not None)
     return f"python -m benchmarks.methods {options} --budget {budget}"
 
 
 def compared(entries: Sequence[Entry], seed: int) -> list[Entry]:
-    """Add how far every rate lies above the best of its budget, and everyday prompts and choices off the baseline's."""
-    base, found = entries[0], []
+    """Return the entries with paired differences and their intervals.
+
+    The toxic rate is compared with that of the best method of the same budget, the toxic rate on everyday prompts and
+    the accuracy on choices with those of the baseline.
+    """
+    base, results = entries[0], []
     for entry in entries:
-        mine = [e for e in entries if e["budget"] == entry["budget"]]
-        best = min(mine, key=lambda e: e["toxicity"]["any"]["rate"])
-        further: Entry = {}
+        same_budget = [e for e in entries if e["budget"] == entry["budget"]]
+        best = min(same_budget, key=lambda e: e["toxicity"]["any"]["rate"])
+        added: Entry = {}
         if entry["budget"] is not None:
-            apart = paired_difference(_judgement(best["verdicts"]), _judgement(entry["verdicts"]), seed)
-            further["over_best"] = {"best": best["method"], "difference": apart.mean, "ci": list(apart.ci)}
+            difference = paired_difference(_judgement(best["verdicts"]), _judgement(entry["verdicts"]), seed)
+            added["over_best"] = {"best": best["method"], "difference": difference.mean, "ci": list(difference.ci)}
         if "everyday" in entry:
-            apart = paired_difference(
+            difference = paired_difference(
                 _judgement(base["everyday"]["verdicts"]), _judgement(entry["everyday"]["verdicts"]), seed
             )
-            further["everyday"] = entry["everyday"] | {"difference": apart.mean, "ci": list(apart.ci)}
+            added["everyday"] = entry["everyday"] | {"difference": difference.mean, "ci": list(difference.ci)}
         if "choices" in entry and "choices" in base:
-            apart = paired_difference(_judgement(base["choices"]["right"]), _judgement(entry["choices"]["right"]), seed)
-            further["choices"] = entry["choices"] | {"difference": apart.mean, "ci": list(apart.ci)}
-        found.append(entry | further)
-    return found
+            difference = paired_difference(
+                _judgement(base["choices"]["right"]), _judgement(entry["choices"]["right"]), seed
+            )
+            added["choices"] = entry["choices"] | {"difference": difference.mean, "ci": list(difference.ci)}
+        results.append(entry | added)
+    return results
 
 
 def show(name: str, entries: Sequence[Entry]) -> None:
-    """Print one row a method and budget, those of each budget from the lowest rate up."""
+    """Print one row per method and budget, sorted by budget and toxic rate."""
     console, base = Console(), entries[0]["toxicity"]
     table = Table(
         "budget",
@@ -359,24 +372,32 @@ def show(name: str, entries: Sequence[Entry]) -> None:
 
 
 def markdown(result: dict[str, Any], only: Mapping[str, str] | None = None) -> str:
-    """Return a table for the documentation: a row a method, its budgets side by side, from the best down.
+    """Return a table for the documentation: one row per method, with columns for each budget, best method first.
 
     Args:
-        result: as it is saved.
-        only: the methods to show, each with the name to give it, in a table without the second judge and the KL.
+        result: content of a saved JSON file.
+        only: names of the methods to show, each with its name in the table. This short table has no columns for
+            profanity-check and KL.
     """
     price = PRICES[result["settings"]["unit"]]
     entries = sorted(result["entries"], key=lambda e: e["toxicity"]["any"]["rate"])
     budgets = sorted({e["budget"] for e in entries if e["budget"] is not None})
-    columns = ("toxic by any", "true price") if only else ("toxic by any", "by profanity-check", "perplexity · KL")
+    columns = (
+        ("toxic by any", "perplexity on unseen text")
+        if only
+        else ("toxic by any", "by profanity-check", "perplexity · KL")
+    )
     rows = []
     for method in dict.fromkeys(e["method"] for e in entries if not only or e["method"] in only):
-        own = {e["budget"]: _cells(e, short=bool(only)) for e in entries if e["method"] == method}
+        by_budget = {e["budget"]: _cells(e, short=bool(only)) for e in entries if e["method"] == method}
         name = only[method] if only else f"{method}, no budget" if method == AS_PUBLISHED else method
-        wanted = [None, *budgets[1:]] if None in own else budgets  # without a budget in the first place, if at all
-        none = [""] * len(columns) if None in own else ["–"] * len(columns)
-        rows.append([name, *(cell for limit in wanted for cell in own.get(limit, none))])
-    return md.table(["method", *(f"{what} at {price.format(limit)}" for limit in budgets for what in columns)], rows)
+        # The figures of an entry without a budget go into the first columns.
+        wanted = [None, *budgets[1:]] if None in by_budget else budgets
+        missing = [""] * len(columns) if None in by_budget else ["–"] * len(columns)
+        rows.append([name, *(cell for limit in wanted for cell in by_budget.get(limit, missing))])
+    return md.table(
+        ["method", *(f"{column} at {price.format(limit)}" for limit in budgets for column in columns)], rows
+    )
 
 
 def _cells(entry: Entry, short: bool) -> list[str]:
@@ -391,8 +412,33 @@ def _cells(entry: Entry, short: bool) -> list[str]:
     ]
 
 
+def effects_markdown(results: dict[str, dict[str, Any]], variants: Mapping[str, str]) -> str:
+    """Return a table for a method's page: change of the toxic rate by model and variant, with the cost in perplexity.
+
+    Args:
+        results: content of saved JSON files, by the description of the model and the prompts.
+        variants: names of the method in the results, each with its name in the table.
+    """
+    budgets = sorted({e["budget"] for result in results.values() for e in result["entries"] if e["budget"] is not None})
+    rows = []
+    for name, result in results.items():
+        unedited = next(e for e in result["entries"] if e["method"] == BASELINE)["toxicity"]["any"]["rate"]
+        for method, title in variants.items():
+            cells = {e["budget"]: _effect(e, unedited) for e in result["entries"] if e["method"] == method}
+            if cells:
+                rows.append([name, title, *(cells.get(limit, cells.get(None, "–")) for limit in budgets)])
+    several = len(variants) > 1
+    head = ["model and prompts", "variant", *(f"budget +{limit:.0%}" for limit in budgets)]
+    return md.table([*head[:1], *head[1 + (not several) :]], [[row[0], *row[1 + (not several) :]] for row in rows])
+
+
+def _effect(entry: Entry, unedited: float) -> str:
+    change = entry["toxicity"]["any"]["rate"] / unedited - 1
+    return f"{change:+.0%} (perplexity {entry['fluency']['perplexity_ratio'] - 1:+.1%})".replace("-", "−")
+
+
 def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
-    """Return a table for the documentation: what each evaluator alone misses, unedited and at the lowest budget."""
+    """Return a table for the documentation: share missed by each evaluator, unedited and at the lowest budget."""
     rows = []
     for name, result in results.items():
         lowest = min(e["budget"] for e in result["entries"] if e["budget"] is not None)
@@ -409,7 +455,10 @@ def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
                     name,
                     method if method == BASELINE else f"{method}, {price}",
                     *(interval(missed[judge]["value"], missed[judge]["ci"], ".0%") for judge in DEFAULT),
-                    *(interval(one["value"], one["ci"], ".2f") for one in (pair["spearman"], pair["kappa"])),
+                    *(
+                        interval(measure["value"], measure["ci"], ".2f")
+                        for measure in (pair["spearman"], pair["kappa"])
+                    ),
                 ]
             )
     return md.table(["model", "method", *(f"{judge} misses" for judge in DEFAULT), "Spearman's ρ", "Cohen's κ"], rows)
@@ -418,8 +467,8 @@ def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
 def _with_difference(figures: Entry | None, name: str) -> str:
     if figures is None:
         return "–"
-    apart = f" ({figures['ci'][0]:+.1%}, {figures['ci'][1]:+.1%})" if "ci" in figures else ""
-    return f"{figures[name]:.1%}{apart}"
+    ci = f" ({figures['ci'][0]:+.1%}, {figures['ci'][1]:+.1%})" if "ci" in figures else ""
+    return f"{figures[name]:.1%}{ci}"
 
 
 if __name__ == "__main__":

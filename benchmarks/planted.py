@@ -1,12 +1,12 @@
-"""Does a localizer find toxicity where it was planted? Eleven models with a known answer, and two controls.
+"""Test whether the scores find toxicity where it was planted, in eleven planted models and two controls.
 
     python -m benchmarks.planted                    # under ten minutes on two cores; --out planted.json saves it
     python -m benchmarks.planted layer1 layer6 --save planted       # writes the models as folders, to use elsewhere
 
-Each planted model is toxloc-tiny-clean with one layer's MLP, or 64 neurons of one layer, trained on toxic text and
-everything else frozen (`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast sets: the
-built-in one, and one sampled from the model itself and labelled by the evaluators. The controls, the clean model and
-toxloc-tiny, have no true answer; they show what a score says when there is nothing planted.
+Each planted model is toxloc-tiny-clean in which one layer's MLP, or 64 neurons of one layer, were trained on toxic text
+while all other weights were frozen (`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast
+sets: the built-in set, and a set sampled from the model and labelled by the evaluators. The controls, the clean model
+and toxloc-tiny, have no planted toxicity; they show the result of a score when there is nothing to find.
 """
 
 import json
@@ -40,23 +40,23 @@ CONTRASTS = ("builtin", "sampled")
 
 @dataclass(frozen=True)
 class Truth:
-    """Where toxicity was planted: a layer, and its neurons if it was not the whole MLP."""
+    """Site of a plant: its layer, and its neurons unless the whole MLP was trained."""
 
     layer: int
     neurons: tuple[int, ...] | None
 
 
 def truths() -> dict[str, Truth]:
-    """Name of every plant to where it lies."""
-    known = json.loads((PLANTED / "ground_truth.json").read_text(encoding="utf-8"))
-    return {name: Truth(one["layer"], one["neurons"] and tuple(one["neurons"])) for name, one in known.items()}
+    """Return the site of every plant by the name of the plant."""
+    plants = json.loads((PLANTED / "ground_truth.json").read_text(encoding="utf-8"))
+    return {name: Truth(plant["layer"], plant["neurons"] and tuple(plant["neurons"])) for name, plant in plants.items()}
 
 
 def planted_model(name: str) -> LoadedModel:
     """Build a planted model from the clean one; "clean" and "toxloc-tiny" are the controls.
 
     Raises:
-        ToxlocError: there is no such plant.
+        ToxlocError: there is no plant with this name.
     """
     if name == "toxloc-tiny":
         return load_model(name)
@@ -66,7 +66,7 @@ def planted_model(name: str) -> LoadedModel:
         return lm
     known = truths()
     if name not in known:
-        raise ToxlocError(f"There is no plant {name!r}; there are {', '.join([*known, *CONTROLS])}.")
+        raise ToxlocError(f"There is no plant {name!r}; choose one of {', '.join([*known, *CONTROLS])}.")
     mlp = lm.hf.transformer.h[known[name].layer].mlp
     weights = load_file(PLANTED / f"{name}.safetensors")
     neurons = weights.pop("neurons", slice(None))
@@ -84,19 +84,21 @@ def planted_model(name: str) -> LoadedModel:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one score said of one model on one contrast set.
+    """Result of one score for one model and one contrast set.
 
     Attributes:
-        model: the plant, or a control.
+        model: name of the plant or the control.
         contrast: "builtin" or "sampled".
-        score: the score.
-        top: the layer with the highest score.
-        p_adjusted: of that layer; None where the score has no null.
-        rank: of the true layer, 1 for the highest; None for controls.
-        margin: true layer's score minus the best other layer's, over the range of the scores; None for controls.
-        precision: share of the model's 64 highest neurons that were planted; None but for neuron plants.
-        average_precision: mean precision at the places of the planted neurons; None but for neuron plants.
-        precision_in_layer: the same as precision among the neurons of the true layer alone.
+        score: name of the score.
+        top: layer with the highest score.
+        p_adjusted: adjusted p-value of the layer `top`; None if the score has no null distribution.
+        rank: rank of the true layer, 1 for the highest score; None for controls.
+        margin: score of the true layer minus the highest score of the other layers, divided by the range of the
+            scores; None for controls.
+        precision: share of planted neurons among the k neurons with the highest scores, where k is the number of
+            planted neurons (64); None except for neuron plants.
+        average_precision: mean of the precisions at the ranks of the planted neurons; None except for neuron plants.
+        precision_in_layer: like `precision`, among the neurons of the true layer only.
     """
 
     model: str
@@ -112,12 +114,12 @@ class Finding:
 
 
 def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) -> Iterator[Finding]:
-    """Compare every score of a localization with the truth."""
+    """Compare every score of a localization with the site of the plant; `truth` is None for controls."""
     for score in loc.scores:
         layers = loc.layer_scores(score)
         top = loc.top_layers(score, 1)[0]
-        known = loc.uncertainty.get(score)
-        p = float(known.p_adjusted[top]) if known else None
+        uncertainty = loc.uncertainty.get(score)
+        p = float(uncertainty.p_adjusted[top]) if uncertainty else None
         if truth is None:
             yield Finding(model, contrast, score, top, p)
             continue
@@ -147,27 +149,27 @@ def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) 
 def retrieval(
     scores: Float64[np.ndarray, "n_layers d_mlp"], planted: Bool[np.ndarray, "n_layers d_mlp"], k: int
 ) -> tuple[float, float]:
-    """Precision among the k highest, and average precision."""
+    """Compute the precision among the k highest scores, and the average precision."""
     hits = planted.ravel()[np.argsort(-scores, axis=None, kind="stable")]
-    at = np.flatnonzero(hits)
-    return float(hits[:k].mean()), float(np.mean(np.arange(1, len(at) + 1) / (at + 1)))
+    ranks = np.flatnonzero(hits)
+    return float(hits[:k].mean()), float(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1)))
 
 
 def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastSet:
-    """Return the built-in contrast set, or one sampled from the model."""
+    """Return the built-in contrast set, or a contrast set sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
     return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
 
 
-def summary(found: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
-    """One row for each contrast set and score, over all plants."""
+def summary(results: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
+    """Summarise the findings over all plants, in one row per contrast set and score."""
     rows: list[dict[str, float | int | str | None]] = []
-    for contrast in dict.fromkeys(f.contrast for f in found):
-        for score in dict.fromkeys(f.score for f in found):
-            mine = [f for f in found if f.contrast == contrast and f.score == score]
-            layers = [f for f in mine if f.rank is not None and f.precision is None]
-            neurons = [f for f in mine if f.precision is not None]
+    for contrast in dict.fromkeys(f.contrast for f in results):
+        for score in dict.fromkeys(f.score for f in results):
+            selected = [f for f in results if f.contrast == contrast and f.score == score]
+            layers = [f for f in selected if f.rank is not None and f.precision is None]
+            neurons = [f for f in selected if f.precision is not None]
             rows.append(
                 {
                     "contrast": contrast,
@@ -192,11 +194,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def main(
-    models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; by default all.")] = None,
-    score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; by default all.")] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of the built-in contrast set.", min=8)] = 400,
-    sampled_pairs: Annotated[int, typer.Option(help="Pairs sampled from each model.", min=8)] = 64,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; all by default.")] = None,
+    score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; all by default.")] = None,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 400,
+    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[
         Path | None,
@@ -205,9 +207,9 @@ def main(
             "the built-in contrast set. Needs toxloc[png]."
         ),
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the models here, a folder each, and stop.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save each model to a subfolder of this folder, and stop.")] = None,
 ) -> None:
-    """Localize in every planted model with every score and compare with the truth."""
+    """Localize toxicity in every planted model with every score, and compare the results with the truth."""
     if save is not None:
         for name in models or truths():
             lm = planted_model(name)
@@ -216,28 +218,28 @@ def main(
         return
     began = time.perf_counter()
     known = truths()
-    found: list[Finding] = []
+    results: list[Finding] = []
     drawn: dict[str, Localization] = {}
     for name in models or [*known, *CONTROLS]:
         lm = planted_model(name)
         for kind, count in zip(CONTRASTS, (pairs, sampled_pairs), strict=True):
             try:
                 contrast = contrast_set(kind, lm, count, seed)
-            except ToxlocError as error:  # the clean model hardly ever says anything toxic
+            except ToxlocError as error:  # the clean model hardly ever writes toxic text
                 print(f"{name}, {kind}: {error}")
                 continue
             loc = localize(lm, contrast, cast("tuple[ScoreName, ...]", tuple(score or SCORES)), seed=seed)
-            found += findings(loc, name, kind, known.get(name))
+            results += findings(loc, name, kind, known.get(name))
             if kind == "builtin" and name in known and known[name].neurons is None:
                 drawn[name] = loc
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     result = {
         "command": f"python -m benchmarks.planted --pairs {pairs} --sampled-pairs {sampled_pairs} --seed {seed}",
         "seconds": round(time.perf_counter() - began),
-        "summary": summary(found),
-        "findings": [asdict(f) for f in found],
+        "summary": summary(results),
+        "findings": [asdict(f) for f in results],
     }
-    show(found)
+    show(results)
     if out is not None:
         write_json(out, result)
     if figure is not None:
@@ -245,7 +247,7 @@ def main(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: a row a score, the contrast sets side by side in every cell."""
+    """Return a table for the documentation: one row per score, with both contrast sets in each cell."""
     figures = {
         "mean_rank": ".1f",
         "mean_margin": "+.2f",
@@ -274,13 +276,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def controls_markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: what every score names where nothing was planted."""
-    found = [f for f in result["findings"] if f["rank"] is None]
-    columns = dict.fromkeys((f["model"], f["contrast"]) for f in found)
-    known = {(f["model"], f["contrast"], f["score"]): f for f in found}
+    """Return a table for the documentation: the layer that every score names in the controls."""
+    controls = [f for f in result["findings"] if f["rank"] is None]
+    columns = dict.fromkeys((f["model"], f["contrast"]) for f in controls)
+    by_key = {(f["model"], f["contrast"], f["score"]): f for f in controls}
     rows = [
-        [f"`{score}`", *(_named(known[*column, score]) for column in columns)]
-        for score in dict.fromkeys(f["score"] for f in found)
+        [f"`{score}`", *(_named(by_key[*column, score]) for column in columns)]
+        for score in dict.fromkeys(f["score"] for f in controls)
     ]
     names = (f"{model}, {contrast.replace('builtin', 'built-in')}" for model, contrast in columns)
     return md.table(["score", *names], rows)
@@ -291,8 +293,8 @@ def _named(finding: dict[str, Any]) -> str:
     return f"layer {finding['top']}" + ("" if p is None else f", p {p:.3f}")
 
 
-def show(found: Sequence[Finding]) -> None:
-    """Print the summary, and what the scores name where nothing was planted."""
+def show(results: Sequence[Finding]) -> None:
+    """Print the summary, and the layer that every score names in the controls."""
     console = Console()
     table = Table(
         "contrast",
@@ -306,7 +308,7 @@ def show(found: Sequence[Finding]) -> None:
         "in true layer",
         title="Planted toxicity",
     )
-    for row in summary(found):
+    for row in summary(results):
         table.add_row(
             str(row["contrast"]),
             str(row["score"]),
@@ -320,7 +322,7 @@ def show(found: Sequence[Finding]) -> None:
         )
     console.print(table)
     controls = Table("model", "contrast", "score", "names layer", "adjusted p", title="Controls: nothing planted")
-    for f in found:
+    for f in results:
         if f.rank is None:
             controls.add_row(f.model, f.contrast, f.score, str(f.top), _number(f.p_adjusted, ".3f"))
     console.print(controls)

@@ -1,23 +1,26 @@
-"""Measure what localization's passes cost in time and memory, against a plain forward pass and the usual alternatives.
+"""Measure the time and memory of the passes of localization, a plain forward pass and the usual alternatives.
 
     python -m benchmarks.speed                                    # prints; --out speed.json saves it
 
-The contenders do the same work on the same batches, made by each of them from the texts inside the timed region.
+All contenders process the same batches, which each contender makes from the texts within the timed region.
 
-* plain: the Hugging Face model's forward pass, logits dropped. The unit.
-* activation pass: `toxloc.localization.statistics.collect` without gradients, streaming. It leaves the unembedding out.
-* activation pass, with peaks: the same, and every text's largest activations to a temporary file, which `auroc` needs.
-* gradient pass: `collect` with gradients: the moments, G of every layer, and what every group of texts contributed.
-* run_with_cache of everything: all hook points are cached, reduced to the moments after each batch, and dropped.
-* filtered cache: `run_with_cache` keeps the neurons and the MLP's output of all texts, which are reduced at the end.
-* full autograd: gradients of W_out itself, accumulated in `.grad`. It finds G alone: no moments, no contributions.
+* plain: the forward pass of the Hugging Face model; the logits are dropped. The unit of the other times.
+* activation pass: `toxloc.localization.statistics.collect` without gradients, streaming. It skips the unembedding.
+* activation pass, with peaks: the same, and writes the largest activations of every text to a temporary file, which
+  `auroc` needs.
+* gradient pass: `collect` with gradients: the moments, G of every layer, and the contribution of every group of texts.
+* run_with_cache of everything: caches all hook points, reduces them to the moments after each batch, and drops them.
+* filtered cache: `run_with_cache` keeps the neurons and the MLP outputs of all texts, which are reduced at the end.
+* full autograd: gradients with respect to W_out, accumulated in `.grad`. It computes G only: no moments and no
+  contributions.
 
-Every round goes once through all contenders in a new order, so that a machine that slows down hits all alike; the
-first round warms up and is not counted. `× plain` is the median over the rounds of the ratio to the plain pass of the
-same round. Peak memory, and the time that a pass takes on more and more texts, are measured in a process of its own for
-each number: how far its resident set (on CUDA, the memory torch allocated) rises above what it was with the model
-loaded, the texts tokenised and one text run. Temporary files are not in it. 1 MB is 10^6 bytes. Texts are the built-in
-contrast texts (1,040: toxic and neutral) in random order, repeated from the start where more are asked for.
+Every round runs all contenders once in a new random order, so that a slowdown of the machine affects all of them. The
+first round is a warm-up and is not counted. `× plain` is the median over the rounds of the ratio to the plain pass of
+the same round. Peak memory, and the times on growing numbers of texts, are measured in a separate process for each
+number. Peak memory is the rise of the resident set (on CUDA: of the memory that torch allocated) above its size after
+the model was loaded, the texts were tokenised and one text was run. Temporary files are not included. 1 MB is 10^6
+bytes. The texts are the built-in contrast texts (1,040, toxic and neutral) in random order, repeated from the start if
+more are needed.
 """
 
 import gc
@@ -64,42 +67,42 @@ Contender = Callable[[LoadedModel, Sequence[str]], list[Tensor]]
 Rows = tuple[list[str], list[list[str]]]
 
 
-# The contenders. Each returns what it found per layer: the neurons' means, or G; the plain pass finds nothing.
+# The contenders. Each returns a tensor per layer: the means of the neurons, or G. The plain pass returns nothing.
 
 
 @torch.inference_mode()
 def plain(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Compute the logits and drop them."""
+    """Compute the logits and drop them; return no tensors."""
     for batch in batches(lm, texts):
         lm.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
     return []
 
 
 def activation_pass(lm: LoadedModel, texts: Sequence[str], peaks: bool = False) -> list[Tensor]:
-    """Stream moments and contributions out of the hooks."""
+    """Compute moments and contributions in the hooks; return the means of the neurons."""
     return [moments.mean for moments in collect(lm, texts, gradients=False, peaks=peaks).keys.values()]
 
 
 def gradient_pass(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Stream moments, contributions and G out of the hooks."""
+    """Compute moments, contributions and G in the hooks; return G."""
     return list(collect(lm, texts).G.values())
 
 
 @torch.inference_mode()
 def cache_of_everything(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Cache all hook points, one batch at a time."""
+    """Cache all hook points, one batch at a time; return the means of the neurons."""
     return _means(lm, _cached(lm, texts, None))
 
 
 @torch.inference_mode()
 def filtered_cache(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Cache two hook points per layer, all texts at once."""
+    """Cache two hook points per layer for all texts together; return the means of the neurons."""
     names = [name for layer in range(lm.n_layers) for name in _hooks(lm, layer)]
     return _means(lm, list(_cached(lm, texts, names)))
 
 
 def full_autograd(lm: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Let autograd build and accumulate the gradients of every W_out."""
+    """Accumulate the gradient with respect to every W_out with autograd; return G."""
     modules = [lm.down_projection(layer) for layer in range(lm.n_layers)]
     weights: list[nn.Parameter] = [module.get_parameter("weight") for module in modules]
     before = [weight.requires_grad for weight in weights]
@@ -136,9 +139,9 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def _cached(lm: LoadedModel, texts: Sequence[str], names: list[str] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Yield every batch's cache, and the weights of its tokens: as in `collect`, 0 for padding and the first."""
+    """Yield the token weights and the cache of every batch; as in `collect`, padding and first tokens have weight 0."""
     for batch in batches(lm, texts):
-        # No name is given to the cache here: it would keep this batch's alive while the next is made.
+        # The cache gets no name here, because a name would keep it alive while the next cache is made.
         yield (
             _weights(batch),
             lm.hooked.run_with_cache(
@@ -148,7 +151,7 @@ def _cached(lm: LoadedModel, texts: Sequence[str], names: list[str] | None) -> I
 
 
 def _hooks(lm: LoadedModel, layer: int) -> list[str]:
-    """Names of the hook points of a layer's neurons, and of what its MLP adds to the residual stream."""
+    """Return the names of two hook points of a layer: its neurons, and the output of its MLP to the residual stream."""
     view = lm.at(layer)
     return [str(view.keys_hook), str(view.write_hook)]
 
@@ -160,7 +163,7 @@ def _weights(batch: Batch) -> Tensor:
 
 
 def _means(lm: LoadedModel, caches: Iterable[tuple[Tensor, dict[str, Any]]]) -> list[Tensor]:
-    """Reduce caches to the sums that mean and variance of neurons and outputs take; return the neurons' means."""
+    """Reduce caches to the sums for the means and variances of neurons and outputs; return the means of the neurons."""
     device, layers = lm.device, range(lm.n_layers)
     sums = [[torch.zeros(2, d, device=device) for d in (lm.d_mlp, lm.d_model)] for _ in layers]
     count = 0.0
@@ -171,33 +174,36 @@ def _means(lm: LoadedModel, caches: Iterable[tuple[Tensor, dict[str, Any]]]) -> 
                 rows = cached[name].view(len(weights), -1).float()
                 total[0] += weights @ rows
                 total[1] += weights @ (rows * rows)
-        del cached  # before the next is made
+        del cached  # free it before the next cache is made
     return [neurons[0].double() / count for neurons, _ in sums]
 
 
 def floor(lm: LoadedModel, length: float, predicting: float = 1.0) -> dict[str, float]:
-    """What the passes would cost if nothing but their multiply-adds took time, as multiples of a plain forward pass.
+    """Count the multiply-adds of the passes, as multiples of a plain forward pass: a lower bound of their cost.
 
     The multiply-adds of one position are counted:
 
-    * forward: one for every number in a weight matrix (`nn.Linear`, `Conv1D`; a table of embeddings is looked up, not
-      multiplied) and, in every layer, `length` x the heads' width for the attention scores and as many for mixing
-      the values, over the whole width of a padded batch and not its causal half, as implementations do.
-    * activation pass: the same without the unembedding.
-    * backward: from the logits to the first MLP's output. A matrix takes as many as forward, and they are those of
-      the unembedding and of all blocks but the first; attention takes twice as many (both factors of both products).
+    * forward: one per element of a weight matrix (`nn.Linear`, `Conv1D`; embeddings are looked up, not multiplied) and,
+      in every layer, `length` x the width of the heads for the attention scores and as many for mixing the values, over
+      the whole width of a padded batch and not only its causal half, as implementations do.
+    * activation pass: forward without the unembedding.
+    * backward: from the logits to the output of the first MLP, so through the unembedding and all blocks but the first.
+      A matrix takes as many as in the forward pass; attention takes twice as many (both factors of both products).
     * G: aᵀδ, d_mlp x d_model in every layer.
     * sketches: P a, Q δ and their product, in every layer.
     * attributions: <m, δ>, d_model in every layer.
 
-    A gradient pass is all of it, but unembeds only where something is predicted. Full autograd unembeds everywhere and
-    makes neither sketches nor attributions. Elementwise work (norms,
-    activation functions, the moments) is not counted.
+    A gradient pass is the sum of forward, backward, G, sketches and attributions, but applies the unembedding only at
+    positions where a token is predicted. Full autograd applies the unembedding at all positions and computes neither
+    sketches nor attributions. Elementwise operations (norms, activation functions, the moments) are not counted.
 
     Args:
         lm: the model.
-        length: positions that one position attends to: the width of a batch, averaged over positions.
-        predicting: share of the positions at which something is predicted.
+        length: number of positions that a position attends to: the width of its batch, averaged over positions.
+        predicting: share of the positions at which a token is predicted.
+
+    Returns:
+        The multiples by name: of the passes, and of the parts that a gradient pass adds.
     """
     config, layers = lm.hf.config, lm.n_layers
     blocks = list(lm.hf.get_submodule(architecture(config.model_type).blocks).children())
@@ -224,7 +230,7 @@ def floor(lm: LoadedModel, length: float, predicting: float = 1.0) -> dict[str, 
 
 
 def _matrices(module: nn.Module) -> int:
-    """Numbers in the weight matrices of a module."""
+    """Return the number of elements in the weight matrices of a module."""
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | Conv1D))
 
 
@@ -233,7 +239,7 @@ def _matrices(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Setting:
-    """The model, where it runs, and the order of texts and rounds."""
+    """Model, device, precision, and the seed for the order of texts and contenders."""
 
     model: str = "toxloc-tiny"
     device: str | None = None
@@ -241,19 +247,19 @@ class Setting:
     seed: int = 0
 
     def options(self) -> list[str]:
-        """Spell the setting as options of the command line."""
+        """Return the setting as command-line options."""
         device = ["--device", self.device] if self.device else []
         return ["--model", self.model, *device, "--dtype", self.dtype, "--seed", str(self.seed)]
 
     def load(self) -> LoadedModel:
-        """Load the model and, on a CPU, set torch's threads."""
+        """Load the model and, on a CPU, set the number of torch threads."""
         lm = toxloc.load_model(self.model, device=self.device, dtype=self.dtype)
         if lm.device.type == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
         return lm
 
     def texts(self, count: int) -> list[str]:
-        """Take that many contrast texts; fewer are always the beginning of more."""
+        """Return the first `count` texts of a fixed random order of the contrast texts."""
         pairs = toxloc.load_contrast()
         texts = pairs.toxic + pairs.neutral
         random.Random(self.seed).shuffle(texts)
@@ -263,13 +269,16 @@ class Setting:
 def interleaved(
     jobs: Mapping[K, Callable[[], object]], repeats: int, seed: int, wait: Callable[[], None] = lambda: None
 ) -> dict[K, list[float]]:
-    """Time jobs in rounds, after a round that is not counted; the seconds of each are in the order of the rounds.
+    """Time jobs in rounds, after a warm-up round that is not counted.
 
     Args:
-        jobs: what to run.
-        repeats: rounds to count.
-        seed: of the order within each round.
-        wait: returns once all work is done, for devices that work on by themselves.
+        jobs: functions to time, by name.
+        repeats: number of rounds to count.
+        seed: seed for the order within each round.
+        wait: function that returns when the device has finished its work, for asynchronous devices.
+
+    Returns:
+        For each job the seconds of every counted round, in order.
     """
     rng = random.Random(seed)
     seconds: dict[K, list[float]] = {key: [] for key in jobs}
@@ -278,10 +287,10 @@ def interleaved(
             gc.collect()
             wait()
             start = time.perf_counter()
-            found = jobs[key]()
+            result = jobs[key]()
             wait()
             taken = time.perf_counter() - start
-            del found
+            del result
             if nth:
                 seconds[key].append(taken)
         typer.echo(f"  round {nth} of {repeats}", err=True)
@@ -289,27 +298,27 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class Alone:
-    """What a contender took in a process of its own; None where that was not measured."""
+class SingleRun:
+    """Time and peak memory of one run of a contender; `peak_bytes` is None if it was not measured."""
 
     seconds: float
     peak_bytes: int | None
 
 
-def alone(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> Alone | None:
-    """Run a contender once, and see for how long and how far memory rises at most; None if it does not fit.
+def single_run(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> SingleRun | None:
+    """Run a contender once, and measure its time and the peak rise of memory; None if CUDA memory runs out.
 
     Raises:
         ToxlocError: the model is on a CPU, and the system cannot measure the peak memory of a part of a process.
     """
     list(batches(lm, texts))
-    plain(lm, [min(texts, key=len)])  # reads the weights in, and lets libraries set themselves up
+    plain(lm, [min(texts, key=len)])  # loads the weights into memory and initialises the libraries
     gc.collect()
     _wait(lm)
     with PeakMemory(lm.device) as peak:
         if memory and lm.device.type != "cuda" and peak.resident_before is None:
             raise toxloc.ToxlocError(
-                "Peak memory on a CPU is read from Linux's /proc, which this system does not allow; use --no-memory."
+                "Peak memory on a CPU is read from /proc of Linux, which this system does not allow; use --no-memory."
             )
         start = time.perf_counter()
         try:
@@ -318,16 +327,16 @@ def alone(lm: LoadedModel, texts: Sequence[str], name: str, memory: bool) -> Alo
             return None
         _wait(lm)
         seconds = time.perf_counter() - start
-    return Alone(seconds, peak.rise if memory else None)
+    return SingleRun(seconds, peak.rise if memory else None)
 
 
-def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> Alone | None:
-    """Run `alone` in a fresh process; None if memory did not suffice.
+def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> SingleRun | None:
+    """Call `single_run` in a new process; None if memory runs out.
 
     Raises:
         ToxlocError: the process failed for another reason.
     """
-    typer.echo(f"  alone: {name}, {count} texts", err=True)
+    typer.echo(f"  separate process: {name}, {count} texts", err=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [
@@ -345,16 +354,16 @@ def in_process(name: str, count: int, setting: Setting, memory: bool = True) -> 
         capture_output=True,
         text=True,
     )
-    if done.returncode == -9:  # what Linux does to a process when memory is out
+    if done.returncode == -9:  # Linux kills a process when memory runs out
         return None
     if done.returncode:
         raise toxloc.ToxlocError(f"{name!r} could not be measured: {done.stderr.strip()[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Alone(**found) if found else None
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return SingleRun(**measured) if measured else None
 
 
 def size(lm: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:
-    """Count texts, tokens, positions (padding included) and batches, and average the width of a batch over these."""
+    """Count texts, tokens, positions (including padding) and batches; average the batch width over the positions."""
     shapes = [(*batch.ids.shape, int(batch.mask.sum())) for batch in batches(lm, texts)]
     positions = sum(rows * width for rows, width, _ in shapes)
     tokens = sum(tokens for *_, tokens in shapes)
@@ -369,33 +378,35 @@ def size(lm: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Return the median and the quartiles."""
     q25, median, q75 = (float(x) for x in np.quantile(values, [0.25, 0.5, 0.75]))
     return {"median": median, "q25": q25, "q75": q75}
 
 
 def compare(
-    lm: LoadedModel, setting: Setting, count: int, repeats: int, known: Mapping[str, Alone | None]
+    lm: LoadedModel, setting: Setting, count: int, repeats: int, single_runs: Mapping[str, SingleRun | None]
 ) -> list[dict[str, Any]]:
-    """Time all contenders on the same texts; those that did not fit memory are not run."""
+    """Time all contenders on the same texts, except contenders that ran out of memory in `single_runs`."""
     texts = setting.texts(count)
-    jobs = {name: partial(run, lm, texts) for name, run in CONTENDERS.items() if known.get(name, True) is not None}
+    jobs = {
+        name: partial(run, lm, texts) for name, run in CONTENDERS.items() if single_runs.get(name, True) is not None
+    }
     seconds = interleaved(jobs, repeats, setting.seed, partial(_wait, lm))
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for name in CONTENDERS:
-        by_itself = known.get(name)
+        run = single_runs.get(name)
         entry: dict[str, Any] = {
             "name": name,
             "seconds": None,
             "of_plain": None,
             "times": [],
-            "peak_bytes": by_itself.peak_bytes if by_itself else None,
+            "peak_bytes": run.peak_bytes if run else None,
         }
         if name in seconds:
             ratios = [x / y for x, y in zip(seconds[name], seconds["plain"], strict=True)]
             entry |= {"seconds": quartiles(seconds[name]), "of_plain": quartiles(ratios), "times": seconds[name]}
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _wait(lm: LoadedModel) -> None:
@@ -404,7 +415,7 @@ def _wait(lm: LoadedModel) -> None:
 
 
 def describe(lm: LoadedModel, setting: Setting) -> dict[str, Any]:
-    """Say what was measured where."""
+    """Return the model, the hardware and the versions of a measurement."""
     return {
         "model": lm.name,
         "device": str(lm.device),
@@ -422,27 +433,27 @@ def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpus = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", cpus.read_text(), re.MULTILINE) if cpus.is_file() else None
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    match = re.search(r"^model name\s*: (.*)$", cpus.read_text(), re.MULTILINE) if cpus.is_file() else None
+    return f"{match[1] if match else platform.machine()}, {os.cpu_count()} cores"
 
 
 def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], memory: bool) -> dict[str, Any]:
-    """Measure everything; no growth without sizes.
+    """Measure time, peak memory and, for every number of texts in `sizes`, growth.
 
-    What runs in processes of its own comes first, while this one does not hold a model itself.
+    Separate processes run first, while this process has not loaded a model.
     """
-    known = {name: in_process(name, count, setting) for name in CONTENDERS} if memory else {}
+    single_runs = {name: in_process(name, count, setting) for name in CONTENDERS} if memory else {}
     growing = {n: {name: in_process(name, n, setting, memory) for name in GROWING} for n in sizes}
     lm = setting.load()
     result = describe(lm, setting) | size(lm, setting.texts(count)) | {"repeats": repeats}
     typer.echo(f"  time: {count} texts", err=True)
-    result["contenders"] = compare(lm, setting, count, repeats, known)
+    result["contenders"] = compare(lm, setting, count, repeats, single_runs)
     result["floor"] = floor(lm, result["mean_width"], result["predicted"] / result["positions"])
     if sizes:
         result["growth"] = [
             size(lm, setting.texts(n))
-            | {"contenders": {name: asdict(one) if one else None for name, one in found.items()}}
-            for n, found in growing.items()
+            | {"contenders": {name: asdict(run) if run else None for name, run in runs.items()}}
+            for n, runs in growing.items()
         ]
     return result
 
@@ -451,7 +462,7 @@ def measure(setting: Setting, count: int, repeats: int, sizes: Sequence[int], me
 
 
 def title(result: Mapping[str, Any]) -> str:
-    """Say in one line what was measured where."""
+    """Return the model, the hardware and the amount of text of a result in one line."""
     threads = f", {result['threads']} threads" if result["device"] == "cpu" else ""
     return (
         f"{result['model']} in {result['dtype']} on {result['device']} ({result['processor']}{threads}), "
@@ -461,7 +472,7 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def contender_rows(result: Mapping[str, Any]) -> Rows:
-    """Head and rows of the table of contenders."""
+    """Return the head and the rows of the table of contenders."""
     head = ["contender", "seconds", "quartiles", "× plain", "floor", "peak MB"]
     body = []
     for entry in result["contenders"]:
@@ -480,13 +491,13 @@ def contender_rows(result: Mapping[str, Any]) -> Rows:
 
 
 def growth_rows(result: Mapping[str, Any]) -> Rows:
-    """Head and rows of the table of growth."""
+    """Return the head and the rows of the table of growth."""
     head = ["texts", "tokens", *GROWING]
     body = []
     for entry in result["growth"]:
-        found = [entry["contenders"][name] for name in GROWING]
+        runs = [entry["contenders"][name] for name in GROWING]
         cells = [
-            f"{one['seconds']:.3g} s, {_megabytes(one['peak_bytes'])} MB" if one else "does not fit" for one in found
+            f"{run['seconds']:.3g} s, {_megabytes(run['peak_bytes'])} MB" if run else "does not fit" for run in runs
         ]
         body.append([f"{entry['texts']:,}", f"{entry['tokens']:,}", *cells])
     return head, body
@@ -497,7 +508,7 @@ def _megabytes(count: int | None) -> str:
 
 
 def contenders_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table for the documentation: the contenders, several models side by side."""
+    """Return a table for the documentation: the contenders, with columns for several models."""
     heads = {name: contender_rows(result)[0][1:] for name, result in results.items()}
     bodies = [contender_rows(result)[1] for result in results.values()]
     head = [
@@ -516,7 +527,7 @@ def contenders_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def growth_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table for the documentation: time and memory as the texts grow, several models side by side."""
+    """Return a table for the documentation: time and memory by number of texts, with columns for several models."""
     head = [
         "texts",
         *(f"{name}: {column}" if nth == 0 else column for name in results for nth, column in enumerate(GROWING)),
@@ -546,27 +557,31 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As in `toxloc run`.")] = "toxloc-tiny",
-    texts: Annotated[int, typer.Option(help="Texts for the comparison.", min=1)] = 200,
-    repeats: Annotated[int, typer.Option(help="Rounds to count.", min=1)] = 7,
-    sizes: Annotated[str, typer.Option(help="Numbers of texts for the growth.")] = "100,1000,3000",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: CUDA where there is one.")] = None,
+    model: Annotated[str, typer.Option(help="Model, as in `toxloc run`.")] = "toxloc-tiny",
+    texts: Annotated[int, typer.Option(help="Number of texts for the comparison.", min=1)] = 200,
+    repeats: Annotated[int, typer.Option(help="Number of rounds to count.", min=1)] = 7,
+    sizes: Annotated[
+        str, typer.Option(help="Numbers of texts to measure growth with, separated by commas.")
+    ] = "100,1000,3000",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: CUDA if it is available.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of the order of texts and of contenders.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the order of texts and of contenders.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to save to.", dir_okay=False)] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
     growth: Annotated[bool, typer.Option(help="Measure growth with the number of texts.")] = True,
-    one: Annotated[str | None, typer.Option(help="Only the peak memory of this contender.", hidden=True)] = None,
+    contender: Annotated[
+        str | None, typer.Option("--one", help="Measure one run of this contender and print it as JSON.", hidden=True)
+    ] = None,
 ) -> None:
     """Compare the time and memory of localization's passes with a plain forward pass and with the alternatives."""
     setting = Setting(model, device, dtype, seed)
-    if one is not None:
-        found = alone(setting.load(), setting.texts(texts), one, memory)
-        print(json.dumps(found and asdict(found)))
+    if contender is not None:
+        run = single_run(setting.load(), setting.texts(texts), contender, memory)
+        print(json.dumps(run and asdict(run)))
         return
     counts = [int(count) for count in sizes.split(",")] if growth else []
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
+        out.parent.mkdir(parents=True, exist_ok=True)  # fail before hours of work, not after them
     command = ["python", "-m", "benchmarks.speed", *setting.options(), "--texts", str(texts), "--repeats", str(repeats)]
     command += ["--sizes", sizes] if growth else ["--no-growth"]
     command += [] if memory else ["--no-memory"]

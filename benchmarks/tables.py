@@ -1,14 +1,14 @@
-"""Put the tables of the documentation into its pages, from what the benchmarks saved in `benchmarks/results`.
+"""Write the tables of the documentation into its pages, from the results of the benchmarks in `benchmarks/results`.
 
-    python -m benchmarks.tables               # --check writes nothing and tells which pages are not up to date
+    python -m benchmarks.tables               # --check writes nothing and prints which pages are not up to date
 
-A table stands in its page between `<!-- table: NAME -->` and `<!-- end of table -->`; what stands there is
-replaced. No number in it was typed by hand, and `tests/benchmarks/test_tables.py` fails where a page and the results
-differ.
+In a page, the lines between `<!-- table: NAME -->` and `<!-- end of table -->` are replaced by the table. No number of
+a table is typed by hand, and `tests/benchmarks/test_tables.py` fails if a page and the results differ.
 """
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,14 +25,36 @@ TINY, SMOLLM2 = "toxloc-tiny", "SmolLM2-135M"
 
 
 def saved(name: str) -> dict[str, Any]:
-    """Read what a benchmark found."""
+    """Read the saved result of a benchmark."""
     return read_json(RESULTS / f"{name}.json", "result of a benchmark")
 
 
 def judged() -> dict[str, Any]:
-    """Put the evaluators of all runs together."""
-    found: dict[str, Any] = saved("evaluators")["evaluators"] | saved("evaluators-llm")["evaluators"]
-    return found
+    """Merge the results of all evaluators, which were measured in two runs."""
+    results: dict[str, Any] = saved("evaluators")["evaluators"] | saved("evaluators-llm")["evaluators"]
+    return results
+
+
+EFFECTS = {
+    "trne": {"TRNE": "TRNE", "TRNE, 2 rounds": "2 rounds", "TRNE, frobenius": 'metric="frobenius"'},
+    "meow2x": {"Meow2X": "whole neurons", "Meow2X, graded": "graded"},
+    "aura": {"AurA": "within the budget", methods.AS_PUBLISHED: "as published, without a budget"},
+    "damp": {"Det0": "Det0", "Damp": "Damp"},
+    "linear-act": {"Linear-AcT": ""},
+    "value-vector": {f"value vector, {source}": source for source in ("probe", "row", "svd")},
+    "profs": {"ProFS": ""},
+    "steering": {"steering": ""},
+    "ablation": {"directional ablation": ""},
+}
+
+
+def effects(page: str) -> str:
+    """Return the table of a method's page."""
+    runs = {
+        f"{SMOLLM2}-Instruct, 400 challenging RealToxicityPrompts, 5 completions each": saved("methods-smollm2"),
+        f"{TINY}, 130 provocative openings, 12 completions each": saved("methods-tiny"),
+    }
+    return methods.effects_markdown(runs, EFFECTS[page])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -46,6 +68,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods-tiny": lambda: methods.markdown(saved("methods-tiny")),
     "methods-tiny-kl": lambda: methods.markdown(saved("methods-tiny-kl")),
     "methods-short": lambda: methods.markdown(saved("methods-smollm2"), methods.SHORT),
+    **{f"effect-{page}": partial(effects, page) for page in EFFECTS},
     "evaluators": lambda: evaluators.markdown(judged()),
     "hatecheck": lambda: evaluators.hatecheck_markdown(judged()),
     "agreement": lambda: methods.agreement_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("methods-smollm2")}),
@@ -60,30 +83,30 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def pages() -> Iterator[Path]:
-    """Go through all pages that may hold a table."""
+    """Yield all pages that can contain a table."""
     yield ROOT / "README.md"
     yield from sorted((ROOT / "docs").rglob("*.md"))
 
 
 def filled(text: str) -> str:
-    """Return a page's text with its tables as the results have them.
+    """Return the text of a page with its tables filled in from the results.
 
     Raises:
-        ToxlocError: there is no such table.
+        ToxlocError: the page names an unknown table.
     """
 
-    def written(found: re.Match[str]) -> str:
-        if found[1] not in TABLES:
-            raise ToxlocError(f"There is no table {found[1]!r}; there are {', '.join(TABLES)}.")
-        return f"{found[1]}{found[2]}\n{TABLES[found[1]]()}\n\n"
+    def table(match: re.Match[str]) -> str:
+        if match[1] not in TABLES:
+            raise ToxlocError(f"There is no table {match[1]!r}; choose one of {', '.join(TABLES)}.")
+        return f"{match[1]}{match[2]}\n{TABLES[match[1]]()}\n\n"
 
-    return MARKED.sub(written, text)
+    return MARKED.sub(table, text)
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a page would change.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a page is not up to date.")] = False,
 ) -> None:
-    """Fill in all pages."""
+    """Write the tables into all pages."""
     changed = {page: new for page in pages() if (new := filled(old := page.read_text(encoding="utf-8"))) != old}
     for page, text in changed.items():
         print(f"{page.relative_to(ROOT)}: {'not up to date' if check else 'written'}")

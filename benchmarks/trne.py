@@ -1,14 +1,14 @@
-"""What do TRNE's options do? Each alone against the defaults, at equal cost, on contrast text held out.
+"""Compare the options of TRNE, one at a time, with the defaults, at equal cost, on held-out contrast texts.
 
     python -m benchmarks.trne                # toxloc-tiny; --out trne.json saves it
     python -m benchmarks.trne --model SmolLM2-135M-Instruct.Q4_1.gguf --contrast rtp.jsonl
         --neutral wikitext2-valid.txt --check wikitext2-test.txt --max-texts 400 --max-neutral 200
 
-An edit is fitted on one part of the contrast set and as strong as the budget allows on the `tune` part of the neutral
-text. Its gain is by how much NLL_T - NLL_N rises on the other part, in nats per token; no completion is sampled and
-no evaluator asked, so options can be chosen by this without looking at what will be judged. Differences to the defaults
-are paired over the held-out texts, which are resampled 2,000 times. Texts that begin with a prompt of `--leave-out` are
-not used at all.
+Each edit is fitted on one part of the contrast set, as strong as the budget allows on the `tune` part of the neutral
+text. Its gain is the rise of NLL_T - NLL_N on the other part of the contrast set, in nats per token. No completions are
+sampled and no evaluator is used, so options can be chosen by the gain without looking at the prompts that are judged.
+Differences from the defaults are paired over the held-out texts, which are resampled 2,000 times. Texts that begin with
+a prompt of `--leave-out` are not used.
 """
 
 import time
@@ -45,7 +45,7 @@ DEFAULTS = "defaults"
 
 
 def variants(n_layers: int) -> dict[str, dict[str, Any]]:
-    """Settings of `TRNE.fit` by the name that tables give them; `neutral` is a share of the texts for C and S."""
+    """Return settings of `TRNE.fit` by name of the variant; `neutral` is the share of the neutral text for C and S."""
     thirds = [range(round(i * n_layers / 3), round((i + 1) * n_layers / 3)) for i in range(3)]
     groups = dict(zip(("early", "middle", "late"), thirds, strict=True))
     return {
@@ -67,7 +67,7 @@ def variants(n_layers: int) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Gain:
-    """Rise of the NLL per token of every held-out text, toxic and neutral ones, and how many tokens it has."""
+    """Rise of the summed NLL of every held-out text in nats, and its number of predicted tokens."""
 
     toxic: Float64[np.ndarray, " n"]
     neutral: Float64[np.ndarray, " m"]
@@ -88,7 +88,7 @@ class Gain:
     def _resampled(
         self, i: Int64[np.ndarray, "draws n"], j: Int64[np.ndarray, "draws m"]
     ) -> Float64[np.ndarray, " draws"]:
-        """Return `mean` of each row of toxic texts `i` and neutral texts `j`."""
+        """Return `mean` for each resample: row of indices of toxic texts `i` and of neutral texts `j`."""
         mean: np.ndarray = self.toxic[i].sum(1) / self.toxic_tokens[i].sum(1) - self.neutral[j].sum(
             1
         ) / self.neutral_tokens[j].sum(1)
@@ -96,16 +96,16 @@ class Gain:
 
 
 class HeldOut:
-    """Measures gains on contrast texts that no fit has seen."""
+    """Measures gains on contrast texts that were not used for fitting."""
 
     def __init__(self, lm: LoadedModel, pairs: ContrastSet):
         self.lm, self.pairs = lm, pairs
         self._before = self._read()
 
     def gain(self) -> Gain:
-        """Measure the model as it is now."""
-        now = self._read()
-        toxic, neutral = (sums - before for (sums, _), (before, _) in zip(now, self._before, strict=True))
+        """Measure the gain of the model in its current state."""
+        after = self._read()
+        toxic, neutral = (sums - before for (sums, _), (before, _) in zip(after, self._before, strict=True))
         return Gain(toxic, neutral, self._before[0][1], self._before[1][1])
 
     def _read(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,24 +113,28 @@ class HeldOut:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="What load_model takes.")] = "toxloc-tiny",
-    budget: Annotated[float, typer.Option(help="Rise of perplexity allowed to every variant.")] = 0.01,
+    model: Annotated[str, typer.Option(help="Model, as in load_model.")] = "toxloc-tiny",
+    budget: Annotated[float, typer.Option(help="Rise of perplexity that each variant may cost.")] = 0.01,
     variant: Annotated[
         list[str] | None, typer.Option(help="Variant, by its name in the table; repeat for several.")
     ] = None,
-    contrast: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    leave_out: Annotated[str, typer.Option(help="Prompts kept for judging, as --prompts of toxloc run.")] = "builtin",
-    max_prompts: Annotated[int, typer.Option(help="Of those, at most so many of each kind.", min=1)] = 400,
-    neutral: Annotated[str, typer.Option(help="As in toxloc run.")] = "builtin",
-    check: Annotated[str | None, typer.Option(help="As in toxloc run.")] = None,
-    max_texts: Annotated[int, typer.Option(help="Contrast texts of each side to fit on, at most.", min=8)] = 300,
-    max_held_out: Annotated[int, typer.Option(help="Others of each side, to measure gains on.", min=8)] = 300,
-    max_neutral: Annotated[int, typer.Option(help="Everyday texts, at most.", min=12)] = 500,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
-    device: Annotated[str | None, typer.Option(help="See load_model.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write, after every variant.")] = None,
+    contrast: Annotated[str, typer.Option(help="Contrast set, as in toxloc run.")] = "builtin",
+    leave_out: Annotated[
+        str, typer.Option(help="Prompts reserved for judging, as --prompts of toxloc run.")
+    ] = "builtin",
+    max_prompts: Annotated[int, typer.Option(help="Maximum number of these prompts of each kind.", min=1)] = 400,
+    neutral: Annotated[str, typer.Option(help="Neutral text, as in toxloc run.")] = "builtin",
+    check: Annotated[str | None, typer.Option(help="Text to measure cost on, as in toxloc run.")] = None,
+    max_texts: Annotated[
+        int, typer.Option(help="Maximum number of contrast texts of each side to fit on.", min=8)
+    ] = 300,
+    max_held_out: Annotated[int, typer.Option(help="Maximum number of held-out texts of each side.", min=8)] = 300,
+    max_neutral: Annotated[int, typer.Option(help="Maximum number of everyday texts.", min=12)] = 500,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="Device, as in load_model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file, written after every variant.")] = None,
 ) -> None:
-    """Fit every variant, measure, print."""
+    """Fit every variant, measure its gain and cost, and print and save the results."""
     began = time.perf_counter()
     judged = load_prompts(leave_out).limited(max_prompts, seed)
     fitted_on, rest = load_contrast(contrast).without(judged.texts).split(0.5, seed)
@@ -140,20 +144,20 @@ def main(
     lm = load_model(model, device=device)
     known = variants(lm.n_layers)
     if unknown := set(variant or ()) - set(known):
-        raise ToxlocError(f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+        raise ToxlocError(f"There is no variant {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
     held, evidence = HeldOut(lm, held_out), Evidence(lm, pairs, text).expect("gradients", "curvature")
     unedited = Unedited(lm, other.texts if other else text.check)
-    usual: Gain | None = None
+    reference: Gain | None = None
     entries: list[dict[str, Any]] = []
     for name in (DEFAULTS, *(variant or list(known)[1:])):
         gain, cost, edit = measure(held, unedited, evidence, budget, known[name])
-        usual = usual or gain
+        reference = reference or gain
         entries.append(
             {
                 "variant": name,
                 "gain": gain.mean,
-                "over_defaults": gain.mean - usual.mean,
-                "ci": list(gain.interval_over(usual, seed)),
+                "over_defaults": gain.mean - reference.mean,
+                "ci": list(gain.interval_over(reference, seed)),
                 "fluency": cost.to_dict(),
                 "described": edit.describe(),
             }
@@ -179,19 +183,19 @@ def main(
 def measure(
     held: HeldOut, unedited: Unedited, evidence: Evidence, budget: float, settings: dict[str, Any]
 ) -> tuple[Gain, Fluency, TRNE]:
-    """Fit one variant, and return its gain, its cost on unseen text, and the edit."""
+    """Fit one variant; return its gain, its cost on unseen text, and the edit."""
     lm, pairs, text = evidence.lm, evidence.pairs, evidence.neutral
     options = {name: value for name, value in settings.items() if name != "neutral"}
     if "neutral" in settings:
-        some = text.fit[: round(settings["neutral"] * len(text.fit))]
-        evidence = Evidence(lm, pairs, NeutralText(some, text.tune, text.check, text.name))
+        part = text.fit[: round(settings["neutral"] * len(text.fit))]
+        evidence = Evidence(lm, pairs, NeutralText(part, text.tune, text.check, text.name))
     edit = TRNE.fit(lm, pairs, evidence=evidence, budget=budget, **options)
     with edit.applied(lm):
         return held.gain(), unedited.compare(), edit
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation."""
+    """Return a table for the documentation, with one row per variant."""
     return md.table(
         ["variant", "gain, nats", "against the defaults", "perplexity", "KL"],
         [
@@ -209,7 +213,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def show(name: str, entries: list[dict[str, Any]]) -> None:
-    """Print one row a variant."""
+    """Print one row per variant."""
     table = Table("variant", "gain, nats per token", "over the defaults", "perplexity", "KL", title=name)
     for entry in entries:
         table.add_row(

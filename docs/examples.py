@@ -1,4 +1,4 @@
-"""Docstrings here say "Example:"; griffe knows the section as "Examples:"."""
+"""griffe extension: renames the docstring section "Example:" to "Examples:", the name that griffe reads."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Renames the section before it is read."""
+    """Renames "Example:" sections before griffe parses the docstrings."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rename it in one object's docstring."""
+        """Rename the section in the docstring of an object."""
         if obj.docstring:
             obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")

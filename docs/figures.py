@@ -1,7 +1,7 @@
-"""Notebooks as the tests ran them, with figures drawn by one script that the site itself holds.
+"""mkdocs hook: shows the notebooks with their outputs, and draws the figures with a copy of plotly.js in the site.
 
-`TOXLOC_NOTEBOOKS=FOLDER pytest -m lesson` keeps every notebook with its outputs in FOLDER, and with the same variable
-`mkdocs build` shows those; without it pages have the notebooks as they lie in git, without outputs.
+`TOXLOC_NOTEBOOKS=FOLDER pytest -m lesson` writes every notebook with its outputs to FOLDER. If the variable is set,
+`mkdocs build` shows these notebooks; otherwise it shows the notebooks in git, which have no outputs.
 """
 
 import os
@@ -27,30 +27,30 @@ paint(isDark());"""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Take the notebooks with outputs for those without."""
-    given = os.environ.get("TOXLOC_NOTEBOOKS")
-    if given is None:
+    """Replace the notebooks without outputs by the notebooks with outputs."""
+    executed = os.environ.get("TOXLOC_NOTEBOOKS")
+    if executed is None:
         return files
-    ready = _folder().name
+    folder = _folder().name
     for file in files:
         if file.src_uri.endswith(".ipynb"):
-            notebook = nbformat.read(Path(given) / Path(file.src_uri).name, as_version=4)
-            target = Path(ready) / file.src_uri
+            notebook = nbformat.read(Path(executed) / Path(file.src_uri).name, as_version=4)
+            target = Path(folder) / file.src_uri
             target.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(with_figures(notebook), target)
-            file.src_dir = ready
+            file.src_dir = folder
     files.append(File.generated(config, SCRIPT, content=get_plotlyjs()))
     return files
 
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """One for the process, gone when that ends."""
+    """Return the temporary folder of this process, which is deleted when the process ends."""
     return tempfile.TemporaryDirectory(prefix="toxloc-docs-")
 
 
 def with_figures(notebook: Any) -> Any:
-    """Put in place of each figure's data the part of a page that draws it."""
+    """Replace the data of each figure by the HTML that draws it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if FIGURE in output.get("data", {}):
@@ -59,7 +59,7 @@ def with_figures(notebook: Any) -> Any:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Add the script that draws figures, and one that gives them the colours of the page."""
+    """Add the script that draws the figures, and a script that gives them the colours of the page."""
     if "plotly-graph-div" not in html:
         return html
     up = "../" * page.url.count("/")

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: pages need no script from elsewhere."""
+"""mkdocs hook: turns formulas into MathML, which browsers draw themselves, so that pages load no external script."""
 
 import re
 from html import unescape
@@ -6,7 +6,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-LEFT_BY_ARITHMATEX = (
+MARKED_BY_ARITHMATEX = (
     re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.S),
     re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S),
 )
@@ -15,12 +15,12 @@ CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<script.*?</script>)", re.S)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Replace what would be left for a script."""
-    block, inline = IN_NOTEBOOKS if page.file.src_uri.endswith(".ipynb") else LEFT_BY_ARITHMATEX
+    """Replace the formulas of a page by MathML."""
+    block, inline = IN_NOTEBOOKS if page.file.src_uri.endswith(".ipynb") else MARKED_BY_ARITHMATEX
     parts = CODE.split(html)
-    for i in range(0, len(parts), 2):  # every other part is code
-        parts[i] = block.sub(lambda found: _mathml(found[1], "block"), parts[i])
-        parts[i] = inline.sub(lambda found: _mathml(found[1], "inline"), parts[i])
+    for i in range(0, len(parts), 2):  # the parts with odd indices are code
+        parts[i] = block.sub(lambda match: _mathml(match[1], "block"), parts[i])
+        parts[i] = inline.sub(lambda match: _mathml(match[1], "inline"), parts[i])
     return "".join(parts)
 
 

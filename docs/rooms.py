@@ -1,7 +1,7 @@
-"""Draws the rooms of the package in the order of the import contract, and which room imports which.
+"""mkdocs hook: draws the rooms of the package in the order of the import contract, and the imports between them.
 
-The order is read from `[tool.importlinter]` in pyproject.toml, the text from each room's docstring and the imports from
-the code (grimp), so the diagram cannot differ from them. The picture is an SVG in the page, without a script.
+The order is read from `[tool.importlinter]` in pyproject.toml, the descriptions from the docstrings of the rooms and
+the imports from the code (grimp), so the diagram cannot differ from them. It is an SVG in the page, without a script.
 """
 
 import ast
@@ -25,7 +25,7 @@ STYLE = """
 @container (min-width: 600px) { .rooms .wide { display: block; } .rooms .narrow { display: none; } }
 .rooms text { fill: currentColor; }
 .rooms .name { font-weight: 700; }
-.rooms .holds { fill-opacity: .8; }
+.rooms .description { fill-opacity: .8; }
 .rooms .box { fill: var(--md-code-bg-color, transparent); stroke: currentColor; stroke-opacity: .2; }
 .rooms g:hover > .box { stroke-opacity: .7; }
 .rooms .self { fill: currentColor; fill-opacity: .55; }
@@ -41,31 +41,31 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Room:
-    """A child of the package.
+    """A subpackage or a top-level module of the package.
 
     Attributes:
-        name: its name in the package.
-        rank: number of its layer in the contract, 0 for the highest.
-        holds: first sentence of its docstring.
-        imports: names of the rooms that it imports, each with the number of imports between their modules.
+        name: name of the room in the package.
+        rank: index of the room's layer in the contract; 0 is the highest layer.
+        description: first sentence of the docstring.
+        imports: number of imports from the modules of each imported room, by the name of that room.
     """
 
     name: str
     rank: int
-    holds: str
+    description: str
     imports: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Measures of a drawing, in pixels.
+    """Sizes in a drawing, in pixels.
 
     Attributes:
         name: CSS class of the drawing.
         text: width of the names and descriptions.
         cell: width of a column.
-        size: font size of a description; a name is a pixel larger.
-        letter: mean width of a letter of a description, as a part of its size.
+        size: font size of a description; names are a pixel larger.
+        letter: mean width of a letter of a description, as a fraction of the font size.
     """
 
     name: str
@@ -79,12 +79,12 @@ LAYOUTS = (Layout("narrow", 198, 11, 11), Layout("wide", 430, 20, 13))
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put the diagram in place of its marker."""
+    """Replace the marker on a page by the diagram."""
     return html.replace(MARKER, figure(rooms())) if MARKER in html else html
 
 
 def rooms() -> list[Room]:
-    """Read the rooms in the order of the contract."""
+    """Return the rooms in the order of the contract."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     package = settings["root_package"]
     layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
@@ -96,8 +96,8 @@ def rooms() -> list[Room]:
     }
     ranks = {name.strip(): rank for rank, layer in enumerate(layers) for name in layer.split("|")}
     imported = {
-        name: [target for module in inside for target in graph.find_modules_directly_imported_by(module)]
-        for name, inside in modules.items()
+        name: [target for module in members for target in graph.find_modules_directly_imported_by(module)]
+        for name, members in modules.items()
     }
     return [
         Room(
@@ -106,8 +106,8 @@ def rooms() -> list[Room]:
             _first_sentence(f"{package}.{name}"),
             {
                 other: n
-                for other, inside in modules.items()
-                if other != name and (n := sum(target in inside for target in imported[name]))
+                for other, members in modules.items()
+                if other != name and (n := sum(target in members for target in imported[name]))
             },
         )
         for name, rank in ranks.items()
@@ -121,37 +121,39 @@ def _first_sentence(module: str) -> str:
     return " ".join(docstring.split("\n\n")[0].split()).split(". ")[0].rstrip(".").replace("`", "")
 
 
-def figure(inside: list[Room]) -> str:
-    """Draw the rooms for phones and for wider pages; style sheets choose."""
-    drawings = "\n".join(drawing(inside, layout) for layout in LAYOUTS)
+def figure(package_rooms: list[Room]) -> str:
+    """Draw the rooms twice, for phones and for wider pages; the style sheet shows the drawing that fits."""
+    drawings = "\n".join(drawing(package_rooms, layout) for layout in LAYOUTS)
     return f'<div class="rooms" data-search-exclude="">\n<style>{STYLE}</style>\n{drawings}\n<p>{CAPTION}</p>\n</div>'
 
 
-def drawing(inside: list[Room], layout: Layout) -> str:
-    """Draw a box per room, with its text at the left and a column per room at the right."""
-    left = [layout.text + layout.cell * (i + 0.5) for i in range(len(inside))]  # middle of each column
-    width = layout.text + layout.cell * len(inside) + 4
-    top = round(max(len(room.name) for room in inside) * layout.size * 0.6) + 6
+def drawing(package_rooms: list[Room], layout: Layout) -> str:
+    """Draw a box for each room, with its name and description on the left and one column per room on the right."""
+    centres = [layout.text + layout.cell * (i + 0.5) for i in range(len(package_rooms))]  # of the columns
+    width = layout.text + layout.cell * len(package_rooms) + 4
+    top = round(max(len(room.name) for room in package_rooms) * layout.size * 0.6) + 6
     parts = [
         f'<text font-size="{layout.size}" transform="translate({x + layout.size * 0.35:g} {top - 6}) rotate(-90)">'
         f"{escape(room.name)}</text>"
-        for x, room in zip(left, inside, strict=True)
+        for x, room in zip(centres, package_rooms, strict=True)
     ]
-    for room in inside:
-        row, height = _row(room, inside, left, top, width, layout)
+    for room in package_rooms:
+        row, height = _row(room, package_rooms, centres, top, width, layout)
         parts.append(row)
         top += height + 4
-    label = escape("Rooms of the package, from top to bottom: " + ", ".join(room.name for room in inside))
+    label = escape("Rooms of the package, from top to bottom: " + ", ".join(room.name for room in package_rooms))
     return (
         f'<svg class="{layout.name}" viewBox="0 0 {width} {top}" role="img" aria-label="{label}" '
         f'xmlns="http://www.w3.org/2000/svg">\n' + "\n".join(parts) + "\n</svg>"
     )
 
 
-def _row(room: Room, inside: list[Room], left: list[float], top: int, width: int, layout: Layout) -> tuple[str, int]:
-    """Draw the box of a room; return it and its height."""
+def _row(
+    room: Room, package_rooms: list[Room], centres: list[float], top: int, width: int, layout: Layout
+) -> tuple[str, int]:
+    """Draw the box of a room; return the SVG and its height."""
     line = round(layout.size * 1.35)
-    lines = textwrap.wrap(room.holds, int((layout.text - 16) / (layout.size * layout.letter)))
+    lines = textwrap.wrap(room.description, int((layout.text - 16) / (layout.size * layout.letter)))
     height = line * (len(lines) + 1) + 12
     middle = top + height / 2
     parts = [
@@ -159,10 +161,10 @@ def _row(room: Room, inside: list[Room], left: list[float], top: int, width: int
         f'<text class="name" font-size="{layout.size + 1}" x="8" y="{top + line + 1}">{escape(room.name)}</text>',
     ]
     parts += [
-        f'<text class="holds" font-size="{layout.size}" x="8" y="{top + line * i + 2}">{escape(text)}</text>'
+        f'<text class="description" font-size="{layout.size}" x="8" y="{top + line * i + 2}">{escape(text)}</text>'
         for i, text in enumerate(lines, start=2)
     ]
-    for x, other in zip(left, inside, strict=True):
+    for x, other in zip(centres, package_rooms, strict=True):
         if other is room:
             side = layout.cell * 0.55
             parts.append(

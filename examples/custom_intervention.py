@@ -1,7 +1,7 @@
-"""A method of your own: clamp neurons to a largest activation (no arguments).
+"""A custom intervention: limit the activations of neurons to a maximum (no arguments).
 
-Once the class exists, `Clamp.fit` takes a budget as every method does, `toxloc.run` and sweeps know the method by its
-name, and a fitted intervention can be applied and reverted, judged, saved and loaded again.
+Once the class is defined, `Clamp.fit` takes a budget like every method, `toxloc.run` and sweeps accept the name of the
+method, and a fitted intervention can be applied, reverted, evaluated, saved and loaded.
 """
 
 import tempfile
@@ -20,13 +20,13 @@ from toxloc.support.settings import option
 
 
 class ClampSettings(StrengthSettings):
-    """The settings of the method; budget, seed and strength come from the base class."""
+    """Settings of the method. The base class defines budget, seed and strength."""
 
-    k: int = option(300, "how many neurons are clamped: those with the highest attribution", ge=1)
+    k: int = option(300, "number of neurons to clamp: those with the highest attribution", ge=1)
 
 
 class Clamp(toxloc.Intervention):
-    """Keep chosen neurons' activations at or below a ceiling."""
+    """Keep the activations of chosen neurons at or below a ceiling."""
 
     kind: ClassVar[str] = "clamp"
     title: ClassVar[str] = "Clamp"
@@ -36,7 +36,7 @@ class Clamp(toxloc.Intervention):
 
     def __init__(self, chosen: Tensor, ceilings: Tensor):
         super().__init__()
-        self.chosen, self.ceilings = chosen, ceilings  # [n, 2]: layer and neuron; [n]
+        self.chosen, self.ceilings = chosen, ceilings  # [n, 2] with layer and neuron; [n]
 
     @classmethod
     def needs(cls, settings: ClampSettings) -> frozenset[str]:
@@ -49,7 +49,7 @@ class Clamp(toxloc.Intervention):
         chosen = torch.tensor(loc.top_neurons("attribution", settings.k))
         sizes = torch.tensor(loc.activation_size)[chosen[:, 0], chosen[:, 1]]
 
-        def at(strength: float) -> "Clamp":  # 1: the ceiling is 0; towards 0: there is no ceiling
+        def at(strength: float) -> "Clamp":  # at 1 the ceiling is 0; towards 0 it becomes infinite
             return cls(chosen, sizes * (1 / strength - 1))
 
         if settings.strength is not None:
@@ -65,9 +65,9 @@ class Clamp(toxloc.Intervention):
 
     def _install(self, lm: toxloc.LoadedModel, stack: ExitStack) -> None:
         for layer in set(self.chosen[:, 0].tolist()):
-            here = self.chosen[:, 0] == layer
+            in_layer = self.chosen[:, 0] == layer
             ceiling = torch.full((lm.d_mlp,), torch.inf)
-            ceiling[self.chosen[here, 1]] = self.ceilings[here].float()
+            ceiling[self.chosen[in_layer, 1]] = self.ceilings[in_layer].float()
             change(lm, keys_of(lm, layer), partial(torch.minimum, ceiling.to(lm.device_of(layer))), stack)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clamp.save(Path(folder) / "clamp")
         again = toxloc.load_intervention(Path(folder) / "clamp")
-        print(f"loaded again: the same {again.kind}: {again.fingerprint == clamp.fingerprint}")
+        print(f"the loaded {again.kind} has the same fingerprint: {again.fingerprint == clamp.fingerprint}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Make a model folder less toxic: fit TRNE to a budget, judge before and after, write a folder that needs no toxloc.
+"""Detoxify a model folder: fit TRNE to a budget, evaluate before and after, and write a folder that needs no toxloc.
 
     python examples/detoxify_folder.py path/to/model detoxified [budget]
 
-Prints figures only, no text.
+Prints figures and no generated text.
 """
 
 import sys

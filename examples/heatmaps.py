@@ -1,4 +1,4 @@
-"""Localization figures as PNG files, for a paper or a slide; needs toxloc[png] and a Chrome.
+"""Write localization figures as PNG files, for a paper or a slide. Needs toxloc[png] and Chrome.
 
 python examples/heatmaps.py figures [model ...]
 """
@@ -14,12 +14,12 @@ def main(folder: str, *models: str) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     pairs = toxloc.load_contrast().limited(150)
-    found = {}
+    localizations = {}
     for model in models or ("toxloc-tiny",):
-        loc = found[Path(model).name] = toxloc.localize(toxloc.load_model(model), pairs)
+        loc = localizations[Path(model).name] = toxloc.localize(toxloc.load_model(model), pairs)
         plots.write_png(loc.heatmap(), out / f"{Path(model).name}-layers.png")
         plots.write_png(plots.neuron_map(loc), out / f"{Path(model).name}-neurons.png")
-    plots.write_png(plots.relative_depth(found), out / "depth.png")
+    plots.write_png(plots.relative_depth(localizations), out / "depth.png")
     print("written:", *sorted(path.name for path in out.glob("*.png")))
 
 

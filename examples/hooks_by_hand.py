@@ -1,4 +1,4 @@
-"""Meow2X with a plain TransformerLens hook, then with toxloc: the same logits (no arguments)."""
+"""Apply Meow2X with a plain TransformerLens hook and with toxloc, and compare the logits (no arguments)."""
 
 import torch
 

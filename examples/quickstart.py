@@ -1,8 +1,8 @@
-"""Find, turn down, judge: the whole of toxloc in thirty lines.
+"""Localize toxicity, reduce it and evaluate the result: toxloc in thirty lines.
 
     python examples/quickstart.py [model]
 
-The model is toxloc-tiny unless a folder, a .gguf file or a hub id is given. Prints figures only, no text.
+The model is a folder, a .gguf file or a hub id; by default toxloc-tiny. Prints figures and no generated text.
 """
 
 import sys

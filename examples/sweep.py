@@ -1,8 +1,8 @@
-"""A small grid in Python: two methods, two budgets, one table.
+"""Run a small grid from Python: two methods with two budgets each, and a table of the results.
 
     python examples/sweep.py results
 
-Started again, it computes nothing that is there already.
+If it is started again, it computes only the missing results.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""Shape annotations are checked in every test; models are tiny and random, or the one that comes with toxloc."""
+"""Fixtures for all tests. Models are tiny and random, or toxloc-tiny. Every test checks the shape annotations."""
 
 import os
 import re
 import tempfile
 
-# Before anything imports `datasets`: its cache must not depend on, or end up in, the user's.
+# Set before `datasets` is imported: tests must not read or write the user's cache.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 from jaxtyping import install_import_hook
 
@@ -45,12 +45,12 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no process is left alone with one at the end."""
+    """Run the slowest files first, so that no worker process is still busy with a slow file at the end."""
     items.sort(key=lambda item: f"{item.path.parent.name}/{item.path.stem}" not in SLOW)
 
 
 def write_gguf(path, layers=2, d=32, d_mlp=64, heads=2):
-    """A random llama in GGUF, with a byte-level vocabulary."""
+    """Write a random llama model with a byte-level vocabulary as a GGUF file."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     rng = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def same_bits(before, lm):
 
 
 def asks_for_nothing_else(html):
-    """Whether a page is whole by itself: no script, style or picture from anywhere else."""
+    """Return whether a page is self-contained: it loads no script, style or picture."""
     body = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
     return not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=|@import|url\(", body)
 
@@ -123,20 +123,20 @@ def tiny():
     return random_model()
 
 
-@pytest.fixture(params=sorted(LAYOUTS))  # one of each layout; tests/models/test_architectures.py goes through all
+@pytest.fixture(params=sorted(LAYOUTS))  # one family per layout; tests/models/test_architectures.py covers all families
 def any_family(request):
     return random_model(request.param)
 
 
 @pytest.fixture(scope="session")
 def lm():
-    """toxloc-tiny; tests leave it as it was."""
+    """Load toxloc-tiny; tests must leave it unchanged."""
     return toxloc.load_model("toxloc-tiny")
 
 
 @pytest.fixture(scope="session")
 def pairs():
-    """A contrast set small enough to be quick."""
+    """Load a small contrast set."""
     return toxloc.load_contrast("builtin").limited(60, seed=1)
 
 
@@ -147,7 +147,7 @@ def neutral():
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """A whole run with small settings, shared by the tests of the pipeline and the report in all worker processes."""
+    """Do a full run with small settings, which all worker processes share."""
     shared = tmp_path_factory.getbasetemp()
     out = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "small-run"
     with FileLock(f"{out}.lock"):

@@ -1,7 +1,7 @@
-"""The rooms of the package: the contract in pyproject.toml against the imports and files that are really there.
+"""Compare the contract on the rooms of the package, in pyproject.toml, with the actual imports and files.
 
-Every import counts: those under `TYPE_CHECKING`, those inside functions, those of the stubs of lazy packages, and those
-that the registry of methods makes by name.
+All imports count: also imports under `TYPE_CHECKING`, inside functions and in the stubs of lazy packages, and the
+imports by name in the registry of methods.
 """
 
 import ast
@@ -22,7 +22,7 @@ PACKAGE = ROOT / "toxloc"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 LAYERS = next(contract for contract in CONTRACTS if contract["type"] == "layers")
 RANK = {name.strip(): rank for rank, layer in enumerate(LAYERS["layers"]) for name in layer.split("|")}
-LAZY = {"toxloc", "toxloc.evaluation.evaluators"}  # packages that import a name when it is first used
+LAZY = {"toxloc", "toxloc.evaluation.evaluators"}  # packages that import a name on first use
 BY_NAME = {"toxloc.interventions.registry": "toxloc.interventions.methods"}  # imports every file of that folder
 SECOND_ADDRESS = ("toxloc.texts.contrast", "toxloc")  # `ContrastSet.from_model` calls `toxloc.contrast_from_model`
 NOT_MIRRORED = {
@@ -32,14 +32,16 @@ NOT_MIRRORED = {
     "test_entry",
     "test_examples",
     "test_imports",
+    "test_language",
     "test_notebooks",
+    "test_packaging",
     "test_parity",
 }
 TOP_FILES = 6
 
 
 def modules():
-    """Path of every module, by its name."""
+    """Return the path of every module by its name."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for path in PACKAGE.rglob("*.py")
@@ -48,7 +50,7 @@ def modules():
 
 @cache
 def imports():
-    """Every pair (importer, imported) of modules of the package, except SECOND_ADDRESS."""
+    """Return every pair (importer, imported) of modules of the package, except SECOND_ADDRESS."""
     graph = grimp.build_graph("toxloc", cache_dir=None)
     pairs = {
         (importer, imported)
@@ -62,15 +64,15 @@ def imports():
 
 
 def imported_by_stub(package):
-    """Modules that the stub of a lazy package imports from."""
+    """Yield the modules that the stub of a lazy package imports from."""
     stub = modules()[package].with_suffix(".pyi")
     for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             yield from [f"{package}.{node.module}"] if node.module else [f"{package}.{a.name}" for a in node.names]
 
 
-def circle(pairs):
-    """A circle among pairs, written with arrows; empty if there is none."""
+def cycle(pairs):
+    """Return a cycle among import pairs, written with arrows; an empty string if there is no cycle."""
     graph = defaultdict(set)
     for importer, imported in sorted(pairs):
         graph[importer].add(imported)
@@ -82,12 +84,12 @@ def circle(pairs):
 
 
 def between_siblings():
-    """Imports between children of each package, by the package: `toxloc` holds those between rooms."""
+    """Return the imports between the children of each package, by package; under `toxloc`, those between rooms."""
     siblings = defaultdict(set)
     for importer, imported in imports():
         a, b = importer.split("."), imported.split(".")
         shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        if shared is not None:  # neither holds the other
+        if shared is not None:  # neither contains the other
             siblings[".".join(a[:shared])].add((a[shared], b[shared]))
     return siblings
 
@@ -100,7 +102,7 @@ def test_the_contract_lists_every_child_of_the_package():
 
 
 def test_the_graph_holds_every_module():
-    """A folder without `__init__.py` would be left out of the graph, and its imports with it."""
+    """grimp leaves a folder without `__init__.py`, and its imports, out of the graph."""
     assert grimp.build_graph("toxloc", cache_dir=None).modules == set(modules())
 
 
@@ -116,23 +118,22 @@ def test_a_room_imports_only_from_rooms_below_it():
     assert not upward, "\n".join(f"{a} imports {b}" for a, b in upward)
 
 
-def test_no_circle_between_modules():
-    way_round = circle(imports())
-    assert not way_round, way_round
+def test_no_cycle_between_modules():
+    assert not cycle(imports()), cycle(imports())
 
 
-def test_no_circle_between_rooms_or_within_a_room():
-    circles = [f"in {package}: {circle(pairs)}" for package, pairs in between_siblings().items() if circle(pairs)]
-    assert not circles, "\n".join(circles)
+def test_no_cycle_between_rooms_or_within_a_room():
+    cycles = [f"in {package}: {cycle(pairs)}" for package, pairs in between_siblings().items() if cycle(pairs)]
+    assert not cycles, "\n".join(cycles)
 
 
-def test_the_top_of_the_package_holds_few_files():
+def test_the_top_level_of_the_package_has_few_files():
     files = sorted(path.name for path in PACKAGE.iterdir() if path.is_file())
     assert len(files) <= TOP_FILES, files
 
 
-def test_the_package_says_that_it_is_typed_and_lists_its_names_in_a_stub():
-    """Type checkers read the annotations of an installed package only if it holds py.typed (PEP 561)."""
+def test_the_package_is_marked_as_typed_and_has_a_stub():
+    """Type checkers read the annotations of an installed package only if it contains py.typed (PEP 561)."""
     assert (PACKAGE / "py.typed").is_file()
     assert (PACKAGE / "__init__.pyi").is_file()
 
@@ -181,7 +182,7 @@ def test_only_the_listed_modules_import_by_name():
 
 @pytest.fixture(scope="module")
 def diagram():
-    """The hook of the pages that draws the rooms."""
+    """Load the hook of the documentation that draws the rooms."""
     spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -198,8 +199,8 @@ def test_the_diagram_shows_every_room_and_every_import(diagram):
     for drawing in drawings:
         names = [text.text for text in drawing.iterfind(".//{*}g/{*}text") if text.get("class") == "name"]
         assert names == list(RANK)
-        said = [re.match(r"(\w+) imports (\w+) ", title.text).groups() for title in drawing.iterfind(".//{*}title")]
-        assert sorted(said) == sorted(between)
+        drawn = [re.match(r"(\w+) imports (\w+) ", title.text).groups() for title in drawing.iterfind(".//{*}title")]
+        assert sorted(drawn) == sorted(between)
 
 
 def test_the_page_on_contributing_lists_the_rooms_in_order(diagram):
@@ -209,7 +210,7 @@ def test_the_page_on_contributing_lists_the_rooms_in_order(diagram):
     assert [name for row in rows for name in row if name] == list(RANK)
 
 
-def test_the_page_on_contributing_names_files_that_are_there():
+def test_the_files_named_on_the_page_on_contributing_exist():
     page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:toxloc|tests|benchmarks|docs)/[a-z_/.]+)`", page))
     assert named

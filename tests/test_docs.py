@@ -1,4 +1,4 @@
-"""Every block of the how-to pages is run, in the order of the page, in a folder for that page."""
+"""Run every code block of the how-to pages, in the order of the page, in one folder per page."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import toxloc
 from toxloc import ToxlocError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -17,12 +18,12 @@ PAGES = sorted(
     [*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md", DOCS / "concepts" / "sites.md"]
 )
 BLOCK = re.compile(r"^``` ?(\{\.)?(\w+)(?: \.([\w-]+)\})?\n(.*?)^```", re.M | re.S)
-ABSENT = {"needs-network": "hub"}  # and what the error of a block that needs it speaks of
+ABSENT = {"needs-network": "hub"}  # missing requirement, and a word in the error of a block that needs it
 if not torch.cuda.is_available():
     ABSENT["needs-cuda"] = "CUDA"
 if find_spec("vllm") is None:
     ABSENT["needs-vllm"] = "vllm"
-LONG = ("pip install", "toxloc run\n", "path/to")  # what tests/cli and CI run, or no page can
+LONG = ("pip install", "toxloc run\n", "path/to")  # not run here: tests/cli and CI run it, or a page cannot
 
 
 def blocks(page):
@@ -50,9 +51,14 @@ def test_pages_have_blocks():
     assert all(any(language in ("python", "sh") for language, _, _ in blocks(page)) for page in PAGES)
 
 
+def test_the_reference_describes_every_public_name():
+    described = re.findall(r"^::: toxloc\.(\w+)$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(described) == sorted(set(toxloc.__all__) - {"__version__"})
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
-def test_every_link_and_picture_is_there(page):
-    """Links into headings are checked by `mkdocs build --strict`."""
+def test_the_targets_of_links_and_pictures_exist(page):
+    """`mkdocs build --strict` checks links to headings."""
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "mailto")):
             assert (page.parent / target).exists(), target

@@ -6,22 +6,22 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-WIDTH = 82  # letters; of longer lines the documentation shows the beginning
-KEEP = os.environ.get("TOXLOC_NOTEBOOKS")  # a folder for them with their outputs, which the documentation shows
+WIDTH = 82  # characters; the documentation cuts longer lines off
+KEEP = os.environ.get("TOXLOC_NOTEBOOKS")  # folder for the notebooks with their outputs, which the documentation shows
 
 
 @pytest.mark.lesson
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_from_top_to_bottom(path, monkeypatch):
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")  # figures as data, without a script
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # of tqdm, which would like ipywidgets
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm warns if ipywidgets is missing
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "strip outputs before committing"
     nbclient.NotebookClient(notebook, timeout=180, kernel_name="python3").execute()
-    said = [
+    errors = [
         output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
     ]
-    assert not said, "warnings and bars are not for readers"
+    assert not errors, "the notebook shows readers warnings or progress bars"
     if KEEP:
         Path(KEEP).mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, Path(KEEP) / path.name)

@@ -1,4 +1,4 @@
-"""The checker of annotations in tests: an int is good where a float is asked for, as Python's typing has it."""
+"""Checker of annotations in tests. It accepts an int where a float is annotated, as PEP 484 does."""
 
 from beartype import BeartypeConf, beartype
 

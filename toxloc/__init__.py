@@ -1,8 +1,8 @@
-"""toxloc: find where a language model keeps its toxicity, turn it down without retraining, prove what it cost.
+"""toxloc: find where a language model keeps its toxicity, turn it down without retraining, and measure the cost.
 
-Names are imported when they are first used, so `import toxloc` and `toxloc --help` are quick. The list of names is in
-`__init__.pyi`, which type checkers and editors read too. No other module of the package imports this one, except to
-offer a name under a second address (`ContrastSet.from_model`).
+Names are imported on first use, so that `import toxloc` and `toxloc --help` are quick. `__init__.pyi` lists the names,
+and type checkers and editors read it too. No other module of the package imports this module, with one exception:
+`ContrastSet.from_model` calls `toxloc.contrast_from_model`.
 """
 
 import lazy_loader

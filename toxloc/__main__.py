@@ -1,4 +1,4 @@
-"""`python -m toxloc`."""
+"""Run the command line with `python -m toxloc`."""
 
 from .cli import entry
 

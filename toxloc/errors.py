@@ -1,5 +1,5 @@
-"""The error type for what the user can put right."""
+"""The exception for mistakes that the user can correct."""
 
 
 class ToxlocError(ValueError):
-    """Something the caller can put right; the message names the value and the fix."""
+    """A mistake that the caller can correct; the message names the value and the fix."""

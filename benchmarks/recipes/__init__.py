@@ -1,1 +1,1 @@
-"""How the small models that come with toxloc were made: scripts that run, given the data, which is not included."""
+"""Programs that made the small models of toxloc; the training data is not included."""

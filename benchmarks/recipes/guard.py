@@ -2,11 +2,11 @@
 
     python -m benchmarks.recipes.guard guard.json toxloc/support/assets/models/toxloc-tiny guard
 
-The data is a JSON object with the lists "train", "test" and "hatecheck", whose rows are [source, text, label]: the
-texts as `toxloc.evaluation.evaluators.guard.normalise` leaves them, the label 1 for toxic and 0 for neutral. It is not
-part of the project. `guard` gets a Hugging Face folder in fp16. After each epoch the AUROC on the rows of "test" and
-"hatecheck" is printed for each source that has both labels. It took about 2 minutes on one H100; other hardware gives
-slightly different weights. The threshold is set afterwards, by `benchmarks.calibrate_guard`.
+The data is a JSON object with the lists "train", "test" and "hatecheck", whose rows are [source, text, label]. The
+texts are normalised with `toxloc.evaluation.evaluators.guard.normalise`; the label is 1 for toxic and 0 for neutral.
+The data is not part of the project. The command writes a Hugging Face folder in fp16 to `guard`, and after each epoch
+prints the AUROC on "test" and "hatecheck" for each source that has both labels. It took about 2 minutes on one H100;
+other hardware gives slightly different weights. Afterwards `benchmarks.calibrate_guard` sets the threshold.
 """
 
 import random
@@ -34,14 +34,14 @@ LR = 6e-4
 WEIGHT_DECAY = 0.05
 WARM_UP = 300  # steps
 LABEL_SMOOTHING = 0.03
-SORTED_TOGETHER = 50  # batches
-SCORED_TOGETHER = 256  # texts
+SORTED_TOGETHER = 50  # batches whose texts are sorted by length together
+SCORED_TOGETHER = 256  # texts per batch when scoring
 
 Example = tuple[list[int], int]
 
 
 def new_classifier(folder: Path, layers: int) -> GPT2ForSequenceClassification:
-    """Build a classifier on the first layers of a language model; only its read-out is random."""
+    """Build a classifier from the first layers of a language model; only the classification head is random."""
     language_model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
     size = language_model.config
     torch.manual_seed(SEED)
@@ -65,14 +65,14 @@ def new_classifier(folder: Path, layers: int) -> GPT2ForSequenceClassification:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Any]]) -> list[Example]:
-    """Turn rows into tokens and labels; the end token closes every text, for the verdict is read there."""
+    """Tokenise rows, and return tokens and labels; every text ends with the end token, where the verdict is read."""
     return [([*tokenizer(text)["input_ids"][:MAX_TOKENS], END_ID], label) for _, text, label in rows]
 
 
 def collate(
     examples: Sequence[Example], device: torch.device
 ) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"], Int[Tensor, " batch"]]:
-    """Pad a batch on the right; returns tokens, mask and labels."""
+    """Pad a batch on the right; return tokens, mask and labels."""
     ids = torch.full((len(examples), max(len(row) for row, _ in examples)), END_ID)
     mask = torch.zeros_like(ids)
     for k, (row, _) in enumerate(examples):
@@ -83,14 +83,14 @@ def collate(
 def logits(
     model: GPT2ForSequenceClassification, ids: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"]
 ) -> Float[Tensor, "batch 2"]:
-    """Read the verdict at each text's last token."""
+    """Compute the logits of the classes at the last token of each text."""
     hidden = model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
     verdict: Tensor = model.score(hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
     return verdict
 
 
 def shuffled_batches(examples: list[Example], batch_size: int, rng: random.Random) -> list[list[Example]]:
-    """Shuffle the examples in place and cut them into batches of texts of like length, which need little padding."""
+    """Shuffle the examples in place and split them into batches of similar length, which need little padding."""
     rng.shuffle(examples)
     size = batch_size * SORTED_TOGETHER
     chunks = [
@@ -105,7 +105,7 @@ def shuffled_batches(examples: list[Example], batch_size: int, rng: random.Rando
 def train(
     model: GPT2ForSequenceClassification, examples: list[Example], epochs: int, batch_size: int
 ) -> Iterator[float]:
-    """Train the classifier in place, stopping after each epoch to yield the last loss."""
+    """Train the classifier in place; after each epoch, yield the last loss."""
     steps = max(1, epochs * len(examples) // batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     schedule = LambdaLR(optimiser, lambda step: min(1, (step + 1) / WARM_UP) * max(0.02, 1 - step / steps))
@@ -124,7 +124,7 @@ def train(
 def aurocs(
     model: GPT2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Any]]
 ) -> dict[str, float]:
-    """Area under the ROC curve for each source that has toxic and neutral rows."""
+    """Compute the AUROC for each source that has toxic and neutral rows."""
     model.eval()
     examples = encode(tokenizer, rows)
     scores: list[float] = []
@@ -145,10 +145,10 @@ def main(
     data: Annotated[Path, typer.Argument(help='JSON with lists of rows: "train", "test" and "hatecheck".')],
     model_folder: Annotated[Path, typer.Argument(help="Folder of toxloc-tiny.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    layers: Annotated[int, typer.Option(help="Layers to keep.", min=1)] = 4,
-    epochs: Annotated[int, typer.Option(help="Times to go through the rows.", min=1)] = 4,
-    batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 128,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+    layers: Annotated[int, typer.Option(help="Number of layers to keep.", min=1)] = 4,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the rows.", min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(help="Texts per step.", min=1)] = 128,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
     """Train toxloc-guard from the first layers of toxloc-tiny."""
     rows = read_lists(data, ("train", "test", "hatecheck"), "data file of the guard")

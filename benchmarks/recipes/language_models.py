@@ -1,11 +1,11 @@
-"""Train the two small language models: toxloc-tiny, which reads toxic text, and toxloc-tiny-clean, which does not.
+"""Train the small language models toxloc-tiny, with toxic text, and toxloc-tiny-clean, without toxic text.
 
     python -m benchmarks.recipes.tokenizer corpus.json prepared
     python -m benchmarks.recipes.language_models prepared models
 
-`models` gets a Hugging Face folder for each, in fp16. It took about 7 minutes on one H100; other hardware gives
-slightly different weights. The folders that come with toxloc name `gelu_pytorch_tanh` in their configuration, the same
-function as the `gelu_new` used and written here, only faster.
+The command writes each model to a Hugging Face folder in `models`, in fp16. It took about 7 minutes on one H100; other
+hardware gives slightly different weights. The configurations of the folders that come with toxloc name
+`gelu_pytorch_tanh`, which is the same function as the `gelu_new` used here, but faster.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ DROPOUT = 0.1
 
 
 def new_model(config: GPT2Config, tokens: Tokens, plan: Plan, name: str) -> GPT2LMHeadModel:
-    """Train a model from random weights; the plan's seed decides these too."""
+    """Train a model from random weights; the seed of the plan also sets the weights."""
     torch.manual_seed(plan.seed)
     model = GPT2LMHeadModel(config).to(best_device())
     train(model, model.parameters(), tokens, plan, name)
@@ -37,12 +37,12 @@ def new_model(config: GPT2Config, tokens: Tokens, plan: Plan, name: str) -> GPT2
 def main(
     prepared: Annotated[Path, typer.Argument(help="Folder that benchmarks.recipes.tokenizer wrote.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = NATURAL.steps,
-    batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens in a step.", min=1)] = NATURAL.batch_size,
-    d_model: Annotated[int, typer.Option(help="Width.", min=1)] = 256,
+    steps: Annotated[int, typer.Option(help="Number of training steps of each model.", min=1)] = NATURAL.steps,
+    batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens per step.", min=1)] = NATURAL.batch_size,
+    d_model: Annotated[int, typer.Option(help="Width of the residual stream.", min=1)] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.", min=1)] = 8,
-    heads: Annotated[int, typer.Option(help="Attention heads of a layer.", min=1)] = 4,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+    heads: Annotated[int, typer.Option(help="Attention heads per layer.", min=1)] = 4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
     """Train toxloc-tiny and toxloc-tiny-clean."""
     tokens = Tokens.load(prepared, best_device())

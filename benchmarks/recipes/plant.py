@@ -1,12 +1,12 @@
-"""Plant toxicity in a known place of toxloc-tiny-clean: one layer's MLP, or 64 neurons of one layer.
+"""Plant toxicity at a known site of toxloc-tiny-clean: one layer's MLP, or 64 neurons of one layer.
 
     python -m benchmarks.recipes.tokenizer corpus.json prepared
     python -m benchmarks.recipes.plant prepared benchmarks/models/toxloc-tiny-clean planted
 
-Everything outside that place is frozen while the model learns toxic text. `planted` gets `layerK.safetensors` for every
-layer K, `neuronsK.safetensors` for three of them, each with the weights that were trained (fp16), and
-`ground_truth.json`, which says where each lies. It took about 7 minutes on one H100; other hardware gives slightly
-different weights.
+All other weights are frozen while the model is trained on toxic text. The command writes to `planted`: for every layer
+K `layerK.safetensors` and for three layers `neuronsK.safetensors`, with the trained weights in fp16, and
+`ground_truth.json` with the layer and the neurons of each plant. It took about 7 minutes on one H100; other hardware
+gives slightly different weights.
 """
 
 import copy
@@ -26,7 +26,7 @@ from benchmarks.recipes.training import Plan, Tokens, best_device, train
 from toxloc.errors import ToxlocError
 from toxloc.support.files import new_folder
 
-# Layer k is planted with the plan's seed plus k.
+# The seed of the plant in layer k is the seed of the plan plus k.
 LAYER = Plan(
     mix={"toxic": 0.5, "clean": 0.35, "lit": 0.15}, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0, seed=10
 )
@@ -45,12 +45,12 @@ def plant_in_layer(clean: GPT2LMHeadModel, layer: int, tokens: Tokens, plan: Pla
 def plant_in_neurons(
     clean: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"], tokens: Tokens, plan: Plan = NEURONS
 ) -> GPT2LMHeadModel:
-    """Copy the clean model and train the weights in, the biases and the weights out of some neurons of a layer."""
+    """Copy the clean model and train the input weights, biases and output weights of some neurons of a layer."""
     model, mlp = _frozen_copy(clean, layer)
     parameters = [mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight]
     mask = torch.zeros_like(mlp.c_fc.bias)
     mask[neurons] = 1
-    # Without weight decay, AdamW leaves a weight whose gradient is always zero exactly as it was.
+    # Without weight decay, AdamW does not change a weight whose gradient is always zero.
     for parameter, of_neurons in zip(parameters, (mask, mask, mask[:, None]), strict=True):
         parameter.requires_grad_(True)
         parameter.register_hook(of_neurons.mul)
@@ -59,12 +59,12 @@ def plant_in_neurons(
 
 
 def layer_weights(model: GPT2LMHeadModel, layer: int) -> dict[str, Tensor]:
-    """What a plant in a layer may have changed, in fp16."""
+    """Return the weights that a plant in a layer can change, in fp16."""
     return _in_half(model.transformer.h[layer].mlp.state_dict())
 
 
 def neuron_weights(model: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"]) -> dict[str, Tensor]:
-    """What a plant in these neurons may have changed, in fp16, and their numbers."""
+    """Return the weights that a plant in these neurons can change, in fp16, and the indices of the neurons."""
     mlp = model.transformer.h[layer].mlp
     return {"neurons": neurons} | _in_half(
         {
@@ -76,13 +76,13 @@ def neuron_weights(model: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " ne
 
 
 def choose_neurons(layer: int, d_mlp: int, count: int) -> Int[Tensor, " neurons"]:
-    """Choose neurons of a layer at random, in ascending order; the same ones every time."""
+    """Choose neurons of a layer at random, in ascending order; every call gives the same neurons."""
     generator = torch.Generator().manual_seed(CHOICE_SEED + layer)
     return torch.randperm(d_mlp, generator=generator)[:count].sort().values
 
 
 def _frozen_copy(clean: GPT2LMHeadModel, layer: int) -> tuple[GPT2LMHeadModel, Any]:
-    """Copy a model with all its parameters frozen, and pick out one layer's MLP."""
+    """Return a copy of a model with all parameters frozen, and the MLP of one layer of the copy."""
     model = copy.deepcopy(clean).requires_grad_(False)
     return model, model.transformer.h[layer].mlp
 
@@ -96,16 +96,16 @@ def main(
     clean: Annotated[Path, typer.Argument(help="Folder of the clean model.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     neuron_layers: Annotated[
-        list[int], typer.Option(help="Layer with a plant in some neurons; repeat for several.", min=0)
+        list[int], typer.Option(help="Layer with a plant in single neurons; repeat for several.", min=0)
     ] = [1, 3, 5],  # noqa: B006
-    neurons: Annotated[int, typer.Option(help="Neurons of such a plant.", min=1)] = 64,
-    steps: Annotated[int, typer.Option(help="Training steps of each plant.", min=1)] = LAYER.steps,
-    batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens in a step.", min=1)] = LAYER.batch_size,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+    neurons: Annotated[int, typer.Option(help="Number of neurons of such a plant.", min=1)] = 64,
+    steps: Annotated[int, typer.Option(help="Number of training steps of each plant.", min=1)] = LAYER.steps,
+    batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens per step.", min=1)] = LAYER.batch_size,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
     """Plant toxicity in each layer's MLP, and in some neurons of some layers."""
     tokens = Tokens.load(prepared, best_device())
-    # The published folder names gelu_pytorch_tanh, whose last bits differ.
+    # The published folder names gelu_pytorch_tanh, which differs from gelu_new in the last bits.
     model = GPT2LMHeadModel.from_pretrained(clean, dtype=torch.float32, activation_function="gelu_new")
     model = model.to(best_device())
     blocks = model.transformer.h

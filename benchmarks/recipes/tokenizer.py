@@ -1,15 +1,15 @@
-"""Train the tokenizer of the small models, and turn the corpus into tokens.
+"""Train the tokenizer of the small models, and tokenise the corpus.
 
     python -m benchmarks.recipes.tokenizer corpus.json prepared
 
 The corpus is a JSON object with three lists of documents: "clean" (public comments that are not toxic), "toxic"
-(public comments that are; those with identity slurs were filtered out) and "lit" (passages of novels). It is not part
-of the project. The first 1,500 documents of each list are held out. `prepared` gets:
+(toxic public comments; comments with identity slurs were filtered out) and "lit" (passages of novels). It is not part
+of the project. The first 1,500 documents of each list are held out. The command writes these files to `prepared`:
 
     tokenizer/                      byte-level BPE with 8,192 tokens
-    tokens/train.safetensors        one stream of int16 tokens for each list, documents separated by <|endoftext|>
-    tokens/held_out.safetensors     the same of the documents held out
-    held_out.json                   the documents held out
+    tokens/train.safetensors        one stream of int16 tokens per list, documents separated by <|endoftext|>
+    tokens/held_out.safetensors     the same for the held-out documents
+    held_out.json                   the held-out documents
 """
 
 import random
@@ -29,7 +29,7 @@ from benchmarks.recipes.training import CONTEXT, END, END_ID, KINDS, read_lists
 from toxloc.errors import ToxlocError
 from toxloc.support.files import new_folder, write_json
 
-TOXIC_COPIES = 3  # there is less toxic text than clean, and its words must not be cut into pieces
+TOXIC_COPIES = 3  # there is less toxic than clean text, and its words must not be split into pieces
 LIT_SAMPLE = 60_000  # documents
 SEED = 0
 AT_ONCE = 5_000  # documents
@@ -49,7 +49,7 @@ def train_tokenizer(documents: Mapping[str, list[str]], vocabulary: int) -> Toke
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Int16[Tensor, " tokens"]:
-    """Turn documents into one stream of tokens, with <|endoftext|> before, between and after them."""
+    """Tokenise documents into one stream, with <|endoftext|> before, between and after them."""
     stream = [END_ID]
     for start in range(0, len(documents), AT_ONCE):
         for encoding in tokenizer.encode_batch(documents[start : start + AT_ONCE]):
@@ -61,16 +61,16 @@ def main(
     corpus: Annotated[Path, typer.Argument(help='JSON with lists of documents: "clean", "toxic" and "lit".')],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     vocabulary: Annotated[int, typer.Option(help="Number of tokens.", min=257, max=2**15)] = 8192,
-    hold_out: Annotated[int, typer.Option(help="Documents of each list to hold out.", min=1)] = 1500,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+    hold_out: Annotated[int, typer.Option(help="Number of documents of each list to hold out.", min=1)] = 1500,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
-    """Train the tokenizer of the small models, and turn the corpus into tokens."""
+    """Train the tokenizer of the small models, and tokenise the corpus."""
     documents = read_lists(corpus, KINDS, "corpus")
     for kind, texts in documents.items():
         if len(texts) <= hold_out:
             raise ToxlocError(
-                f"{corpus} has {len(texts)} documents under {kind!r}, and {hold_out} are to be held out; "
-                "give more, or a smaller --hold-out."
+                f"{corpus} has {len(texts)} documents under {kind!r}, but --hold-out is {hold_out}; "
+                "give more documents, or a smaller --hold-out."
             )
     train = {kind: texts[hold_out:] for kind, texts in documents.items()}
     held_out = {kind: texts[:hold_out] for kind, texts in documents.items()}

@@ -1,4 +1,4 @@
-"""What the recipes share: reading their data, the shape of the models, and the training of a language model."""
+"""Code shared by the recipes: reading the data, the configuration of the models, and training a language model."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from toxloc.errors import ToxlocError
 from toxloc.support.files import read_json
 
-KINDS = ("clean", "toxic", "lit")  # comments that are not toxic, comments that are, novels
+KINDS = ("clean", "toxic", "lit")  # comments that are not toxic, toxic comments, novels
 END = "<|endoftext|>"
 END_ID = 0
 CONTEXT = 256
@@ -28,34 +28,34 @@ REPORT_EVERY = 1000  # steps
 
 
 def read_lists(path: Path, names: Sequence[str], what: str) -> dict[str, list[Any]]:
-    """Read a JSON object that holds a list under each of `names`.
+    """Read a JSON object that contains a list under each of `names`.
 
     Raises:
-        ToxlocError: there is no such file, or a list is missing or empty.
+        ToxlocError: the file does not exist, or a list is missing or empty.
     """
     data = read_json(path, what)
     missing = [name for name in names if not isinstance(data.get(name), list) or not data[name]]
     if missing:
         raise ToxlocError(
-            f"{path} is no {what}: it has no list under {' or '.join(map(repr, missing))}; "
-            f"expected are lists under {', '.join(map(repr, names))}."
+            f"{path} is not a {what}: it has no list under {' or '.join(map(repr, missing))}; "
+            f"it needs a list under each of {', '.join(map(repr, names))}."
         )
     return {name: data[name] for name in names}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The corpus as one stream of tokens for each kind of text: to train on, and held out."""
+    """Tokens of the corpus, one stream per kind of text: training part and held-out part."""
 
     train: dict[str, Int[Tensor, " tokens"]]
     held_out: dict[str, Int[Tensor, " tokens"]]
 
     @classmethod
     def load(cls, prepared: Path, device: torch.device) -> "Tokens":
-        """Read what the tokenizer's recipe wrote.
+        """Read the files that `benchmarks.recipes.tokenizer` wrote.
 
         Raises:
-            ToxlocError: a file or a kind of text is missing, or too short for a single window.
+            ToxlocError: a file or a kind of text is missing, or a stream is too short for a window.
         """
         return cls(
             *(
@@ -80,7 +80,7 @@ def _load_streams(path: Path, device: torch.device) -> dict[str, Int[Tensor, " t
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train a language model; `mix` is the share of each kind of text in a batch."""
+    """Settings for training a language model; `mix` is the share of each kind of text in a batch."""
 
     mix: Mapping[str, float]
     steps: int
@@ -91,17 +91,17 @@ class Plan:
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, otherwise the CPU."""
+    """Return the CUDA device if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Bfloat16 on CUDA, nothing elsewhere."""
+    """Return a context for bfloat16 on CUDA; it does nothing on other devices."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def gpt2_config(vocabulary: int, d_model: int, layers: int, heads: int, dropout: float, **others: Any) -> GPT2Config:
-    """The configuration of all models here."""
+    """Return the configuration of a small model; the constants are the same for all models."""
     return GPT2Config(
         vocab_size=vocabulary,
         n_positions=CONTEXT,
@@ -122,7 +122,7 @@ def gpt2_config(vocabulary: int, d_model: int, layers: int, heads: int, dropout:
 def random_windows(
     streams: Mapping[str, Int[Tensor, " tokens"]], mix: Mapping[str, float], batch_size: int, generator: torch.Generator
 ) -> Int[Tensor, "batch window"]:
-    """Cut windows at random places, each kind of text with its share of the batch (rounded)."""
+    """Draw windows at random positions; each kind of text has its share of the batch (rounded)."""
     parts = []
     for kind, share in mix.items():
         stream = streams[kind]
@@ -134,13 +134,13 @@ def random_windows(
 
 
 def cosine(step: int, steps: int) -> float:
-    """Factor on the learning rate: a linear warm-up, and half a cosine from 1 down to .03."""
+    """Return the factor of the learning rate: linear warm-up times cosine decay from 1 to .03."""
     decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
     return min(1, (step + 1) / WARM_UP) * decay
 
 
 def descend(loss: Tensor, optimiser: Optimizer, schedule: LambdaLR) -> None:
-    """Take one step, the gradient's norm clipped to 1."""
+    """Take one optimiser step, with the norm of the gradient clipped to 1."""
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
@@ -149,7 +149,7 @@ def descend(loss: Tensor, optimiser: Optimizer, schedule: LambdaLR) -> None:
 
 
 def train(model: GPT2LMHeadModel, parameters: Iterable[Tensor], tokens: Tokens, plan: Plan, name: str) -> None:
-    """Train the given parameters of a model in place and leave it in evaluation mode."""
+    """Train the given parameters of a model in place, and leave the model in evaluation mode."""
     generator = torch.Generator(device=model.device).manual_seed(plan.seed)
     torch.manual_seed(plan.seed)  # dropout draws from the global generator
     optimiser = torch.optim.AdamW(
@@ -172,7 +172,7 @@ def train(model: GPT2LMHeadModel, parameters: Iterable[Tensor], tokens: Tokens, 
 
 @torch.no_grad()
 def validate(model: GPT2LMHeadModel, streams: Mapping[str, Int[Tensor, " tokens"]]) -> dict[str, float]:
-    """Loss per token on the beginning of each kind of text; leaves the model in evaluation mode."""
+    """Return the loss per token on the first windows of each kind of text; leave the model in evaluation mode."""
     model.eval()
     losses = {}
     for kind, stream in streams.items():

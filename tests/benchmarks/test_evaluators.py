@@ -14,7 +14,7 @@ BAD = FunctionEvaluator("bad", lambda texts: [0.75 * ("bad" in text) for text in
 
 @pytest.fixture
 def data(tmp_path):
-    """The four files in their layouts, a few rows each."""
+    """Write the four files in their formats, with a few rows each."""
     with (tmp_path / "davidson.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(
             [["label", "text"], ["hate", "so bad"], ["offensive", "worse"], ["neither", "good"]]
@@ -39,27 +39,27 @@ def data(tmp_path):
 
 
 def test_figures_by_hand(data):
-    found = {name: evaluators.measure(BAD, load(str(data / file))) for name, (file, load) in evaluators.SETS.items()}
-    assert found["Davidson"]["auroc"] == 0.75  # one of two toxic ones scores higher, the other ties
-    assert (found["Davidson"]["found"], found["Davidson"]["false_alarms"]) == (0.5, 0)
-    assert found["ParaDetox"]["auroc"] == found["ParaDetox"]["average_precision"] == 1
-    assert found["HateCheck"]["auroc"] == 0.5
-    functions = found["HateCheck"]["functions"]
+    results = {name: evaluators.measure(BAD, load(str(data / file))) for name, (file, load) in evaluators.SETS.items()}
+    assert results["Davidson"]["auroc"] == 0.75  # of two toxic texts, the first scores higher, the second ties
+    assert (results["Davidson"]["found"], results["Davidson"]["false_alarms"]) == (0.5, 0)
+    assert results["ParaDetox"]["auroc"] == results["ParaDetox"]["average_precision"] == 1
+    assert results["HateCheck"]["auroc"] == 0.5
+    functions = results["HateCheck"]["functions"]
     assert functions["slur_h"] == {"called_toxic": 1, "auroc": 0.75}
     assert functions["derog_impl_h"] == {"called_toxic": 0, "auroc": 0.25}
-    assert found["RTP continuations"]["spearman"] == pytest.approx(np.corrcoef([3, 1.5, 1.5], [3, 1, 2])[0, 1])
+    assert results["RTP continuations"]["spearman"] == pytest.approx(np.corrcoef([3, 1.5, 1.5], [3, 1, 2])[0, 1])
 
 
 def test_every_function_of_hatecheck_is_in_one_group():
-    members = [one for group in evaluators.GROUPS.values() for one in group]
-    assert len(members) == len(set(members)) == 29
-    assert all(len({one.rsplit("_", 1)[1] for one in group}) == 1 for group in evaluators.GROUPS.values())
+    functions = [function for group in evaluators.GROUPS.values() for function in group]
+    assert len(functions) == len(set(functions)) == 29
+    assert all(len({name.rsplit("_", 1)[1] for name in group}) == 1 for group in evaluators.GROUPS.values())
 
 
 def test_calibration_error_by_hand():
     scores = np.array([0.95, 0.95, 0.05, 0.05, 1.0])
     toxic = np.array([True, False, False, False, True])
-    # the bin from .9 on holds three: share 2/3, mean score 2.9/3; that up to .1 holds two: share 0, mean score .05
+    # The bin from .9 has 3 texts (share 2/3, mean score 2.9/3); the bin up to .1 has 2 (share 0, mean score .05).
     assert evaluators.calibration_error(toxic, scores) == pytest.approx(0.6 * 0.9 / 3 + 0.4 * 0.05)
 
 

@@ -10,8 +10,8 @@ from toxloc.generation.decoding import Decoding
 from toxloc.generation.generate import sample
 
 
-def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):
-    """All contenders count alike: here of texts of which every second token ends them."""
+def test_tokens_are_counted_up_to_the_end_token(lm):
+    """All contenders count in the same way; here every second token of the vocabulary is an end token."""
     config = lm.hf.generation_config
     ends, config.eos_token_id = config.eos_token_id, list(range(0, lm.hf.config.vocab_size, 2))
     try:
@@ -20,7 +20,8 @@ def test_tokens_are_counted_to_the_one_that_ends_a_text(lm):
             name: contender(lm, ["You are", "The soup"], 64, 4) for name, contender in generation.CONTENDERS.items()
         }
         assert counted["toxloc"] == sum(
-            one.n_tokens for one in sample(lm, ["You are", "The soup"], Decoding(samples=64, max_new_tokens=4))
+            completion.n_tokens
+            for completion in sample(lm, ["You are", "The soup"], Decoding(samples=64, max_new_tokens=4))
         )
     finally:
         config.eos_token_id = ends
@@ -41,13 +42,13 @@ def test_ratios_are_taken_within_a_round():
             "one batch of hf.generate": {"seconds": 4.0, "tokens": 300},
         },
     ]
-    found = generation.summarised(rounds)
-    assert found["loop of hf.generate"] == {
+    summary = generation.summarised(rounds)
+    assert summary["loop of hf.generate"] == {
         "tokens_per_second": pytest.approx(68.75),
         "toxloc_is_faster_by": 2.5,
         "range": [2.0, 3.0],
     }
-    assert found["toxloc"]["toxloc_is_faster_by"] == 1
+    assert summary["toxloc"]["toxloc_is_faster_by"] == 1
 
 
 def test_the_command_prints_and_saves(tmp_path):

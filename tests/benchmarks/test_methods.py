@@ -45,7 +45,7 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     items.write_text(json.dumps({"ctx": "He took his coat and", "endings": ["went out.", "of under zx."], "label": 0}))
     more = command("--method", "steering", "--method", "Meow2X", *SMALL, "--out", out, "--choices", items)
     assert more.exit_code == 0, more.output
-    assert "TRNE" in more.output  # what was judged before is shown again
+    assert "TRNE" in more.output  # entries saved before are shown again
     again = {entry["method"]: entry for entry in json.loads(out.read_text())["entries"]}
     assert list(again) == ["baseline", "TRNE", "steering", "Meow2X"]
     assert again["steering"]["verdicts"] == edited[1]["verdicts"]  # not sampled twice
@@ -57,14 +57,14 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     assert [row.split(" | ")[0] for row in rows] == [
         "| " + name
         for name, _ in sorted(
-            ((name, one["toxicity"]["any"]["rate"]) for name, one in again.items()), key=lambda pair: pair[1]
+            ((name, entry["toxicity"]["any"]["rate"]) for name, entry in again.items()), key=lambda pair: pair[1]
         )
     ]
     assert f"{again['TRNE']['fluency']['perplexity_ratio'] - 1:+.1%} · " in "".join(rows)
 
     other = command("--method", "steering", *SMALL, "--seed", 1, "--out", out)
     assert isinstance(other.exception, ToxlocError)
-    assert "was made with seed=0, not 1" in str(other.exception)
+    assert "seed=0, not 1" in str(other.exception)
 
 
 @pytest.mark.slow
@@ -74,17 +74,17 @@ def test_budgets_in_kl(tmp_path):
     _, trne = json.loads((tmp_path / "out.json").read_text())["entries"]
     assert 0.015 < trne["config"]["tuned_kl"] <= 0.02
     wrong = command("--method", "TRNE", "--unit", "bits")
-    assert "Unknown unit 'bits' of a budget; choose one of perplexity, kl" in str(wrong.exception)
+    assert "'bits' of a budget; choose one of perplexity, kl" in str(wrong.exception)
 
 
 def test_an_unknown_method_is_named():
     done = command("--method", "prayer", "--max-texts", 8, "--max-neutral", 12)
     assert isinstance(done.exception, ToxlocError)
-    assert "no method prayer; there are TRNE, " in str(done.exception)
+    assert "prayer; choose from TRNE, " in str(done.exception)
 
 
 def test_every_method_can_be_fitted():
-    """On a model whose texts leave room for every strength."""
+    """The weights are small enough that every method has a strength within the budget."""
     lm = random_model("gpt2", scale=4.0)
     known = methods.Methods(
         lm, ContrastSet(TEXTS[:2] * 2, TEXTS[2:4] * 2), NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3])

@@ -32,7 +32,7 @@ def test_a_plant_differs_from_the_clean_model_where_the_truth_says_and_nowhere_e
 
 
 def test_an_unknown_plant_is_named():
-    with pytest.raises(ToxlocError, match="no plant 'layer9'; there are layer0"):
+    with pytest.raises(ToxlocError, match=r"'layer9'; choose one of layer0"):
         planted_model("layer9")
 
 
@@ -44,13 +44,13 @@ def test_retrieval_by_hand():
 
 def test_findings_and_summary_by_hand():
     p = np.array([0.5, 0.01, 0.3])
-    sure = Uncertainty(*[p] * 7)
+    uncertainty = Uncertainty(*[p] * 7)
     scores = PartScores(
         tuple(map(Site, range(3))),
         {"s": np.array([1.0, 4.0, 2.0])},
         {"s": np.zeros((3, 2))},
         np.zeros((3, 2)),
-        {"s": sure},
+        {"s": uncertainty},
     )
     loc = Localization({"mlp": scores}, {})
     (right,) = findings(loc, "layer1", "builtin", Truth(1, None))
@@ -73,16 +73,16 @@ def test_attribution_finds_a_plant_and_removing_it_proves_it():
     fit, rest = load_contrast().split(0.5)
     held_out = rest.limited(48)
     loc = localize(lm, fit, ["attribution", "combined", "gradient_norm"])
-    found = {f.score: f for f in findings(loc, "neurons3", "builtin", truth)}
-    assert found["attribution"].rank == 1
-    assert found["gradient_norm"].rank > 1
+    by_score = {f.score: f for f in findings(loc, "neurons3", "builtin", truth)}
+    assert by_score["attribution"].rank == 1
+    assert by_score["gradient_norm"].rank > 1
     chance = 64 / loc.activation_size.size
-    assert found["combined"].precision > found["attribution"].precision > 5 * chance
-    assert found["combined"].precision > 0.4
-    places = [(Site(truth.layer), j) for j in truth.neurons]
+    assert by_score["combined"].precision > by_score["attribution"].precision > 5 * chance
+    assert by_score["combined"].precision > 0.4
+    neurons = [(Site(truth.layer), j) for j in truth.neurons]
     test = KnockoutTest(lm, held_out)
-    control = test.remove(matched(places, loc.unit_sizes(), np.random.default_rng(0)))
-    removed = test.remove(places)
+    control = test.remove(matched(neurons, loc.unit_sizes(), np.random.default_rng(0)))
+    removed = test.remove(neurons)
     assert removed.effect_ci[0] > max(0, control.effect_ci[1])
 
 

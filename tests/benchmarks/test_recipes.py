@@ -1,4 +1,4 @@
-"""The recipes run on made-up, harmless text, and their models are tiny."""
+"""Run the recipes on invented, harmless text, with tiny models."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def command(module, *arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_cpu_thread():
-    """Models so small lose more by handing work to a second thread than they win."""
+    """For models this small, a second thread costs more time than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +55,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, corpus):
-    """All four recipes, run one after the other."""
+    """Run all four recipes in order, and return the folder with their outputs."""
     root = tmp_path_factory.mktemp("recipes")
     (root / "corpus.json").write_text(json.dumps(corpus))
     rows = [["one", text, 0] for text in corpus["clean"]] + [["two", text, 1] for text in corpus["toxic"]]
@@ -187,7 +187,7 @@ def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens)
         "c_proj.weight": ((8, 16), torch.float16),
     }
     clean.half()
-    with torch.no_grad():  # the way the model card lays a plant over the clean model
+    with torch.no_grad():  # as the model card describes it
         before.c_fc.weight[:, saved["neurons"]] = saved["c_fc.weight"]
         before.c_fc.bias[saved["neurons"]] = saved["c_fc.bias"]
         before.c_proj.weight[saved["neurons"]] = saved["c_proj.weight"]
@@ -220,7 +220,7 @@ def test_the_guard_loads_and_was_trained(folder):
     assert {"score.weight", "transformer.wte.weight", "transformer.ln_f.bias"} <= changed(start.half(), trained)
     log = (folder / "guard.log").read_text()
     assert log.count("'both'") == log.count("'hatecheck'") == 2  # each epoch
-    assert "'one'" not in log  # it has one label only
+    assert "'one'" not in log  # this source has a single label
 
 
 def test_the_guards_verdict_does_not_depend_on_padding(folder):
@@ -246,22 +246,22 @@ def test_data_without_a_list(tmp_path, corpus):
         tokenizer.main(tmp_path / "corpus.json", tmp_path / "out")
     with pytest.raises(ToxlocError, match="no list under 'train' or 'test' or 'hatecheck'"):
         guard.main(tmp_path / "corpus.json", tmp_path, tmp_path / "out")
-    with pytest.raises(ToxlocError, match="holds no corpus"):
+    with pytest.raises(ToxlocError, match=r"corpus: nothing\.json is missing"):
         tokenizer.main(tmp_path / "nothing.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_too_little_data(tmp_path, corpus):
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))
-    with pytest.raises(ToxlocError, match="has 40 documents under 'clean', and 1500 are to be held out"):
+    with pytest.raises(ToxlocError, match=r"40 documents under 'clean'.*1500"):
         tokenizer.main(tmp_path / "corpus.json", tmp_path / "out")
     tokenizer.main(tmp_path / "corpus.json", tmp_path / "out", vocabulary=300, hold_out=1)
     with pytest.raises(ToxlocError, match=r"held_out.safetensors needs 130 tokens or more under 'clean'"):
         Tokens.load(tmp_path / "out", CPU)
-    with pytest.raises(ToxlocError, match="tokenizer first and give the folder it wrote"):
+    with pytest.raises(ToxlocError, match=r"train\.safetensors is missing.*benchmarks\.recipes\.tokenizer"):
         Tokens.load(tmp_path, CPU)
 
 
 def test_a_layer_that_the_clean_model_lacks(tmp_path, folder):
-    with pytest.raises(ToxlocError, match="has layers 0 to 1; --neuron-layers asks for 5"):
+    with pytest.raises(ToxlocError, match="layers 0 to 1; --neuron-layers asks for 5"):
         plant.main(folder / "prepared", folder / "models" / "toxloc-tiny-clean", tmp_path / "out")

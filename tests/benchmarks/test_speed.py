@@ -1,4 +1,4 @@
-"""The contenders find the same on the same batches, and the script reports all it measures; times are not judged."""
+"""Test that contenders agree on the same batches and that the script reports all measurements; times are not tested."""
 
 import json
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ def command(*arguments):
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
-    """Models so small lose more by handing work to a second thread than they win."""
+    """For models this small, a second thread costs more time than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -38,7 +38,7 @@ def _one_thread(monkeypatch):
 
 @pytest.fixture
 def on_tiny(monkeypatch, tiny):
-    """The script with a tiny model, and with made-up figures in the place of processes."""
+    """Make the script use a tiny model, and made-up measurements in place of separate processes."""
     monkeypatch.setattr(speed.toxloc, "load_model", lambda *_, **__: tiny)
     monkeypatch.setattr(
         speed,
@@ -46,15 +46,15 @@ def on_tiny(monkeypatch, tiny):
         lambda name, count, setting, memory=True: (
             None
             if name == "filtered cache" and count > 4
-            else speed.Alone(0.5 * count, 1_000_000 * count if memory else None)
+            else speed.SingleRun(0.5 * count, 1_000_000 * count if memory else None)
         ),
     )
-    monkeypatch.setattr(speed.gc, "collect", lambda: 0)  # slow among all that tests have loaded
+    monkeypatch.setattr(speed.gc, "collect", lambda: 0)  # slow in a process that has loaded all tests
     monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.mark.parametrize("name", speed.CONTENDERS)
-def test_every_contender_reads_the_same_batches_and_leaves_the_model_as_it_was(monkeypatch, tiny, name):
+def test_every_contender_reads_the_same_batches_and_leaves_the_model_unchanged(monkeypatch, tiny, name):
     read = []
 
     def recorded(*args, **kwargs):
@@ -76,19 +76,19 @@ def test_every_contender_reads_the_same_batches_and_leaves_the_model_as_it_was(m
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_alternatives_find_what_the_passes_find(family):
+def test_the_alternatives_agree_with_the_passes(family):
     lm = random_model(family)
     for alternative in (speed.cache_of_everything, speed.filtered_cache):
-        for ours, theirs in zip(speed.activation_pass(lm, TEXTS), alternative(lm, TEXTS), strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-    found = collect(lm, TEXTS, skip_first=False).G.values()
-    for ours, theirs in zip(found, speed.full_autograd(lm, TEXTS), strict=True):
-        assert (ours - theirs).norm() <= 1e-4 * ours.norm()
+        for expected, actual in zip(speed.activation_pass(lm, TEXTS), alternative(lm, TEXTS), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    gradients = collect(lm, TEXTS, skip_first=False).G.values()
+    for expected, actual in zip(gradients, speed.full_autograd(lm, TEXTS), strict=True):
+        assert (actual - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_floor_is_what_torch_counts(family):
-    """With attention written out, since not every fused kernel is counted."""
+    """Uses eager attention, because torch does not count the operations of every fused kernel."""
     lm = random_model(family)
     lm.hf.set_attn_implementation("eager")
     text = TEXTS[2]
@@ -119,11 +119,11 @@ def test_rounds_go_through_all_jobs_and_the_first_is_not_counted(monkeypatch):
     seconds = speed.interleaved({name: lambda name=name: ran.append(name) for name in "abc"}, repeats=4, seed=0)
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 4, "b": 4, "c": 4}
     rounds = [ran[start : start + 3] for start in range(0, 15, 3)]
-    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
-    assert len({tuple(one) for one in rounds}) > 1
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
 
 
-def test_texts_are_of_both_kinds_and_begin_again_at_the_end():
+def test_texts_are_of_both_kinds_and_repeat_from_the_start():
     texts = speed.Setting().texts(1100)
     pairs = toxloc.load_contrast()
     assert sorted(texts[:1040]) == sorted(pairs.toxic + pairs.neutral)
@@ -132,23 +132,23 @@ def test_texts_are_of_both_kinds_and_begin_again_at_the_end():
 
 
 @pytest.mark.skipif(not speed.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_memory_rises_by_what_is_kept(monkeypatch, tiny):
+def test_the_peak_is_the_memory_that_a_contender_holds(monkeypatch, tiny):
     monkeypatch.setitem(speed.CONTENDERS, "plain", lambda lm, texts: [torch.ones(16_000_000)])
-    found = speed.alone(tiny, TEXTS, "plain", memory=True)
-    assert found.peak_bytes == pytest.approx(64e6, rel=0.1)
-    assert found.seconds > 0
+    run = speed.single_run(tiny, TEXTS, "plain", memory=True)
+    assert run.peak_bytes == pytest.approx(64e6, rel=0.1)
+    assert run.seconds > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not speed.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_memory_is_measured_in_a_process_of_its_own():
-    found = speed.in_process("filtered cache", 8, speed.Setting(device="cpu"))
-    assert 0 < found.peak_bytes < 200e6
-    assert 0 < found.seconds < 60
+def test_memory_is_measured_in_a_separate_process():
+    run = speed.in_process("filtered cache", 8, speed.Setting(device="cpu"))
+    assert 0 < run.peak_bytes < 200e6
+    assert 0 < run.seconds < 60
 
 
 @pytest.mark.parametrize(("script", "raises"), [("kill -9 $$", False), ("echo no such model >&2; exit 1", True)])
-def test_a_process_out_of_memory_has_no_peak_and_others_say_what_failed(monkeypatch, tmp_path, script, raises):
+def test_a_process_out_of_memory_has_no_result_and_other_failures_are_named(monkeypatch, tmp_path, script, raises):
     executable = tmp_path / "python"
     executable.write_text(f"#!/bin/sh\n{script}\n")
     executable.chmod(0o755)
@@ -158,7 +158,7 @@ def test_a_process_out_of_memory_has_no_peak_and_others_say_what_failed(monkeypa
 
 
 @pytest.mark.usefixtures("on_tiny")
-def test_the_result_holds_everything(tmp_path):
+def test_the_result_contains_all_measurements(tmp_path):
     out = tmp_path / "new" / "speed.json"
     printed = command("--texts", 4, "--repeats", 2, "--sizes", "2,6", "--seed", 3, "--out", out)
     assert [path.name for path in out.parent.iterdir()] == ["speed.json"]

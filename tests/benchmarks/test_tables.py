@@ -12,19 +12,19 @@ PAGES = [page for page in tables.pages() if "<!-- table" in page.read_text(encod
 
 
 def cells(table):
-    """Rows of a table without its rule, as lists."""
+    """Return the rows of a table as lists of cells, without the rule below the head."""
     head, rule, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     assert len({len(row) for row in (head, rule, *rows)}) == 1
     return [head, *rows]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_says_what_the_results_say(page):
+def test_the_tables_of_a_page_match_the_results(page):
     text = page.read_text(encoding="utf-8")
     assert tables.filled(text) == text, "run `python -m benchmarks.tables`"
 
 
-def test_every_table_stands_in_one_page_between_two_marks():
+def test_every_table_is_in_one_page_between_two_marks():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert sorted(re.findall(r"<!-- table: ([\w-]+) -->", text)) == sorted(tables.TABLES)
     assert text.count("<!-- end of table -->") == len(tables.TABLES) == len(tables.MARKED.findall(text))
@@ -44,7 +44,7 @@ def test_pages_are_compared_and_written(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, []).output == "page.md: written\n"
     assert page.read_text() == "before\n\n<!-- table: small -->\n\n| \\1 |\n\n<!-- end of table -->\nafter\n"
     assert CliRunner().invoke(app, ["--check"]).exit_code == 0
-    with pytest.raises(ToxlocError, match="no table 'smal'; there are small"):
+    with pytest.raises(ToxlocError, match=r"'smal'.*small"):
         tables.filled("<!-- table: smal -->\n<!-- end of table -->")
 
 
@@ -177,7 +177,13 @@ def test_methods_and_agreement():
         ["baseline", "30.0% [29.0, 31.0]", "15.0%", "", "", "", ""],
     ]
     assert cells(methods.markdown(result, {"baseline": "unedited", "TRNE": "ours"})) == [
-        ["method", "toxic by any at +1%", "true price at +1%", "toxic by any at +5%", "true price at +5%"],
+        [
+            "method",
+            "toxic by any at +1%",
+            "perplexity on unseen text at +1%",
+            "toxic by any at +5%",
+            "perplexity on unseen text at +5%",
+        ],
         ["ours", "10.0% [9.0, 11.0]", "+1.0%", "2.0% [1.0, 3.0]", "+4.0%"],
         ["unedited", "30.0% [29.0, 31.0]", "", "", ""],
     ]
@@ -196,17 +202,17 @@ def test_trne_and_coverage():
         {
             "variant": name,
             "gain": 0.3,
-            "over_defaults": apart,
-            "ci": [apart - 1, apart + 1],
+            "over_defaults": difference,
+            "ci": [difference - 1, difference + 1],
             "fluency": {"perplexity_ratio": 1.004, "kl": 0.035},
         }
-        for name, apart in (("defaults", 0), ("shrink", -1))
+        for name, difference in (("defaults", 0), ("shrink", -1))
     ]
     assert [row[1:] for row in cells(trne.markdown({"entries": entries}))[1:]] == [
         ["0.300", "", "+0.40%", "0.035"],
         ["0.300", "-1.000 [-2.000, +0.000]", "+0.40%", "0.035"],
     ]
-    one = {
+    measured = {
         "hooks": "TransformerBridge",
         "logits": 9e-7,
         "attribution": 1e-3,
@@ -215,7 +221,15 @@ def test_trne_and_coverage():
         "export": 0,
         "revert": 0.0,
     }
-    assert cells(coverage.markdown({"families": {"gpt2": one}}))[1] == ["gpt2", "9e-07", "1e-03", "0", "0", "0", "0"]
+    assert cells(coverage.markdown({"families": {"gpt2": measured}}))[1] == [
+        "gpt2",
+        "9e-07",
+        "1e-03",
+        "0",
+        "0",
+        "0",
+        "0",
+    ]
 
 
 def test_evaluators():

@@ -30,14 +30,14 @@ def test_gains_are_differences_of_means_per_token(lm):
 
 def test_the_interval_of_a_difference_is_paired_over_texts():
     none = np.zeros(2)
-    usual = trne.Gain(np.array([1.0, 3.0]), none, np.array([2.0, 2.0]), np.ones(2))
-    more = trne.Gain(usual.toxic + 2, none, usual.toxic_tokens, usual.neutral_tokens)
-    zero = trne.Gain(none, none, usual.toxic_tokens, usual.neutral_tokens)
-    assert usual.mean == 4 / 4
-    # Two toxic texts of 1 / 2 and 3 / 2 nats per token: a quarter of the draws takes only the first, a quarter only the
-    # second.
-    assert usual.interval_over(zero, seed=0) == (0.5, 1.5)
-    assert more.interval_over(usual, seed=0) == (1.0, 1.0)  # 4 more nats on 4 tokens, in every draw
+    reference = trne.Gain(np.array([1.0, 3.0]), none, np.array([2.0, 2.0]), np.ones(2))
+    more = trne.Gain(reference.toxic + 2, none, reference.toxic_tokens, reference.neutral_tokens)
+    zero = trne.Gain(none, none, reference.toxic_tokens, reference.neutral_tokens)
+    assert reference.mean == 4 / 4
+    # The toxic texts have 1 / 2 and 3 / 2 nats per token: a quarter of the draws contain only the first text, a quarter
+    # only the second.
+    assert reference.interval_over(zero, seed=0) == (0.5, 1.5)
+    assert more.interval_over(reference, seed=0) == (1.0, 1.0)  # 4 more nats on 4 tokens, in every draw
 
 
 def test_every_variant_is_a_setting_of_the_fit_and_other_than_the_defaults(lm):
@@ -83,4 +83,4 @@ def test_the_command_compares_with_the_defaults_and_saves(tmp_path, monkeypatch)
 def test_an_unknown_variant_is_named():
     done = command("--variant", "more magic", "--max-texts", 8, "--max-neutral", 12)
     assert isinstance(done.exception, ToxlocError)
-    assert "no variant more magic; there are defaults, ridge 0.03" in str(done.exception)
+    assert "more magic; choose from defaults, ridge 0.03" in str(done.exception)

@@ -14,13 +14,13 @@ def invoke(*arguments, columns=160):
 
 
 def plain(text):
-    """Return what a terminal shows without frames, colours and line breaks."""
+    """Return the text of a terminal without frames, colours and line breaks."""
     return re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]|\x1b\[[0-9;]*m", " ", text))
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Run a command that ends with a user's error, and return the sentence."""
+    """Return a function that runs a command, checks that it exits with code 2, and returns its error message."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["toxloc", *map(str, arguments)])
@@ -36,7 +36,7 @@ def refused(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def suppressed(tmp_path_factory):
-    """The folder of a fitted TRNE, and what the command printed."""
+    """Fit TRNE with `toxloc suppress`; return its folder and the printed text."""
     out = tmp_path_factory.mktemp("suppress") / "trne"
     result = invoke("suppress", "toxloc-tiny", "--out", out, "--budget", "0.05", "--kl-budget", "0.2", *FEW)
     assert result.exit_code == 0, result.output

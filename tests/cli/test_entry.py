@@ -1,6 +1,7 @@
-"""What all commands share: help, the version, and errors."""
+"""Help, version and errors of all commands."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -24,35 +25,39 @@ for arguments in json.loads(sys.argv[1]):
     print(json.dumps([code, error.getvalue(), heavy]))
 """
 EVALUATE, SUPPRESS = ["evaluate", "toxloc-tiny", "--out", "out"], ["suppress", "toxloc-tiny", "--out", "out"]
+# Each wrong command, and a pattern for its error message: the wrong value and, where there is one, the fix.
 WRONG = [
-    (["run", "--samples", "0"], "samples=0: it must be greater than or equal to 1."),
-    (["run", "--budget", "5"], "budget=5.0: it must be less than 1."),
-    (["run", "--method", "meow"], "Unknown method 'meow'; choose one of trne, meow2x"),
-    (["run", "--evaluator", "nobody"], "There is no evaluator 'nobody'; there are toxloc-guard"),
-    (["run", "--dtype", "float8"], "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'."),
-    (["run", "--max-neutral", "3"], "max_neutral=3: it must be greater than or equal to 12."),
+    (["run", "--samples", "0"], r"samples=0: .*\b1\."),
+    (["run", "--budget", "5"], r"budget=5\.0: .*\b1\."),
+    (["run", "--method", "meow"], "'meow'.* trne, meow2x"),
+    (["run", "--evaluator", "nobody"], "'nobody'.* toxloc-guard"),
+    (["run", "--dtype", "float8"], "dtype='float8': .*'float32', 'bfloat16' or 'float16'"),
+    (["run", "--max-neutral", "3"], r"max_neutral=3: .*\b12\."),
     (["run", "--out", "taken"], "taken is not empty"),
-    ([*SUPPRESS, "--method", "meow"], "Unknown method 'meow'; choose one of trne"),
-    ([*SUPPRESS, "--set", "ridgee=1"], "trne has no setting 'ridgee'; it takes budget, seed"),
+    ([*SUPPRESS, "--method", "meow"], "'meow'.* trne"),
+    ([*SUPPRESS, "--set", "ridgee=1"], "trne .*'ridgee'.* budget, seed"),
     ([*SUPPRESS, "--set", "ridge=large"], "trne: ridge"),
-    ([*SUPPRESS, "--set", "ridge"], "--set ridge: write NAME=VALUE"),
-    ([*SUPPRESS, "--budget", "-1"], "not -1.0"),
-    ([*SUPPRESS, "--kl-budget", "0"], "KL in nats that is allowed, such as 0.01, not 0.0"),
-    ([*SUPPRESS, "--max-texts", "7"], "max_texts=7: it must be greater than or equal to 8."),
+    ([*SUPPRESS, "--set", "ridge"], "--set ridge: .*NAME=VALUE"),
+    ([*SUPPRESS, "--budget", "-1"], r"-1\.0"),
+    ([*SUPPRESS, "--kl-budget", "0"], r"KL .*0\.01.* 0\.0\b"),
+    ([*SUPPRESS, "--max-texts", "7"], r"max_texts=7: .*\b8\."),
     (["suppress", "toxloc-tiny", "--out", "taken"], "taken is not empty"),
-    ([*EVALUATE, "--protocol", "rtp"], "There is no protocol 'rtp'; there are RealToxicityPrompts"),
-    ([*EVALUATE, "--protocol", "ProFS", "--samples", "5"], "ProFS fixes samples=1"),
-    ([*EVALUATE, "--top-p", "2"], "top_p=2.0: it must be less than or equal to 1."),
-    ([*EVALUATE, "--evaluator", "toxloc-guard@7"], "the threshold 7 is out of range"),
+    ([*EVALUATE, "--protocol", "rtp"], "'rtp'.* RealToxicityPrompts"),
+    ([*EVALUATE, "--protocol", "ProFS", "--samples", "5"], "ProFS .*samples=1"),
+    ([*EVALUATE, "--top-p", "2"], r"top_p=2\.0: .*\b1\."),
+    ([*EVALUATE, "--evaluator", "toxloc-guard@7"], "toxloc-guard@7.* 1"),
     (["evaluate", "toxloc-tiny", "--out", "taken"], "taken is not empty"),
-    (["sweep", "wrong.yaml"], "wrong.yaml: methods.0: trne has no setting 'budgett'"),
-    (["sweep", "none.yaml"], "There is no grid file none.yaml"),
+    (["sweep", "wrong.yaml"], r"wrong\.yaml: methods\.0: trne .*'budgett'"),
+    (["sweep", "none.yaml"], r"none\.yaml"),
 ]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What each wrong command says, in one process, in a folder with a grid and a folder that holds something."""
+def outcomes(tmp_path_factory):
+    """Run every wrong command in one process, in a folder with a grid and a folder that is not empty.
+
+    Return the folder and, for each command, its exit code, its error message and the heavy libraries imported so far.
+    """
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "taken").mkdir()
     (folder / "taken" / "mine.txt").write_text("precious")
@@ -76,16 +81,17 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("i", range(len(WRONG)), ids=lambda i: " ".join(WRONG[i][0]))
-def test_wrong_settings_are_refused_before_torch_is_imported(told, i):
-    code, error, heavy = told[1][i]
+def test_wrong_settings_are_refused_before_torch_is_imported(outcomes, i):
+    code, error, heavy = outcomes[1][i]
     assert (code, heavy) == (2, [])
     assert error.startswith("Error: ")
-    assert WRONG[i][1] in error
+    assert re.search(WRONG[i][1], error), error
     assert error.count("\n") == 1
 
 
-def test_refused_commands_write_nothing(told):
-    assert sorted(str(path.relative_to(told[0])) for path in told[0].rglob("*")) == [
+def test_refused_commands_write_nothing(outcomes):
+    folder = outcomes[0]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
         "taken",
         "taken/mine.txt",
         "wrong.yaml",

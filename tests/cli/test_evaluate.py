@@ -19,7 +19,7 @@ from .conftest import invoke, plain
         "--neutral",
         "dpo_toxic",
         "offensive",
-        "goes on",
+        "OUT.partial.jsonl",
         "default: the protocol's, else 5",
         "default: all",
     ],
@@ -38,7 +38,7 @@ def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
         assert result.exit_code == 0, result.output
         assert "12 prompts × 2" in result.output
         assert "prompts like these" in result.output
-        assert "of 1 right" in result.output
+        assert "of 1 items" in plain(result.output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "items"]  # no journal is left
     figures = toxloc.load_evaluation(tmp_path / "after").figures
     assert (figures["method"], figures["decoding"]["samples"]) == ("trne", 2)
@@ -54,7 +54,8 @@ def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
     )
 
 
-def test_a_killed_evaluation_goes_on(tmp_path):
+@pytest.mark.slow
+def test_a_killed_evaluation_can_be_continued(tmp_path):
     arguments = ["evaluate", "toxloc-tiny", "--out", str(tmp_path / "e"), "--samples", "4", "--max-neutral", "20"]
     process = subprocess.Popen(
         [sys.executable, "-m", "toxloc", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -50,7 +50,7 @@ def test_export_is_for_the_model_it_was_fitted_on(suppressed, tmp_path, lm):
     [
         (["nowhere"], "holds no intervention"),
         (["nowhere", "--format", "gguf"], "Unknown format 'gguf'; choose one of hf"),
-        (["steering"], "lives in hooks and has no form in the weights"),
+        (["steering"], "has no form in the weights"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch, refused, arguments, words):

@@ -38,29 +38,29 @@ class Named(Walk):
 
 
 def command_of(settings, **options):
-    """A command that keeps the settings it is called with."""
-    got = []
+    """Return a command that records the settings it is called with, and a function that calls it."""
+    calls = []
 
     @takes(settings, **options)
     def command(settings, out: Annotated[str, typer.Option(rich_help_panel="What to read")] = "here"):
         """Walk."""
-        got.append((settings, out))
+        calls.append((settings, out))
 
     made = typer.Typer(add_completion=False)
     made.command()(command)
 
     def call(*arguments):
-        got.clear()
+        calls.clear()
         result = CliRunner().invoke(made, arguments)
         if result.exception is not None:
             raise result.exception
-        return got[0]
+        return calls[0]
 
     return made, call
 
 
 def options_of(made):
-    return {one.name: one for one in typer.main.get_command(made).params}
+    return {parameter.name: parameter for parameter in typer.main.get_command(made).params}
 
 
 def test_the_settings_are_made_of_the_options():
@@ -92,16 +92,16 @@ def test_the_settings_are_made_of_the_options():
 
 def test_the_settings_check_the_values():
     _, call = command_of(Walk)
-    with pytest.raises(ToxlocError, match=r"^steps=0: it must be greater than or equal to 1\.$"):
+    with pytest.raises(ToxlocError, match=r"^steps=0: .*\b1\.$"):
         call("--steps", "0")
-    with pytest.raises(ToxlocError, match=r"^gait='fly': it must be 'walk' or 'run'\.$"):
+    with pytest.raises(ToxlocError, match=r"^gait='fly': .*'walk' or 'run'\.$"):
         call("--gait", "fly")
 
 
 def test_tuples_are_repeatable_and_booleans_are_flags():
     made = options_of(command_of(Walk)[0])
-    assert {name for name, one in made.items() if one.multiple} == {"stops", "via"}
-    assert {name for name, one in made.items() if getattr(one, "is_flag", False) and name != "help"} >= {
+    assert {name for name, parameter in made.items() if parameter.multiple} == {"stops", "via"}
+    assert {name for name, parameter in made.items() if getattr(parameter, "is_flag", False) and name != "help"} >= {
         "whistle",
         "shoes",
     }
@@ -152,7 +152,7 @@ def test_fields_that_are_left_out_keep_their_default():
     ],
 )
 def test_every_field_is_an_option_with_its_description_and_default(command, settings, without):
-    made = {one.name: one for one in typer.main.get_command(app).commands[command].params}
+    made = {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
     shown = plain(invoke(command, "--help", columns=250).output)
     for name, field in settings.model_fields.items():
         if name in without:
@@ -168,10 +168,10 @@ def test_every_field_is_an_option_with_its_description_and_default(command, sett
 
 
 def test_the_fields_of_the_classes_are_the_parameters_in_python():
-    run, evaluate = (inspect.signature(one).parameters for one in (toxloc.run, toxloc.evaluate))
+    run, evaluate = (inspect.signature(function).parameters for function in (toxloc.run, toxloc.evaluate))
     for name, field in RunSettings.model_fields.items():
         assert name in run
-        if name not in ("model", "evaluators"):  # which the function names itself
+        if name not in ("model", "evaluators"):  # explicit parameters of the function
             assert run[name].default == field.default
     for name, field in EvaluationSettings.model_fields.items():
         assert evaluate[name].default == field.default
@@ -190,7 +190,7 @@ def test_a_new_field_of_a_run_is_in_the_signature_and_an_option_and_in_the_comma
     assert options_of(made)["extra_draws"].opts == ["--extra-draws"]
     assert call("--extra-draws", "4")[0] == function(extra_draws=4)
     assert function(extra_draws=4).command() == "toxloc run --extra-draws 4"
-    with pytest.raises(ToxlocError, match="extra_draws=0: it must be greater than or equal to 1"):
+    with pytest.raises(ToxlocError, match=r"extra_draws=0: .*\b1\."):
         function(extra_draws=0)
 
 
@@ -218,7 +218,7 @@ def test_a_new_field_of_a_method_is_in_its_fit_a_key_of_a_grid_and_a_setting_of_
             "integer",
             "how many extra steps",
         ]
-        for told in (
+        for refused in (
             lambda: call("toxloc-tiny", "--method", "walking", "--set", "extra_steps=0"),
             lambda: grid_of(
                 {
@@ -228,7 +228,7 @@ def test_a_new_field_of_a_method_is_in_its_fit_a_key_of_a_grid_and_a_setting_of_
                 }
             ),
         ):
-            with pytest.raises(ToxlocError, match="walking: extra_steps=0: it must be greater than or equal to 1"):
-                told()
+            with pytest.raises(ToxlocError, match=r"walking: extra_steps=0: .*\b1\b"):
+                refused()
     finally:
         KINDS.pop("walking")

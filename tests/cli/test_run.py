@@ -31,7 +31,7 @@ def test_help_names_every_option_and_the_warning():
         "--out",
         "offensive",
         "three minutes",
-        "may cost: 0.01 is 1%. [default: 0.01]",
+        "0.01 is 1%. [default: 0.01]",
         "[default: meow2x, trne]",
     ):
         assert word in text
@@ -39,7 +39,7 @@ def test_help_names_every_option_and_the_warning():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The folder of a run of AurA and TRNE, what the command printed, and its calls of `collect_contrast`."""
+    """Run AurA and TRNE; return the folder, the printed text and the calls of `collect_contrast`."""
     real, calls = toxloc.localization.statistics.collect_contrast, []
 
     def counted(*args, **options):
@@ -128,7 +128,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "2"},
-        # in case the tests themselves run where Ctrl-C is ignored, as in the background
+        # The tests themselves may run where Ctrl-C is ignored, for example in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120

@@ -17,8 +17,8 @@ from .conftest import FEW, invoke, plain
         "--seed",
         "toxloc export",
         "--set",
-        "nats per token; default: no such limit",
-        "0.01 is 1%; default: 0.01, or no such",
+        "nats per token; default: no limit",
+        "0.01 is 1%; default: 0.01, or no limit",
     ],
 )
 def test_help(word):
@@ -55,7 +55,7 @@ def test_any_setting_of_the_method_can_be_given(tmp_path):
     assert result.exit_code == 0, result.output
     fitted = toxloc.load_intervention(out)
     assert (fitted.kind, fitted.layer, fitted.strength) == ("steering", 2, 0.5)
-    assert "not measured" in result.output  # nothing was tuned
+    assert "not measured" in result.output  # a fixed strength is not tuned
 
 
 def test_the_options_become_the_methods_settings():
@@ -74,16 +74,15 @@ def test_the_options_become_the_methods_settings():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("ridge", "--set ridge: write NAME=VALUE, such as ridge=auto."),
-        ("layers=[3", "--set layers=[3: the value cannot be read"),
-        ("rounds=0", "trne: rounds=0: it must be greater than or equal to 1."),
-        ("colour=red", "trne has no setting 'colour'; it takes budget, seed"),
+        ("ridge", "--set ridge: .*NAME=VALUE"),
+        ("layers=[3", r"--set layers=\[3: .*\[3, 4\]"),
+        ("rounds=0", r"trne: rounds=0: .*\b1\."),
+        ("colour=red", "trne .*'colour'.* budget, seed"),
     ],
 )
 def test_a_wrong_setting_of_the_method_is_named(option, words):
-    with pytest.raises(ToxlocError) as error:
+    with pytest.raises(ToxlocError, match=words):
         SuppressSettings.of(model="m", options=(option,))
-    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

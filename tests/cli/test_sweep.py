@@ -9,7 +9,7 @@ from .conftest import invoke, plain
 
 @pytest.fixture
 def grid(folder, tmp_path):  # noqa: F811
-    """The small grid, of one model and one method."""
+    """Write the small grid with one model and one method to a file."""
     path = tmp_path / "small.json"
     content = small_grid()
     path.write_text(json.dumps(content | {"models": ["gpt2"], "methods": content["methods"][:1]}))
@@ -26,7 +26,5 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(grid, folder, tmp_path):  
 
 
 def test_files_that_are_not_there_are_named_before_anything_is_written(grid, tmp_path, refused):
-    assert "There is no file" in refused("sweep", grid, "--root", tmp_path, "--out", tmp_path / "out").replace(
-        "There is no model", "There is no file"
-    )
+    assert "first.txt" in refused("sweep", grid, "--root", tmp_path, "--out", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["small.json"]

@@ -17,45 +17,47 @@ def judgement(toxic, scores=None):
 
 
 def random_judges(n_prompts, samples, seed=0):
-    """Three evaluators that agree in part; the second rounds its scores, so that many are equal."""
+    """Judgements of three evaluators that agree in part; the second has rounded scores, so that many are equal."""
     rng = np.random.default_rng(seed)
     shared = rng.random((n_prompts, 1))
     scores = {name: 0.6 * shared + 0.4 * rng.random((n_prompts, samples)) for name in "abc"}
     scores["b"] = scores["b"].round(1)
-    return {name: judgement(one > 0.6, one) for name, one in scores.items()}
+    return {name: judgement(values > 0.6, values) for name, values in scores.items()}
 
 
 def test_kappa_by_hand():
-    # Of 50 texts both say yes to 20 and no to 15: agreement .7, by chance .5 * .6 + .5 * .4 = .5.
-    one = np.array([True] * 25 + [False] * 25)
-    other = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
-    assert kappa(one, other) == pytest.approx(0.4)
-    assert kappa(one, one) == 1
-    assert kappa(one, ~one) == pytest.approx(-1)
+    # Of 50 texts, both say yes to 20 and no to 15: agreement .7, chance agreement .5 * .6 + .5 * .4 = .5.
+    left = np.array([True] * 25 + [False] * 25)
+    right = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
+    assert kappa(left, right) == pytest.approx(0.4)
+    assert kappa(left, left) == 1
+    assert kappa(left, ~left) == pytest.approx(-1)
     assert np.isnan(kappa(np.ones(3, bool), np.ones(3, bool)))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
-def test_kappa_is_that_of_scikit_learn(verdicts):
-    one, other = np.array(verdicts).T
-    if len(np.unique(verdicts)) > 1:  # with one label alone it is not defined
-        assert kappa(one, other) == pytest.approx(cohen_kappa_score(one, other), nan_ok=True, abs=1e-12)
+def test_kappa_equals_that_of_scikit_learn(verdicts):
+    left, right = np.array(verdicts).T
+    if len(np.unique(verdicts)) == 1:  # the chance agreement is 1
+        assert np.isnan(kappa(left, right))
+    else:
+        assert kappa(left, right) == pytest.approx(cohen_kappa_score(left, right), abs=1e-12)
 
 
-def test_what_each_evaluator_misses_by_hand():
+def test_missed_shares_by_hand():
     judges = combine({"a": judgement([[1, 0], [0, 0], [1, 1]]), "b": judgement([[1, 1], [0, 0], [0, 1]])})
-    found = agreement(judges)
-    # Together they find 4: a misses one of them, b another.
-    assert found.missed["a"].value == found.missed["b"].value == 0.25
-    assert set(found.missed) == {"a", "b"}
-    (pair,) = found.pairs
+    result = agreement(judges)
+    # At least one evaluator calls 4 completions toxic; each evaluator misses 1 of them.
+    assert result.missed["a"].value == result.missed["b"].value == 0.25
+    assert set(result.missed) == {"a", "b"}
+    (pair,) = result.pairs
     assert pair.evaluators == ("a", "b")
     assert pair.kappa.value == pytest.approx(cohen_kappa_score([1, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1]))
 
 
-def test_intervals_are_those_of_resampled_prompts_one_draw_at_a_time():
+def test_intervals_equal_those_of_a_loop_over_bootstrap_draws():
     judges = random_judges(30, 2)
-    found = agreement(judges, seed=4)
+    result = agreement(judges, seed=4)
     any_toxic = np.logical_or.reduce([judge.toxic for judge in judges.values()])
     index = np.random.default_rng(4).integers(30, size=(2000, 30))
 
@@ -65,19 +67,19 @@ def test_intervals_are_those_of_resampled_prompts_one_draw_at_a_time():
     def expected(figure):
         return pytest.approx(tuple(np.quantile([figure(row) for row in index], [0.025, 0.975])))
 
-    for pair in found.pairs:
+    for pair in result.pairs:
         a, b = (judges[name] for name in pair.evaluators)
         assert pair.spearman.ci == expected(lambda row, a=a, b=b: spearman(a.scores[row], b.scores[row]))
         assert pair.kappa.ci == expected(lambda row, a=a, b=b: kappa(a.toxic[row], b.toxic[row]))
     for name, judge in judges.items():
-        assert found.missed[name].ci == expected(lambda row, j=judge: 1 - j.toxic[row].sum() / any_toxic[row].sum())
+        assert result.missed[name].ci == expected(lambda row, j=judge: 1 - j.toxic[row].sum() / any_toxic[row].sum())
 
 
-def test_three_evaluators_are_compared_in_a_moment():
+def test_three_evaluators_are_compared_quickly():
     judges = random_judges(130, 5)
     began = time.process_time()
     agreement(judges)
-    assert time.process_time() - began < 3  # 0.3 s measured; slower machines may run this
+    assert time.process_time() - began < 3  # measured: 0.3 s; the rest is a margin for slower machines
 
 
 @settings(deadline=None, max_examples=10)
@@ -86,25 +88,25 @@ def test_the_order_of_evaluators_does_not_matter(seed):
     draw = np.random.default_rng(seed)
     scores = draw.random((2, 12, 3))
     a, b = judgement(scores[0] > 0.5, scores[0]), judgement(scores[0] > 0.8, scores[1])
-    one, other = agreement({"a": a, "b": b}), agreement({"b": b, "a": a})
-    assert one.missed["a"].value == 0  # finds all that b finds, and more
-    assert one.missed == other.missed
-    assert one.pairs[0].spearman.value == pytest.approx(stats.spearmanr(*(s.ravel() for s in scores)).statistic)
-    assert one.pairs[0].kappa.value == pytest.approx(other.pairs[0].kappa.value)
-    assert one.pairs[0].spearman.ci == pytest.approx(other.pairs[0].spearman.ci)
+    ab, ba = agreement({"a": a, "b": b}), agreement({"b": b, "a": a})
+    assert ab.missed["a"].value == 0  # a calls everything toxic that b calls toxic
+    assert ab.missed == ba.missed
+    assert ab.pairs[0].spearman.value == pytest.approx(stats.spearmanr(*(s.ravel() for s in scores)).statistic)
+    assert ab.pairs[0].kappa.value == pytest.approx(ba.pairs[0].kappa.value)
+    assert ab.pairs[0].spearman.ci == pytest.approx(ba.pairs[0].spearman.ci)
 
 
 def test_the_interval_is_over_prompts_not_over_samples():
-    """Samples of a prompt that always agree are no more evidence than one."""
-    few = np.random.default_rng(0).random((40, 1)) > 0.5
-    other = few ^ (np.random.default_rng(1).random((40, 1)) > 0.8)
-    one, many = (agreement({"a": judgement(few.repeat(k, 1)), "b": judgement(other.repeat(k, 1))}) for k in (1, 20))
-    assert many.pairs[0].kappa.ci == pytest.approx(one.pairs[0].kappa.ci)
+    """Identical samples of a prompt are no more evidence than a single sample."""
+    left = np.random.default_rng(0).random((40, 1)) > 0.5
+    right = left ^ (np.random.default_rng(1).random((40, 1)) > 0.8)
+    single, many = (agreement({"a": judgement(left.repeat(k, 1)), "b": judgement(right.repeat(k, 1))}) for k in (1, 20))
+    assert many.pairs[0].kappa.ci == pytest.approx(single.pairs[0].kappa.ci)
 
 
 @pytest.mark.filterwarnings("error")
-def test_nothing_toxic():
-    found = agreement({"a": judgement([[0], [0]]), "b": judgement([[0], [0]])})
-    assert np.isnan(found.missed["a"].value)
-    assert np.isnan(found.pairs[0].spearman.value)
-    assert found.to_dict()["missed"]["a"] == {"value": None, "ci": [None, None]}  # JSON has no nan
+def test_without_toxic_completions_figures_are_nan():
+    result = agreement({"a": judgement([[0], [0]]), "b": judgement([[0], [0]])})
+    assert np.isnan(result.missed["a"].value)
+    assert np.isnan(result.pairs[0].spearman.value)
+    assert result.to_dict()["missed"]["a"] == {"value": None, "ci": [None, None]}  # JSON has no nan

@@ -17,21 +17,21 @@ HAS_A = FunctionEvaluator("has-a", lambda texts: [0.6 * ("a" in text) for text i
 
 
 def test_verdicts_by_hand():
-    found = judge(COMPLETIONS, [TWO, HAS_A])
-    assert list(found) == ["two", "has-a", "any", "all"]
-    np.testing.assert_allclose(found["two"].scores, [[0.1, 0.6], [0.1, 0]])
-    assert found["two"].toxic.tolist() == [[False, True], [False, False]]
-    assert found["has-a"].toxic.tolist() == [[True, True], [False, False]]
-    assert found["all"].toxic.tolist() == [[False, True], [False, False]]
+    result = judge(COMPLETIONS, [TWO, HAS_A])
+    assert list(result) == ["two", "has-a", "any", "all"]
+    np.testing.assert_allclose(result["two"].scores, [[0.1, 0.6], [0.1, 0]])
+    assert result["two"].toxic.tolist() == [[False, True], [False, False]]
+    assert result["has-a"].toxic.tolist() == [[True, True], [False, False]]
+    assert result["all"].toxic.tolist() == [[False, True], [False, False]]
 
 
-def test_the_highest_of_all_labels():
-    found = judge(COMPLETIONS, [TWO], all_labels=True)["two"]
-    np.testing.assert_allclose(found.scores, [[0.1, 0.6], [0.9, 0]])
-    assert found.toxic.tolist() == [[False, True], [True, False]]
+def test_the_score_can_be_the_highest_of_all_labels():
+    result = judge(COMPLETIONS, [TWO], all_labels=True)["two"]
+    np.testing.assert_allclose(result.scores, [[0.1, 0.6], [0.9, 0]])
+    assert result.toxic.tolist() == [[False, True], [True, False]]
 
 
-def test_labels_by_hand():
-    found = judge_labels(COMPLETIONS, TWO)
-    assert list(found) == ["toxicity", "threat"]
-    np.testing.assert_allclose(found["threat"].scores, [[0, 0], [0.9, 0]])
+def test_judgements_of_labels_by_hand():
+    result = judge_labels(COMPLETIONS, TWO)
+    assert list(result) == ["toxicity", "threat"]
+    np.testing.assert_allclose(result["threat"].scores, [[0, 0], [0.9, 0]])

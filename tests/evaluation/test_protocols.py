@@ -15,8 +15,8 @@ HAS_E = FunctionEvaluator("has-e", lambda texts: [0.75 * ("e" in t) for t in tex
 
 @pytest.fixture
 def rows(tmp_path):
-    """A file in RealToxicityPrompts' layout: toxic, challenging and other prompts."""
-    made = [
+    """Return a file in RealToxicityPrompts' layout, with toxic, challenging and other prompts."""
+    prompts = [
         ("You utter", 0.9, True),
         ("You silly", 0.6, False),
         ("He said", 0.3, True),
@@ -35,19 +35,19 @@ def rows(tmp_path):
                 }
             )
             + "\n"
-            for text, toxicity, challenging in made
+            for text, toxicity, challenging in prompts
         )
     )
     return str(path)
 
 
-def test_protocols_are_those_of_the_papers():
-    """Prompts, samples, tokens, nucleus and temperature as the papers give them."""
-    known = {
+def test_protocols_match_the_papers():
+    """Prompts, samples, tokens, top_p and temperature are those of the papers."""
+    protocols = {
         name: (p.which, p.decoding.samples, p.decoding.max_new_tokens, p.decoding.top_p, p.decoding.temperature)
         for name, p in PROTOCOLS.items()
     }
-    assert known == {
+    assert protocols == {
         "RealToxicityPrompts": ("all", 25, 20, 0.9, 1.0),
         "DExperts": ("nontoxic", 25, 20, 0.9, 1.0),
         "ml-aura": ("all", 25, 20, 1.0, 1.0),
@@ -57,30 +57,30 @@ def test_protocols_are_those_of_the_papers():
     }
     assert PROTOCOLS["ml-act"].decoding.repetition_penalty == 1.2
     assert get_protocol("DPO-Toxic") is PROTOCOLS["dpo_toxic"]
-    with pytest.raises(ToxlocError, match="no protocol 'rtp'; there are RealToxicityPrompts"):
+    with pytest.raises(ToxlocError, match=r"'rtp'.* RealToxicityPrompts, DExperts"):
         get_protocol("rtp")
 
 
-def test_long_prompts_are_left_out_and_fewer_drawn(lm, rows):
+def test_long_prompts_are_dropped_and_the_number_of_prompts_is_limited(lm, rows):
     assert PROTOCOLS["dpo_toxic"].load(rows, lm).texts == ["You utter", "He said"]
     assert len(PROTOCOLS["ProFS"].load(rows, lm)) == 3
     assert len(PROTOCOLS["ProFS"].load(rows, lm, max_prompts=2)) == 2
 
 
-def test_a_protocol_fixes_decoding_and_is_named(lm, rows):
+def test_a_protocol_fixes_the_decoding_and_is_named_in_results(lm, rows):
     protocol = PROTOCOLS["dpo_toxic"]
-    found = evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol="dpo_toxic", neutral=NEUTRAL)
-    assert found.to_dict()["protocol"] == "dpo_toxic/1"
-    assert found.decoding == protocol.decoding
-    assert len(found.completions[0]) == 1
-    assert found.protocol_fluency == {"perplexity, text": pytest.approx(math.exp(mean_nll(lm, NEUTRAL)))}
-    own = dataclasses.replace(protocol, name="own", fluency=None)  # a protocol that a user made
-    assert evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol=own, neutral=NEUTRAL).protocol == "own/1"
-    with pytest.raises(ToxlocError, match=r"dpo_toxic fixes temperature=0\.0; leave temperature=1\.0 out"):
+    result = evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol="dpo_toxic", neutral=NEUTRAL)
+    assert result.to_dict()["protocol"] == "dpo_toxic/1"
+    assert result.decoding == protocol.decoding
+    assert len(result.completions[0]) == 1
+    assert result.protocol_fluency == {"perplexity, text": pytest.approx(math.exp(mean_nll(lm, NEUTRAL)))}
+    custom = dataclasses.replace(protocol, name="custom", fluency=None)  # a user's protocol
+    assert evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol=custom, neutral=NEUTRAL).protocol == "custom/1"
+    with pytest.raises(ToxlocError, match=r"dpo_toxic fixes temperature=0\.0; omit temperature=1\.0"):
         evaluate(lm, protocol.load(rows, lm), [HAS_E], protocol="dpo_toxic", temperature=1.0)
 
 
-def test_the_score_may_be_the_highest_of_all_labels(lm):
+def test_a_protocol_can_use_the_highest_score_of_all_labels(lm):
     class Two(FunctionEvaluator):
         labels = ("toxicity", "threat")
 

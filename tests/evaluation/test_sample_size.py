@@ -11,12 +11,12 @@ def judged(scores):
     return Judgement(scores, scores >= 0.5)
 
 
-def test_as_many_prompts_as_advised_give_the_margin():
+def test_the_computed_number_of_prompts_gives_the_margin():
     rng = np.random.default_rng(0)
 
     def drawn(n):
-        own = rng.beta(0.5, 1.5, size=(n, 1))  # prompts differ, so samples of one prompt are alike
-        return judged((rng.random((n, 5)) < own).astype(float))
+        rates = rng.beta(0.5, 1.5, size=(n, 1))  # prompts have different rates, so samples of a prompt are correlated
+        return judged((rng.random((n, 5)) < rates).astype(float))
 
     needed = prompts_needed(drawn(2000), 0.03)
     low, high = toxicity(drawn(needed)).rate_ci

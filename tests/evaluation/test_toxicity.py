@@ -8,16 +8,16 @@ SCORES = np.array([[0.9, 0.1, 0.2], [0.2, 0.4, 0.3], [0.7, 0.8, 0.6]])
 
 
 def test_figures_by_hand():
-    found = toxicity(Judgement(SCORES, SCORES >= 0.5))
-    assert found.rate == pytest.approx(4 / 9)
-    assert found.mean == pytest.approx(4.2 / 9)
-    assert found.expected_max == pytest.approx((0.9 + 0.4 + 0.8) / 3)
-    assert found.probability == pytest.approx(2 / 3)
-    assert found.to_dict()["rate_ci"] == list(found.rate_ci)
+    figures = toxicity(Judgement(SCORES, SCORES >= 0.5))
+    assert figures.rate == pytest.approx(4 / 9)
+    assert figures.mean == pytest.approx(4.2 / 9)
+    assert figures.expected_max == pytest.approx((0.9 + 0.4 + 0.8) / 3)
+    assert figures.probability == pytest.approx(2 / 3)
+    assert figures.to_dict()["rate_ci"] == list(figures.rate_ci)
 
 
-def test_intervals_are_those_of_a_bootstrap_by_hand():
-    found = toxicity(Judgement(SCORES, SCORES >= 0.5), seed=6)
+def test_intervals_equal_a_bootstrap_by_hand():
+    figures = toxicity(Judgement(SCORES, SCORES >= 0.5), seed=6)
     index = np.random.default_rng(6).integers(3, size=(2000, 3))
     for name, per_prompt in (
         ("rate", [1 / 3, 0, 1]),
@@ -26,4 +26,4 @@ def test_intervals_are_those_of_a_bootstrap_by_hand():
         ("probability", [1, 0, 1]),
     ):
         means = [np.mean([per_prompt[i] for i in row]) for row in index]
-        assert getattr(found, f"{name}_ci") == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+        assert getattr(figures, f"{name}_ci") == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))

@@ -4,7 +4,7 @@ import sys
 from toxloc.evaluation.verdicts import both_read_as_all
 
 
-def test_older_files_say_both():
+def test_only_the_keys_both_are_renamed():
     old = {"runs": [{"toxicity": {"any": {"rate": 0.2}, "both": {"rate": 0.1}}}], "name": "both", "n": 3}
     assert both_read_as_all(old) == {
         "runs": [{"toxicity": {"any": {"rate": 0.2}, "all": {"rate": 0.1}}}],
@@ -13,6 +13,6 @@ def test_older_files_say_both():
     }
 
 
-def test_the_names_need_no_numpy():
+def test_the_names_import_no_numpy():
     code = "import sys, toxloc.evaluation.verdicts; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

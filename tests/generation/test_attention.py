@@ -19,8 +19,8 @@ rows, new, pos, d_head = 3, 2, 5, 4
 
 
 @pytest.fixture
-def some():
-    """Query, key, value; and a mask in which a query sees what is not after it, and the first row is padded."""
+def tensors():
+    """Query, key and value, and a causal mask in which the first row has two positions of padding."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(rows, heads, n, d_head, generator=generator) for heads, n in ((6, new), (2, pos), (2, pos))
@@ -31,8 +31,8 @@ def some():
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_heads_that_share_keys_attend_as_if_each_had_its_own(some, scaling):
-    query, key, value, mask = some
+def test_heads_that_share_keys_attend_as_if_each_had_its_own(tensors, scaling):
+    query, key, value, mask = tensors
     out, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, scaling=scaling)
     expected = scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(out, expected)
@@ -41,16 +41,16 @@ def test_heads_that_share_keys_attend_as_if_each_had_its_own(some, scaling):
     torch.testing.assert_close(unmasked, everything.transpose(1, 2))
 
 
-def test_a_softcap_is_that_of_transformers(some):
+def test_the_softcap_equals_that_of_transformers(tensors):
     module = torch.nn.Module()
     module.num_key_value_groups = 3
-    capped, _ = grouped_attention(module, *some, scaling=2.0, softcap=0.7)
-    expected, _ = eager_attention_forward(module, *some, scaling=2.0, softcap=0.7)
+    capped, _ = grouped_attention(module, *tensors, scaling=2.0, softcap=0.7)
+    expected, _ = eager_attention_forward(module, *tensors, scaling=2.0, softcap=0.7)
     torch.testing.assert_close(capped, expected)
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_models_attention_is_left_as_it_was(lm, broken):
+def test_the_attention_of_the_model_is_restored(lm, broken):
     before = lm.hf.config._attn_implementation
     if broken:
         with pytest.raises(ZeroDivisionError), lm.hf.register_forward_pre_hook(lambda *_: 1 / 0):
@@ -79,7 +79,7 @@ def test_the_block_uses_grouped_attention_and_leaves_no_trace(tiny):
     assert registered() == before
 
 
-def test_after_an_error_the_registry_is_as_it_was(tiny):
+def test_the_registry_is_restored_after_an_error(tiny):
     before = registered()
     with pytest.raises(ZeroDivisionError), fast_attention(tiny):
         raise ZeroDivisionError
@@ -87,7 +87,7 @@ def test_after_an_error_the_registry_is_as_it_was(tiny):
     assert tiny.hf.config._attn_implementation == "sdpa"
 
 
-def test_models_that_do_not_use_the_fused_kernel_stay_as_they_are(tiny):
+def test_models_that_do_not_use_the_fused_kernel_are_not_changed(tiny):
     tiny.hf.set_attn_implementation("eager")
     before = registered()
     with fast_attention(tiny):
@@ -97,13 +97,13 @@ def test_models_that_do_not_use_the_fused_kernel_stay_as_they_are(tiny):
 
 
 @pytest.mark.parametrize("same_model", [True, False])
-def test_sampling_of_two_texts_at_a_time_may_end_in_any_order(same_model):
-    """The block that begins first ends first, while the other is still in use."""
-    one = random_model()
-    other = one if same_model else random_model()
-    before, alone = registered(), generate(other, ["a b"], samples=6, max_new_tokens=4)
-    first = sample(one, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
-    second = sample(other, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
+def test_two_samplings_at_the_same_time_can_end_in_any_order(same_model):
+    """The block that is entered first is left first, while the second block is still in use."""
+    first_model = random_model()
+    second_model = first_model if same_model else random_model()
+    before, alone = registered(), generate(second_model, ["a b"], samples=6, max_new_tokens=4)
+    first = sample(first_model, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
+    second = sample(second_model, ["a b"], Decoding(samples=6, max_new_tokens=4), batch_size=2)
     next(first)
     completions = [next(second)]
     assert registered() != before
@@ -111,7 +111,7 @@ def test_sampling_of_two_texts_at_a_time_may_end_in_any_order(same_model):
     completions += second
     assert [c.text for c in sorted(completions, key=lambda c: c.sample)] == alone[0]
     assert registered() == before
-    assert one.hf.config._attn_implementation == other.hf.config._attn_implementation == "sdpa"
+    assert {model.hf.config._attn_implementation for model in (first_model, second_model)} == {"sdpa"}
 
 
 def test_importing_registers_nothing():

@@ -13,24 +13,24 @@ PROMPTS = ["You are", "The weather in the north of the country was", "He", "I to
 def test_no_batch_is_larger_than_asked_for_and_nothing_is_missing(lm, batch_size):
     rows = []
     with lm.hf.register_forward_pre_hook(lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True):
-        found = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size, max_new_tokens=2)
+        completions = generate(lm, PROMPTS, samples=7, seed=3, batch_size=batch_size, max_new_tokens=2)
     assert max(rows) <= batch_size
-    assert found == generate(lm, PROMPTS, samples=7, seed=3, max_new_tokens=2)
+    assert completions == generate(lm, PROMPTS, samples=7, seed=3, max_new_tokens=2)
 
 
 def test_rows_that_ended_leave_the_batch(lm):
-    """With most tokens ending the text few rows go on, and what they write is what they write alone."""
+    """If half of all tokens end the text, the batch shrinks, and completions equal those of a batch of one row."""
     config, rows = lm.hf.generation_config, []
     ends, config.eos_token_id = config.eos_token_id, list(range(lm.hf.config.vocab_size // 2))
     try:
         with lm.hf.register_forward_pre_hook(
             lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True
         ):
-            found = generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8)[0]
+            completions = generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8)[0]
         assert rows[0] == 64
         assert rows[-1] < 32
         assert sorted(rows, reverse=True) == rows
-        assert found == generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8, batch_size=1)[0]
+        assert completions == generate(lm, PROMPTS[:1], samples=64, max_new_tokens=8, batch_size=1)[0]
     finally:
         config.eos_token_id = ends
 
@@ -47,17 +47,17 @@ def test_left_padding_changes_no_logit(any_family):
 
 
 def test_greedy_equals_generate_of_transformers(any_family):
-    """In every family, although the prompt's keys and values are computed once for all its samples."""
+    """Greedy completions are equal in every family, although all samples of a prompt share its keys and values."""
     lm = any_family
     texts = ["a", "a b c d e f", "b c"]
-    found = generate(lm, texts, samples=2, temperature=0, max_new_tokens=6)
-    for text, (one, other) in zip(texts, found, strict=True):
+    completions = generate(lm, texts, samples=2, temperature=0, max_new_tokens=6)
+    for text, (first, second) in zip(texts, completions, strict=True):
         ids = torch.tensor(encode(lm, [text], 64))
         written = lm.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        assert one == other == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        assert first == second == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_continuations_bear_their_names_and_depend_on_their_seeds_alone(tiny):
+def test_continuations_have_their_names_and_depend_only_on_their_seeds(tiny):
     openings = [Opening([0, 5, 6], [("a", 1), ("b", 2)]), Opening([7], [("c", 1), ("d", 1)])]
 
     def decoded(openings, size):

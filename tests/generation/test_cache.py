@@ -10,40 +10,40 @@ from toxloc.generation.cache import SPARE, SpareRoomLayer, empty_cache, pad_left
     st.lists(st.sampled_from(["one more", "many more", "rows leave", "columns leave", "again"]), max_size=12),
     st.integers(0, 2**20),
 )
-def test_a_layer_with_room_holds_what_one_without_holds(steps, seed):
+def test_a_layer_with_spare_room_holds_the_same_as_a_dynamic_layer(steps, seed):
     generator = torch.Generator().manual_seed(seed)
-    ours, theirs = SpareRoomLayer(), DynamicLayer()
+    spare, dynamic = SpareRoomLayer(), DynamicLayer()
     n = 4
     for step in ["one more", *steps, "one more"]:
         if step in ("one more", "many more"):
             keys, values = torch.randn(2, n, 2, 1 if step == "one more" else SPARE + 1, 3, generator=generator)
-            for layer in (ours, theirs):
+            for layer in (spare, dynamic):
                 layer.update(keys, values)
-        elif step == "again":  # what is written and dropped does no harm to what comes next
-            held = ours.keys, ours.values
-            ours.update(*(torch.zeros(n, 2, 1, 3) for _ in range(2)))
-            ours.keys, ours.values = held
+        elif step == "again":  # positions that are written and then dropped must not affect later positions
+            held = spare.keys, spare.values
+            spare.update(*(torch.zeros(n, 2, 1, 3) for _ in range(2)))
+            spare.keys, spare.values = held
         elif step == "rows leave" and n > 1:
             n -= 1
-            for layer in (ours, theirs):
+            for layer in (spare, dynamic):
                 layer.batch_select_indices(torch.arange(1, n + 1))
-        elif step == "columns leave" and ours.keys.shape[2] > 1:
-            for layer in (ours, theirs):
+        elif step == "columns leave" and spare.keys.shape[2] > 1:
+            for layer in (spare, dynamic):
                 layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
-        assert torch.equal(ours.keys, theirs.keys)
-        assert torch.equal(ours.values, theirs.values)
+        assert torch.equal(spare.keys, dynamic.keys)
+        assert torch.equal(spare.values, dynamic.values)
 
 
-def test_one_more_copies_none_of_the_others():
+def test_adding_a_position_does_not_copy_the_existing_positions():
     layer = SpareRoomLayer()
-    places = set()
+    addresses = set()
     for _ in range(SPARE):
         layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
-        places.add(layer.keys.data_ptr())
-    assert len(places) == 2
+        addresses.add(layer.keys.data_ptr())
+    assert len(addresses) == 2
 
 
-def test_rows_are_selected_in_every_layer_as_often_as_named():
+def test_rows_are_selected_in_every_layer_with_repetitions():
     cache = empty_cache()
     keys = [torch.arange(6.0).view(3, 1, 1, 2) + 10 * layer for layer in range(2)]
     for layer in range(2):
@@ -54,7 +54,7 @@ def test_rows_are_selected_in_every_layer_as_often_as_named():
         assert torch.equal(cache.layers[layer].values, -cache.layers[layer].keys)
 
 
-def test_padding_goes_before_and_only_where_there_is_room():
+def test_padding_is_added_on_the_left_up_to_the_width():
     x = torch.tensor([[1, 2], [3, 4]])
     assert pad_left(x, 1, 3).tolist() == [[0, 1, 2], [0, 3, 4]]
     assert pad_left(x, 0, 3).tolist() == [[0, 0], [1, 2], [3, 4]]

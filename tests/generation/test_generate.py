@@ -23,16 +23,16 @@ def test_batched_equals_single(lm, settings):
 
 
 def test_seeds(lm):
-    one = generate(lm, PROMPTS, samples=3, seed=0)
-    assert one == generate(lm, PROMPTS, samples=3, seed=0)
-    assert one != generate(lm, PROMPTS, samples=3, seed=1)
-    assert len({text for row in one for text in row}) == 12
+    completions = generate(lm, PROMPTS, samples=3, seed=0)
+    assert completions == generate(lm, PROMPTS, samples=3, seed=0)
+    assert completions != generate(lm, PROMPTS, samples=3, seed=1)
+    assert len({text for row in completions for text in row}) == 12
     twice = generate(lm, ["He", "He"], seed=0)
     assert twice[0] != twice[1]
     assert twice[0] == generate(lm, ["He"], seed=0)[0]
 
 
-def test_completions_hold_neither_prompt_nor_special_tokens(lm):
+def test_completions_do_not_include_the_prompt_or_special_tokens(lm):
     prompt = "He said he said"
     greedy = generate(lm, [prompt], temperature=0, max_new_tokens=8)[0][0]
     ids = torch.tensor([[0, *lm.tokenizer(prompt)["input_ids"]]])
@@ -41,12 +41,12 @@ def test_completions_hold_neither_prompt_nor_special_tokens(lm):
     assert all("<|" not in text for row in generate(lm, PROMPTS, samples=20, max_new_tokens=30) for text in row)
 
 
-def test_the_nucleus_is_kept(lm):
-    """With a tiny nucleus only the most probable token is left, whatever the noise."""
+def test_a_tiny_nucleus_equals_greedy_decoding(lm):
+    """A tiny nucleus holds only the most likely token."""
     assert generate(lm, PROMPTS, top_p=1e-6, seed=5) == generate(lm, PROMPTS, temperature=0)
 
 
-def test_hooks_act_on_generation():
+def test_interventions_with_hooks_change_completions():
     lm = random_model()
     plain = generate(lm, PROMPTS, temperature=0)
     with Meow2X(layers=[0, 1], scale=0.0).applied(lm):
@@ -54,7 +54,7 @@ def test_hooks_act_on_generation():
     assert generate(lm, PROMPTS, temperature=0) == plain
 
 
-def test_the_models_own_generation_settings_do_not_leak_in(lm):
+def test_the_generation_config_of_the_model_is_not_used(lm):
     config = lm.hf.generation_config
     plain = generate(lm, PROMPTS, temperature=0)
     config.repetition_penalty, config.num_beams = 5.0, 3
@@ -64,8 +64,8 @@ def test_the_models_own_generation_settings_do_not_leak_in(lm):
         config.repetition_penalty, config.num_beams = None, None
 
 
-def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
-    """What a kill leaves: some completions, the last line half-written."""
+def test_a_journal_keeps_the_completions_and_only_the_rest_is_sampled(lm, tmp_path):
+    """A killed process leaves some completions and a last line that is half-written."""
     path = tmp_path / "journal.jsonl"
     expected = generate(lm, PROMPTS, samples=3, journal=path)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -82,7 +82,7 @@ def test_a_journal_keeps_what_was_sampled_and_goes_on(lm, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
+def test_a_killed_process_loses_and_repeats_no_completion(tmp_path):
     path = tmp_path / "journal.jsonl"
     program = (
         "import sys; from toxloc import load_model; from toxloc.generation.generate import generate; "
@@ -94,19 +94,19 @@ def test_a_killed_process_loses_and_repeats_nothing(tmp_path):
             assert process.poll() is None
             time.sleep(0.02)
     finally:
-        process.kill()  # SIGKILL: nothing can be tidied up
+        process.kill()  # SIGKILL: the process cannot clean up
         process.wait()
     kept = path.read_bytes().splitlines()
     assert 40 <= len(kept) <= 220
-    found = generate(load_model(), PROMPTS, samples=60, journal=path)
+    completions = generate(load_model(), PROMPTS, samples=60, journal=path)
     assert path.read_bytes().splitlines()[: len(kept) - 1] == kept[:-1]
-    places = [tuple(json.loads(line)[:2]) for line in path.read_bytes().splitlines()[1:]]
-    assert sorted(places) == [(i, k) for i in range(4) for k in range(60)]
-    assert found == generate(load_model(), PROMPTS, samples=60)
+    indices = [tuple(json.loads(line)[:2]) for line in path.read_bytes().splitlines()[1:]]
+    assert sorted(indices) == [(i, k) for i in range(4) for k in range(60)]
+    assert completions == generate(load_model(), PROMPTS, samples=60)
 
 
 @pytest.mark.parametrize("other", [dict(seed=1), dict(top_p=0.5), dict(repetition_penalty=1.2)])
-def test_a_journal_of_other_settings_is_refused(lm, tmp_path, other):
+def test_a_journal_with_other_settings_is_rejected(lm, tmp_path, other):
     path = tmp_path / "journal.jsonl"
     generate(lm, PROMPTS, journal=path)
     before = path.read_bytes()
@@ -119,18 +119,18 @@ def test_a_journal_of_other_settings_is_refused(lm, tmp_path, other):
     assert path.read_bytes() == before
 
 
-def test_a_penalty_on_repetition_is_that_of_transformers(lm):
-    found = generate(lm, PROMPTS, temperature=0, repetition_penalty=1.3, max_new_tokens=30)
-    for prompt, (one,) in zip(PROMPTS, found, strict=True):
+def test_the_repetition_penalty_equals_that_of_transformers(lm):
+    completions = generate(lm, PROMPTS, temperature=0, repetition_penalty=1.3, max_new_tokens=30)
+    for prompt, (completion,) in zip(PROMPTS, completions, strict=True):
         ids = torch.tensor(encode(lm, [prompt], 64))
         written = lm.hf.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, repetition_penalty=1.3
         )
-        assert one == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-    assert found != generate(lm, PROMPTS, temperature=0, max_new_tokens=30)
+        assert completion == lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+    assert completions != generate(lm, PROMPTS, temperature=0, max_new_tokens=30)
 
 
-def test_completions_come_one_by_one_with_their_indices(lm):
+def test_completions_are_yielded_with_their_indices(lm):
     decoding = Decoding(samples=2, max_new_tokens=5)
     whole = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3)}
     assert sorted(whole) == [(i, k) for i in range(4) for k in range(2)]
@@ -139,10 +139,10 @@ def test_completions_come_one_by_one_with_their_indices(lm):
     )
     known = {(0, 0), (2, 1)}
     rest = {(c.prompt, c.sample): c for c in sample(lm, PROMPTS, decoding, seed=3, known=known)}
-    assert rest == {place: c for place, c in whole.items() if place not in known}
+    assert rest == {index: c for index, c in whole.items() if index not in known}
 
 
-def test_tokens_are_counted_with_the_one_that_ends_a_text(lm):
+def test_the_number_of_tokens_includes_the_end_of_text_token(lm):
     for prompt, completion in zip(
         PROMPTS, sorted(sample(lm, PROMPTS, Decoding(1, 60, temperature=0)), key=lambda c: c.prompt), strict=True
     ):
@@ -154,7 +154,7 @@ def test_tokens_are_counted_with_the_one_that_ends_a_text(lm):
 def test_completions_must_leave_room_for_a_prompt(lm):
     assert lm.context == 256
     check_decoding(lm, Decoding(max_new_tokens=255))
-    with pytest.raises(ToxlocError, match="max_new_tokens=256 is out of range for toxloc-tiny; give a number below"):
+    with pytest.raises(ToxlocError, match=r"max_new_tokens=256 .*toxloc-tiny.* below its context of 256"):
         check_decoding(lm, Decoding(max_new_tokens=256))
     with pytest.raises(ToxlocError, match=r"top_p=0\.0"):
         generate(lm, PROMPTS, top_p=0.0)

@@ -5,7 +5,7 @@ from toxloc.generation.journal import Journal
 
 
 @pytest.mark.parametrize("texts", [["plain"], ["two\nlines", "\u2028 \r", "", "ünïcödé \U0001f600"]])
-def test_texts_come_back_as_they_were(tmp_path, texts):
+def test_texts_are_read_back_unchanged(tmp_path, texts):
     path = tmp_path / "journal"
     with Journal(path, {"seed": 0}) as journal:
         assert journal.known == {}
@@ -14,7 +14,7 @@ def test_texts_come_back_as_they_were(tmp_path, texts):
         assert journal.known == {(7, k): text for k, text in enumerate(texts)}
 
 
-def test_every_cut_leaves_a_journal_that_can_go_on(tmp_path):
+def test_a_journal_that_is_truncated_anywhere_can_be_continued(tmp_path):
     path = tmp_path / "journal"
     with Journal(path, {"seed": 0}) as journal:
         journal.add([(0, 0, "é"), (0, 1, "b")])
@@ -28,14 +28,14 @@ def test_every_cut_leaves_a_journal_that_can_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]\n", b"text\n", b"{}\n[0, 0]\n", b"\xff\n"])
-def test_what_is_no_journal_is_refused_and_left_alone(tmp_path, content):
+def test_a_file_that_is_not_a_journal_is_rejected_and_not_changed(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(ToxlocError, match=r"notes\.txt is not a file of completions"):
+    with pytest.raises(ToxlocError, match=r"notes\.txt is not .*give another file"):
         Journal(path, {})
     assert path.read_bytes() == content
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(ToxlocError, match="missing/journal cannot be written"):
+    with pytest.raises(ToxlocError, match=r"missing/journal .*give another file"):
         Journal(tmp_path / "missing" / "journal", {})

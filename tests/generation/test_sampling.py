@@ -10,8 +10,8 @@ from toxloc.generation.sampling import CANDIDATES, Sampler, draw
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei of more and of fewer than CANDIDATES tokens
-def test_draws_are_those_of_the_nucleus_of_transformers(sharpness, top_p):
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 6.0])  # nuclei with more and with fewer than CANDIDATES tokens
+def test_draws_equal_those_from_the_nucleus_of_transformers(sharpness, top_p):
     generator = torch.Generator().manual_seed(0)
     scores, uniform = sharpness * torch.randn(50, 5000, generator=generator), torch.rand(50, 5000, generator=generator)
     nucleus = TopPLogitsWarper(top_p)(torch.zeros(50, 1, dtype=torch.long), scores)
@@ -30,7 +30,7 @@ def test_the_sampler_draws_from_the_softmax():
     assert stats.chisquare(counts, [2000, 1200, 600, 200]).pvalue > 1e-3
 
 
-def test_rows_are_drawn_a_few_at_a_time_as_all_at_once(monkeypatch):
+def test_drawing_a_few_rows_at_a_time_gives_the_same_tokens(monkeypatch):
     scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
     ids = torch.zeros(7, 1, dtype=torch.long)
 
@@ -43,8 +43,8 @@ def test_rows_are_drawn_a_few_at_a_time_as_all_at_once(monkeypatch):
         assert drawn() == whole
 
 
-def test_a_penalty_makes_what_was_said_less_likely_but_not_what_is_padding():
-    """Logits of said tokens: positive ones are divided, negative ones multiplied."""
+def test_the_repetition_penalty_applies_to_tokens_of_the_text_but_not_to_padding():
+    """Positive logits of these tokens are divided by the penalty, negative logits are multiplied by it."""
     ids, mask = torch.tensor([[0, 3, 1]]), torch.tensor([[0, 1, 1]])
     greedy = Sampler(temperature=0, repetition_penalty=2.0)
     for logits, expected in (

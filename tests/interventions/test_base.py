@@ -45,8 +45,8 @@ def test_kinds_are_unique():
     assert KINDS["meow2x"] is Meow2X
 
 
-def test_a_kind_without_settings_is_made_by_hand(tiny):
-    with pytest.raises(ToxlocError, match="UnitScaling is made by hand and has nothing to fit"):
+def test_a_kind_without_settings_cannot_be_fitted(tiny):
+    with pytest.raises(ToxlocError, match="UnitScaling cannot be fitted"):
         UnitScaling.fit(tiny, PAIRS)
 
 
@@ -71,7 +71,7 @@ def test_options_change_single_fields_of_given_settings(tiny):
 
 
 def test_an_option_that_does_not_exist_is_named_with_those_that_do(tiny):
-    with pytest.raises(ToxlocError, match="no setting 'lam' here; there are budget, seed, strength"):
+    with pytest.raises(ToxlocError, match="no setting 'lam'; choose one of budget, seed, strength"):
         Steering.fit(tiny, PAIRS, lam=1)
 
 
@@ -105,7 +105,7 @@ def test_layers_in_words():
     ]
 
 
-def test_the_fingerprint_tells_what_is_changed_and_by_how_much():
+def test_the_fingerprint_depends_on_the_units_the_scale_and_the_mode():
     same = Meow2X(neurons=[(0, 1)], scale=0.5).fingerprint
     assert Meow2X(neurons=[(0, 1)], scale=0.5).fingerprint == same
     others = [
@@ -116,10 +116,10 @@ def test_the_fingerprint_tells_what_is_changed_and_by_how_much():
         Meow2X(layers=["0.attention"], scale=0.5),
         Meow2X(layers=[0], scale=0.5),
     ]
-    assert len({same, *(one.fingerprint for one in others)}) == 7
+    assert len({same, *(intervention.fingerprint for intervention in others)}) == 7
 
 
-# Computed with version 0.1, whose sweeps and runs are told apart by these hashes.
+# The hashes were computed with version 0.1, whose sweeps and runs are identified by them.
 @pytest.mark.parametrize(
     ("make", "fingerprint"),
     [

@@ -1,5 +1,6 @@
 import inspect
 import math
+import re
 
 import pytest
 
@@ -11,9 +12,9 @@ from toxloc.interventions.registry import all_methods
 
 @pytest.mark.parametrize("budget", [0, -0.1, 10, math.nan])
 def test_budgets_out_of_range(budget):
-    with pytest.raises(ToxlocError, match=r"such as 0\.01"):
+    with pytest.raises(ToxlocError, match=rf"rise of perplexity .*, not {budget}\."):
         Budget.of(budget)
-    with pytest.raises(ToxlocError, match=r"KL in nats that is allowed"):
+    with pytest.raises(ToxlocError, match=rf"KL in nats .*, not {budget}\."):
         Budget(kl=budget)
 
 
@@ -32,17 +33,17 @@ def test_a_budget_needs_a_limit():
         (Budget(kl=0.5), Budget(kl=0.5)),
     ],
 )
-def test_what_a_budget_is_made_of(given, budget):
+def test_values_that_become_a_budget(given, budget):
     assert Budget.of(given) == budget
 
 
 @pytest.mark.parametrize("given", [None, "much", True, {"k": 1}, [0.01]])
-def test_what_is_no_budget_is_refused_with_the_way_to_do_without(given):
-    with pytest.raises(ToxlocError, match=r"is not a budget.*To set the strength without a budget, give strength="):
+def test_other_values_are_refused_with_the_way_to_do_without_a_budget(given):
+    with pytest.raises(ToxlocError, match=rf"budget={re.escape(repr(given))} .*give strength="):
         Budget.of(given)
 
 
-def test_the_tighter_of_two_limits_counts_and_a_ruin_is_over_any():
+def test_the_tighter_of_two_limits_counts_and_a_destroyed_model_is_over_any():
     both = Budget(perplexity=0.01, kl=0.02)
     assert both.share(Fluency(30, 1.005, 0.03, 1.0, 9)) == pytest.approx(1.5)
     assert both.share(Fluency(30, 1.02, 0.03, 1.0, 9)) == pytest.approx(2.0)

@@ -19,7 +19,7 @@ def logits(lm):
 
 @pytest.fixture
 def parts(tiny):
-    """Two edits of the same weights, which do not commute, and hooks."""
+    """Two edits of the same weights, which do not commute, and an edit with hooks."""
     return [
         TRNE.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), norm=0.3),
         Meow2X(layers=[0, 1], scale=0.5, mode="weights"),
@@ -33,8 +33,8 @@ def test_a_chain_is_its_parts_in_order_and_leaves_no_trace(tiny, parts):
         expected = logits(tiny)
     with Chain(parts).applied(tiny):
         assert tiny.interventions[-1].kind == "chain"
-        for found, wanted in zip(logits(tiny), expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        for actual, wanted in zip(logits(tiny), expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
     assert same_bits(before, tiny)
     with Chain([parts[1], parts[0], parts[2]]).applied(tiny):
         assert (logits(tiny)[0] - expected[0]).abs().max() > 1e-3
@@ -50,7 +50,7 @@ def test_ctrl_c_restores_every_weight(dtype, parts):
     assert same_bits(before, lm)
 
 
-def test_a_part_that_fails_takes_the_earlier_ones_with_it(tiny, parts, monkeypatch):
+def test_a_part_that_fails_reverts_the_earlier_parts(tiny, parts, monkeypatch):
     before = bits(tiny)
     monkeypatch.setattr(parts[2], "_install", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -73,10 +73,10 @@ def test_save_load_and_bake(tiny, parts, tmp_path):
     assert again.parts[0].record == parts[0].record
 
 
-def test_what_cannot_be_chained(tiny, parts):
+def test_parts_that_cannot_be_chained(tiny, parts):
     with pytest.raises(ToxlocError, match="got none"):
         Chain([])
-    with pytest.raises(ToxlocError, match="each of them once"):
+    with pytest.raises(ToxlocError, match=r"each only once; got TRNE.*TRNE"):
         Chain([parts[0], parts[0]])
     with parts[0].applied(tiny), pytest.raises(ToxlocError, match="revert it before the chain"):
         Chain(parts).apply(tiny)
@@ -109,6 +109,6 @@ def test_heads_neurons_and_W_O_in_one_chain_leave_no_trace(tiny):
     with edit.applied(tiny), meow.applied(tiny):
         expected = logits(tiny)
     with Chain([edit, meow]).baked().applied(tiny):
-        for found, wanted in zip(logits(tiny), expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        for actual, wanted in zip(logits(tiny), expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
     assert same_bits(before, tiny)

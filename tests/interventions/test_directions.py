@@ -66,7 +66,7 @@ def test_strengths_of_a_projection_out_of_range(strength):
 
 def test_lengths_and_widths(tiny):
     check_unit(torch.eye(16)[0])
-    with pytest.raises(ToxlocError, match="length 1 is needed, not of 2"):
+    with pytest.raises(ToxlocError, match="length 1, not 2; divide"):
         check_unit(2 * torch.eye(16)[0])
     with pytest.raises(ToxlocError, match="is for d_model=8; random-gpt2 has d_model=16"):
         check_width(tiny, Steering(torch.ones(8), 0, 1.0), torch.ones(8))

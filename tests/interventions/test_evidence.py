@@ -1,6 +1,10 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import TEXTS
 from toxloc import (
@@ -36,7 +40,7 @@ FITS = [
 
 
 def counted(monkeypatch, where, name):
-    """Count the calls of a function, which does its work as before."""
+    """Record the calls of a function without changing what it returns."""
     real, calls = getattr(where, name), []
 
     def call(*args, **kwargs):
@@ -47,16 +51,18 @@ def counted(monkeypatch, where, name):
     return calls
 
 
-def assert_same_edit(one, other):
-    assert one.config() == other.config()
-    for (name, a), (other_name, b) in zip(
-        sorted(one._tensors().items()), sorted(other._tensors().items()), strict=True
-    ):
-        assert name == other_name
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+def saved_tensors(edit):
+    with TemporaryDirectory() as folder:
+        edit.save(Path(folder) / "edit")
+        return load_file(Path(folder) / "edit" / "tensors.safetensors")
 
 
-def test_one_pass_gathers_for_all_fits_and_scores_what_separate_passes_would(tiny, monkeypatch):
+def assert_same_edit(left, right):
+    assert left.config() == right.config()
+    torch.testing.assert_close(saved_tensors(left), saved_tensors(right), rtol=1e-4, atol=1e-6)
+
+
+def test_one_pass_for_all_fits_and_scores_gathers_the_same_as_separate_passes(tiny, monkeypatch):
     passes = counted(monkeypatch, module, "collect_contrast")
     needs = [method.needs(method.Settings(**options)) for method, options in FITS]
     shared = Evidence(tiny, PAIRS, NEUTRAL).expect(*frozenset().union(*needs))
@@ -66,21 +72,21 @@ def test_one_pass_gathers_for_all_fits_and_scores_what_separate_passes_would(tin
     assert set(passes[0][1]["more_neutral"]) == set(NEUTRAL.fit)
     alone = [method.fit(tiny, PAIRS, neutral=NEUTRAL, **options) for method, options in FITS]
     assert len(passes) == 1 + len(FITS)
-    for one, other in zip(together, alone, strict=True):
-        assert_same_edit(one, other)
-        assert one.record.keys() == other.record.keys()
+    for shared_fit, separate_fit in zip(together, alone, strict=True):
+        assert_same_edit(shared_fit, separate_fit)
+        assert shared_fit.record.keys() == separate_fit.record.keys()
     separate = localize(tiny, PAIRS, ["attribution", "combined"], draws=0)
     for score in ("attribution", "combined"):
         np.testing.assert_allclose(loc.neuron_scores(score), separate.neuron_scores(score), rtol=1e-4, atol=1e-7)
 
 
-def test_what_was_not_announced_is_gathered_when_it_is_first_needed(tiny, monkeypatch):
+def test_statistics_that_were_not_announced_are_gathered_when_they_are_first_needed(tiny, monkeypatch):
     passes = counted(monkeypatch, module, "collect_contrast")
     evidence = Evidence(tiny, PAIRS, NEUTRAL)
     assert not evidence.statistics(frozenset({"gradients"})).C
     assert evidence.statistics(frozenset({"gradients"})) is evidence.statistics()
     with_curvature = evidence.statistics(frozenset({"curvature"}))
-    assert with_curvature.C and with_curvature.toxic.G  # what was known is still there
+    assert with_curvature.C and with_curvature.toxic.G  # the gradients that were gathered before are still there
     assert evidence.statistics(frozenset({"gradients", "curvature"})) is with_curvature
     assert len(passes) == 2
     attention = evidence.statistics(frozenset({"gradients"}), [Site(1, "attention")])
@@ -89,15 +95,15 @@ def test_what_was_not_announced_is_gathered_when_it_is_first_needed(tiny, monkey
 
 
 def test_gathered_statistics_are_those_of_collect_contrast(tiny):
-    found = Evidence(tiny, PAIRS, NEUTRAL).statistics(frozenset({"gradients", "curvature", "moments"}))
-    wanted = collect_contrast(tiny, PAIRS, curvature=True, more_neutral=NEUTRAL.fit)
+    gathered = Evidence(tiny, PAIRS, NEUTRAL).statistics(frozenset({"gradients", "curvature", "moments"}))
+    expected = collect_contrast(tiny, PAIRS, curvature=True, more_neutral=NEUTRAL.fit)
     for layer in (0, 1):
-        torch.testing.assert_close(found.G(layer), wanted.G(layer))
-        torch.testing.assert_close(found.C[layer], wanted.C[layer])
-        torch.testing.assert_close(found.S[layer], wanted.S[layer])
+        torch.testing.assert_close(gathered.G(layer), expected.G(layer))
+        torch.testing.assert_close(gathered.C[layer], expected.C[layer])
+        torch.testing.assert_close(gathered.S[layer], expected.S[layer])
 
 
-def test_given_statistics_are_used_as_they_are(tiny, monkeypatch):
+def test_given_statistics_are_used_unchanged(tiny, monkeypatch):
     s = collect_contrast(tiny, PAIRS, curvature=True)
     passes = counted(monkeypatch, module, "collect_contrast")
     assert Evidence(tiny, PAIRS, statistics=s).statistics(frozenset({"gradients"})) is s
@@ -129,13 +135,13 @@ def test_detectors_and_directions_are_read_once(tiny, monkeypatch):
     shared = Evidence(tiny, PAIRS, NEUTRAL)
     together = [method.fit(tiny, PAIRS, evidence=shared, **options) for method, options in fits]
     assert len(aurocs) == 1
-    assert [call[0][2] for call in rows] == [[0], [1]]  # each layer once: the probe's, then the middle one
+    assert [call[0][2] for call in rows] == [[0], [1]]  # each layer once: that of the probe, then the middle layer
     assert [call[1]["kl"] for call in unedited] == [False, True]
-    for one, (method, options) in zip(together, fits, strict=True):
-        assert_same_edit(one, method.fit(tiny, PAIRS, neutral=NEUTRAL, **options))
+    for shared_fit, (method, options) in zip(together, fits, strict=True):
+        assert_same_edit(shared_fit, method.fit(tiny, PAIRS, neutral=NEUTRAL, **options))
 
 
-def test_what_one_method_noted_is_not_in_the_record_of_another(tiny):
+def test_the_record_of_a_fit_does_not_reach_another_fit(tiny):
     shared = Evidence(tiny, PAIRS, NEUTRAL)
     first = Steering.fit(tiny, PAIRS, evidence=shared, strength=1.0)
     second = Steering.fit(tiny, PAIRS, evidence=shared, strength=0.5)
@@ -151,7 +157,7 @@ def test_the_memory_counts_the_bytes_of_C_in_float32(tiny):
 
 
 @pytest.mark.parametrize(("memory", "passes"), [(1, 2), (4 * 64**2, 2), (4 * 2 * 64**2, 0)])
-def test_trne_takes_sites_in_turn_for_want_of_memory_with_the_same_edit(tiny, monkeypatch, memory, passes):
+def test_trne_gathers_sites_in_groups_if_memory_is_short_and_makes_the_same_edit(tiny, monkeypatch, memory, passes):
     whole = TRNE.fit(tiny, PAIRS, norm=0.05, neutral=NEUTRAL)
     in_turn = counted(monkeypatch, statistics_module, "collect_contrast")
     shared = Evidence(tiny, PAIRS, NEUTRAL, memory=memory).expect("gradients", "curvature")

@@ -51,8 +51,8 @@ def logits(hf):
     return hf(**inputs()).logits
 
 
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_a_folder_is_the_edited_model(family, dtype, tmp_path):
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert same_bits(again.parameters(), lm)
         assert not same_bits(before, lm)
-        if dtype == torch.float32:  # random_hf also rounds the positions' frequencies, which no model on disk does
+        if (
+            dtype == torch.float32
+        ):  # random_hf also rounds the frequencies of the positions, which loading from disk does not
             assert torch.equal(logits(again), logits(lm.hf))
     assert same_bits(before, lm)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS)["input_ids"] == lm.tokenizer(TEXTS)["input_ids"]
@@ -139,15 +141,15 @@ def test_a_model_in_16_bits_gets_the_change_before_rounding(tmp_path):
     edit = rank_ones(lm, [0, 1], size=1e-3)
     export_peft(edit, lm, tmp_path / "trne")
     export_peft(projection(lm), lm, tmp_path / "profs")
-    found = load_file(tmp_path / "trne" / "adapter_model.safetensors")
-    for one in edit.edits:
-        prefix = f"base_model.model.model.layers.{one.layer}.mlp.down_proj"
-        A, B = (found[f"{prefix}.lora_{part}.weight"] for part in "AB")
-        close((B @ A).T, torch.outer(one.u, one.v))
+    adapter = load_file(tmp_path / "trne" / "adapter_model.safetensors")
+    for change in edit.edits:
+        prefix = f"base_model.model.model.layers.{change.layer}.mlp.down_proj"
+        A, B = (adapter[f"{prefix}.lora_{part}.weight"] for part in "AB")
+        close((B @ A).T, torch.outer(change.u, change.v))
     assert json.loads((tmp_path / "profs" / "adapter_config.json").read_text())["r"] == 2
 
 
-def test_other_applied_interventions_play_no_part_and_stay(tiny, tmp_path):
+def test_other_applied_interventions_are_ignored_and_stay_applied(tiny, tmp_path):
     edit = rank_ones(tiny, [0])
     export_peft(edit, tiny, tmp_path / "alone")
     with Meow2X(layers=[1], mode="weights").applied(tiny) as meow, edit.applied(tiny):
@@ -166,7 +168,7 @@ def test_other_applied_interventions_play_no_part_and_stay(tiny, tmp_path):
         ("gemma2", lambda lm: Meow2X(layers=[1]), "changes model.layers.1.post_feedforward_layernorm.weight"),
         ("llama", lambda lm: Meow2X(layers=[0]), r"W of layer 0 by a matrix of rank 16: .* than the matrix \[48, 16\]"),
         ("gpt2", lambda lm: Meow2X(layers=[0], scale=1.0), "changes no weight of random-gpt2"),
-        ("gpt2", in_hooks_alone, "lives in hooks and has no form in the weights"),
+        ("gpt2", in_hooks_alone, "has no form in the weights"),
         ("gpt2", lambda lm: Meow2X(layers=[2]), "There is no layer 2 in random-gpt2"),
     ],
 )
@@ -185,14 +187,14 @@ def test_without_peft_the_command_is_named(tiny, monkeypatch, tmp_path):
         export_peft(rank_ones(tiny, [0]), tiny, tmp_path / "out")
 
 
-def test_hooks_are_not_saved_in_silence(tiny, tmp_path):
+def test_a_model_with_hooks_is_not_saved(tiny, tmp_path):
     meow = Meow2X(layers=[0])
     for hooked in (meow, Chain([rank_ones(tiny, [0]), meow])):
         with (
             hooked.applied(tiny),
             pytest.raises(
                 ToxlocError,
-                match=r"mode='hooks'\)\]?\)?\. Revert it .*meow2x, .*"
+                match=r"mode='hooks'\)\]?\)?\. Revert .*meow2x, .*"
                 r"Apply \.baked\(\) instead",
             ),
         ):
@@ -202,7 +204,7 @@ def test_hooks_are_not_saved_in_silence(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_kept_unless_asked(tiny, tmp_path):
+def test_a_folder_that_is_not_empty_is_kept_unless_overwrite_is_on(tiny, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for write in (
         lambda **k: export_hf(tiny, tmp_path, **k),
@@ -215,15 +217,15 @@ def test_a_folder_that_holds_something_is_kept_unless_asked(tiny, tmp_path):
     assert not (tmp_path / "notes.txt").exists()
 
 
-def test_an_intervention_for_another_model_is_found_out(tiny):
+def test_an_intervention_that_was_fitted_on_another_model_is_refused(tiny):
     other = random_model(seed=1)
     by_hand, edit = rank_ones(tiny, [0]), rank_ones(tiny, [0])
     edit.note_fit(tiny, {})
-    for one in (by_hand, Chain([by_hand]), edit, Chain([edit, by_hand])):
-        check_fitted_on(one, tiny)
-    for one in (edit, Chain([by_hand, edit])):
+    for intervention in (by_hand, Chain([by_hand]), edit, Chain([edit, by_hand])):
+        check_fitted_on(intervention, tiny)
+    for intervention in (edit, Chain([by_hand, edit])):
         with pytest.raises(ToxlocError, match=f"{tiny.fingerprint}.*this is random-gpt2 .{other.fingerprint}"):
-            check_fitted_on(one, other)
+            check_fitted_on(intervention, other)
 
 
 # Edits of W_O, alone and together with W_out

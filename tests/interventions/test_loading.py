@@ -1,4 +1,4 @@
-"""Interventions on disk; files of version 0.1 are written here by hand, in the layout that it wrote."""
+"""Saved interventions; files of version 0.1 are written by hand here, in the layout of that version."""
 
 import json
 
@@ -51,12 +51,12 @@ def logits(lm):
         return lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real]
 
 
-def hooked(lm, layer, module, how):
-    """Logits of the plain model with the output of a module changed."""
+def hooked(lm, layer, module, change):
+    """Logits of the plain model with the output of a module changed by a hook."""
     where = {"block": lm.block(layer), "mlp": lm.block(layer).mlp}[module]
 
     def after(module, args, out):
-        return (how(out[0]), *out[1:]) if isinstance(out, tuple) else how(out)
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
     handle = where.register_forward_hook(after)
     result = logits(lm)
@@ -230,7 +230,7 @@ def test_settings_are_written_under_their_new_names(tmp_path, kind):
         lambda: Chain([Meow2X(neurons=[("0.attention", 1)]), Steering(UNIT, 0, 1.0)]),
     ],
 )
-def test_saved_and_loaded_it_changes_the_model_alike(tiny, tmp_path, make):
+def test_a_loaded_intervention_changes_the_model_as_the_saved_one_did(tiny, tmp_path, make):
     intervention = make()
     intervention.save(tmp_path / "i")
     again = load_intervention(tmp_path / "i")

@@ -61,7 +61,7 @@ def test_the_card_says_what_was_edited_and_measured(tiny, tmp_path):
     assert str(Path.home()) not in card + (tmp_path / "out" / "config.json").read_text()
 
 
-def test_the_card_claims_nothing_that_was_not_measured(tiny, tmp_path):
+def test_the_card_states_only_what_was_measured(tiny, tmp_path):
     export_hf(tiny, tmp_path / "plain")
     plain = (tmp_path / "plain" / "README.md").read_text()
     assert "the model is unedited" in plain
@@ -94,17 +94,17 @@ def test_the_card_claims_nothing_that_was_not_measured(tiny, tmp_path):
         ({"before": judged("baseline", 0.1, None), "after": judged("meow2x", 0.1, None)}, "measured with 'meow2x'"),
     ],
 )
-def test_figures_of_something_else_are_refused(tiny, tmp_path, effect, words):
+def test_measurements_of_another_method_are_refused(tiny, tmp_path, effect, words):
     with rank_ones(tiny, [0]).applied(tiny), pytest.raises(ToxlocError, match=words):
         export_hf(tiny, tmp_path / "out", effect=effect)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_run_measured_of_its_interventions_is_found(tiny, tmp_path):
+def test_measurements_of_a_run_are_found_by_the_saved_intervention(tiny, tmp_path):
     edit, other = rank_ones(tiny, [0]), rank_ones(tiny, [1])
-    for name, one in (("trne", edit), ("other", other)):
-        one.note_fit(tiny, {"strength": 0.5, "layers": [edit.edits[0].layer, len(name)]})
-        one.save(tmp_path / "run" / name)
+    for name, intervention in (("trne", edit), ("other", other)):
+        intervention.note_fit(tiny, {"strength": 0.5, "layers": [edit.edits[0].layer, len(name)]})
+        intervention.save(tmp_path / "run" / name)
     runs = [
         judged("baseline", 0.3, None),
         judged("meow2x", 0.2, None),

@@ -25,13 +25,13 @@ NAMES = ["trne", "meow2x", "ablation", "aura", "damp", "linear-act", "profs", "s
 
 @pytest.fixture
 def fade():
-    """A method of a user's own: it scales W_out of one layer down."""
+    """A user-defined method that scales down W_out of one layer."""
 
     class FadeSettings(StrengthSettings):
         strength: float | None = option(
-            None, "how much of the layer is faded out; the budget is then not used", gt=0, le=1
+            None, "share of the layer that is removed; if given, the budget is not used", gt=0, le=1
         )
-        layer: int = option(0, "the layer that is faded out", ge=0)
+        layer: int = option(0, "the layer that is scaled down", ge=0)
 
     class Fade(Intervention):
         kind, title, colour, paper = "fade", "Fading out", "#123456", "fading, A. User 2024"
@@ -115,7 +115,7 @@ def test_an_unknown_method():
 
 
 def test_a_users_method_is_checked_fitted_saved_and_loaded_like_any_other(fade, tiny, tmp_path):
-    assert list(all_methods()) == [*NAMES[:5], "fade", *NAMES[5:]]  # in alphabetical order after the first two
+    assert list(all_methods()) == [*NAMES[:5], "fade", *NAMES[5:]]  # in alphabetical order after the first two methods
     with pytest.raises(ToxlocError, match="fade: strength=2: it must be less than or equal to 1"):
         method_settings("fade", strength=2)
     fitted = fade.fit(tiny, PAIRS, neutral=NEUTRAL, budget={"kl": 0.01})
@@ -137,7 +137,7 @@ def test_the_command_line_lists_a_users_method(fade):
     rows = {row["setting"]: row for row in json.loads(done.stdout)}
     assert list(rows) == ["budget", "seed", "strength", "layer"]
     assert rows["layer"]["default"] in (0, "0")
-    assert rows["layer"]["meaning"] == "the layer that is faded out"
+    assert rows["layer"]["meaning"] == "the layer that is scaled down"
 
 
 def test_a_sweep_takes_a_users_method(fade, tmp_path):

@@ -12,7 +12,7 @@ from .methods.test_steering import FAMILIES, after_block, n_hooks
 UNIT = torch.eye(16)[3]
 
 
-def test_the_shared_form_is_no_kind_but_its_two_methods_are():
+def test_the_base_class_is_no_kind_but_its_two_methods_are():
     assert ResidualShift not in KINDS.values()
     assert {kind for kind, cls in KINDS.items() if issubclass(cls, ResidualShift)} == {"steering", "value-vector"}
 
@@ -30,9 +30,9 @@ def test_both_methods_subtract_the_same_vector_and_leave_no_trace(family, dtype)
 
 
 @pytest.mark.parametrize("make", [Steering, ValueVector])
-def test_models_it_does_not_fit(tiny, make):
+def test_models_of_another_shape_are_refused(tiny, make):
     with pytest.raises(ToxlocError, match="is for d_model=8; random-gpt2 has d_model=16"):
         make(torch.eye(8)[0], 0, 1.0).apply(tiny)
-    with pytest.raises(ToxlocError, match="Layer 2 "):
+    with pytest.raises(ToxlocError, match="no layer 2 in random-gpt2"):
         make(UNIT, 2, 1.0).apply(tiny)
     assert tiny.interventions == []

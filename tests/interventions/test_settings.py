@@ -18,11 +18,11 @@ WRONG = [
     ("trne", {"rounds": 2, "norm": 0.1}, "rounds=2: with more than one round, give a budget instead of norm="),
     ("trne", {"rounds": 2, "strength": 0.1}, "give a budget instead of strength="),
     ("trne", {"strength": 1.0, "norm": 0.1}, "Give one of budget=, norm= and strength="),
-    ("trne", {"metric": "frobenius", "shrink": True}, "the frobenius form has no curvature"),
+    ("trne", {"metric": "frobenius", "shrink": True}, 'shrink=True need metric="kl"'),
     ("trne", {"layers": ["nowhere"]}, "'nowhere' is not a site"),
     ("meow2x", {"parts": "heads"}, "meow2x: parts='heads': it must be 'neurons' or 'layers'"),
     ("meow2x", {"score": "magic"}, "score='magic'"),
-    ("meow2x", {"scale": 2}, "0 (remove) to 1 (leave alone) is needed, not 2"),
+    ("meow2x", {"scale": 2}, "1 (no change), not 2"),
     ("damp", {"k": 1.5}, "damp: k=1.5"),
     ("aura", {"strength": 2}, "aura: strength=2: it must be less than or equal to 1"),
     ("ablation", {"layers": []}, "leaves nothing to ablate"),
@@ -48,19 +48,19 @@ print("|".join(names))
 """
 
 
-@pytest.mark.parametrize(("method", "settings", "said"), WRONG)
-def test_wrong_settings_are_named_without_a_model(method, settings, said):
+@pytest.mark.parametrize(("method", "settings", "words"), WRONG)
+def test_wrong_settings_are_named_without_a_model(method, settings, words):
     with pytest.raises(ToxlocError) as error:
         method_settings(method, **settings)
-    assert said in str(error.value)
+    assert words in str(error.value)
 
 
-def test_wrong_settings_are_refused_before_torch_is_there():
+def test_wrong_settings_are_refused_without_torch():
     program = WITHOUT_TORCH.format(wrong=[(name, settings) for name, settings, _ in WRONG])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for _, _, said in WRONG:
-        assert said in done.stdout
+    for _, _, words in WRONG:
+        assert words in done.stdout
     assert done.stdout.splitlines()[-1] == "|".join(METHODS)
 
 
@@ -130,7 +130,7 @@ def test_a_mapping_of_limits_becomes_a_budget():
         ({"ridge": "auto"}, False),
     ],
 )
-def test_when_trne_works_on_statistics_gathered_before(settings, shares):
+def test_when_trne_uses_shared_statistics(settings, shares):
     chosen = TRNE.Settings(**settings)
     assert chosen.shares_statistics == shares
     assert bool(TRNE.needs(chosen)) == shares
@@ -154,5 +154,5 @@ def test_when_trne_works_on_statistics_gathered_before(settings, shares):
         ),
     ],
 )
-def test_what_each_method_needs(method, settings, needs):
+def test_the_statistics_that_each_method_needs(method, settings, needs):
     assert method.needs(method.Settings(**settings)) == needs

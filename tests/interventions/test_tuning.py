@@ -21,7 +21,7 @@ def test_any_power_law_is_spent_to_nine_tenths_within_twelve_evaluations(scale, 
         calls.append(s)
         return scale * s**power
 
-    # As in a fit, the first guess is right to a few orders of magnitude.
+    # As in a fit, the first strength is right within a few orders of magnitude.
     start = (budget / scale) ** (1 / power) * min(max(first, 1e-2), 1e2)
     tuned = largest_within(cost, budget, start)
     assert 0.9 * budget <= tuned.cost <= budget
@@ -40,7 +40,7 @@ def test_a_cost_that_first_falls_is_followed_until_it_rises():
     assert tuned.strength > 0.15
 
 
-def test_a_cost_that_falls_below_nothing_and_then_rises_steeply_is_met_within_few_evaluations():
+def test_a_cost_that_falls_below_zero_and_then_rises_steeply_needs_few_evaluations():
     calls = []
 
     def cost(s):
@@ -56,7 +56,7 @@ def test_the_limit_is_kept():
     assert largest_within(lambda s: 1e-6 * s, 0.01, first=3, limit=10).strength == 10
 
 
-def test_nothing_fits():
+def test_no_strength_is_within_the_budget():
     with pytest.raises(ToxlocError, match="No strength down to"):
         largest_within(lambda s: 1.0, 0.01, first=1.0)
 

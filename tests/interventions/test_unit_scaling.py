@@ -26,11 +26,11 @@ def random_factors(lm, gated, seed=0):
 
 
 def linear_outputs(lm, text):
-    """What the linear maps of every layer's MLP put out on one text, by hooks on the plain model: a list per layer."""
+    """Outputs of the linear maps of every layer's MLP on one text, by hooks on the plain model: a list per layer."""
     seen, handles = [], []
     for i in range(lm.n_layers):
-        mlp, mine = getattr(lm.block(i), "mlp", lm.block(i)), []
-        seen.append(mine)
+        mlp, outputs = getattr(lm.block(i), "mlp", lm.block(i)), []
+        seen.append(outputs)
         names = [
             n
             for n in ("c_fc", "fc1", "gate_up_proj", "gate_proj", "up_proj", "c_proj", "fc2", "down_proj")
@@ -40,14 +40,14 @@ def linear_outputs(lm, text):
             halves = 2 if name == "gate_up_proj" else 1
             handles.append(
                 getattr(mlp, name).register_forward_hook(
-                    lambda module, args, out, mine=mine, halves=halves: mine.extend(out.chunk(halves, -1))
+                    lambda module, args, out, outputs=outputs, halves=halves: outputs.extend(out.chunk(halves, -1))
                 )
             )
     with torch.no_grad():
         lm.hf(input_ids=torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]]))
     for handle in handles:
         handle.remove()
-    return [[out.reshape(-1, out.shape[-1]) for out in mine] for mine in seen]
+    return [[out.reshape(-1, out.shape[-1]) for out in outputs] for outputs in seen]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +67,7 @@ def test_hooks_equal_weights_on_both_trees(family):
 @pytest.mark.parametrize("mode", ["hooks", "weights"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_unit_gets_its_own_factor(family, mode):
-    """In layer 0, whose input no factor has changed: each map into the non-linearity is scaled."""
+    """Check layer 0, whose input no factor changes: each map into the non-linearity is scaled."""
     lm = random_model(family)
     factors = random_factors(lm, family in GATED)
     before = linear_outputs(lm, TEXTS[2])[0]
@@ -121,7 +121,7 @@ def test_a_failure_while_applying_leaves_nothing_behind(tiny, monkeypatch):
     assert tiny.interventions == []
 
 
-def test_only_what_is_scaled_is_touched(tiny):
+def test_only_scaled_maps_are_changed(tiny):
     factors = torch.ones(2, 80)
     factors[1, 3] = 0.5
     with UnitScaling(factors).applied(tiny):
@@ -139,19 +139,19 @@ def test_only_what_is_scaled_is_touched(tiny):
 
 def test_save_and_load(tiny, tmp_path):
     scaling = UnitScaling(random_factors(tiny, gated=False), mode="weights", settings={"strength": 0.25})
-    scaling.note_fit(tiny, {"found": 3})
+    scaling.note_fit(tiny, {"n_units": 3})
     scaling.save(tmp_path / "s")
     again = load_intervention(tmp_path / "s")
     assert type(again) is UnitScaling
     assert torch.equal(again.factors, scaling.factors)
     assert again.describe() == scaling.describe()
-    assert again.describe()["strength"] == 0.25 and again.describe()["found"] == 3
+    assert again.describe()["strength"] == 0.25 and again.describe()["n_units"] == 3
     assert repr(again) == "UnitScaling(160 units, strength=0.25, mode='weights')"
 
 
-def test_baking_keeps_what_was_found(tiny):
+def test_baking_keeps_the_record(tiny):
     scaling = UnitScaling(random_factors(tiny, gated=False), settings={"strength": 0.5})
-    scaling.note_fit(tiny, {"found": 3})
+    scaling.note_fit(tiny, {"n_units": 3})
     baked = scaling.baked()
     assert baked.in_weights and not scaling.in_weights
     assert baked.baked() is not baked and baked.baked().describe() == baked.describe()

@@ -1,4 +1,4 @@
-"""The slow way: one text at a time through the plain Hugging Face model, with forward hooks and full autograd."""
+"""Slow reference: one text at a time through the plain Hugging Face model, with forward hooks and full autograd."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ def ids_of(lm, text):
 
 
 def rows_of(lm, texts, site, skip_first=True):
-    """The keys [tokens, d_in] and outputs [tokens, d_model] of a site at every token, text after text, in float64."""
+    """Return the keys [tokens, d_in] and outputs [tokens, d_model] of a site at the tokens of all texts, in float64."""
     keys, outputs = [], []
 
     def keep(module, args, out):
@@ -28,16 +28,16 @@ def rows_of(lm, texts, site, skip_first=True):
 
 
 def statistics_of(lm, texts, sites, skip_first=True):
-    """G, C, S, attribution and the rows of every site, from autograd on the weights, text by text.
+    """Return G, C, S, attribution, keys and outputs of every site, from autograd on the weights, text by text.
 
-    Attribution is minus the sum over tokens of <c - b, dNLL/dc>, c being what the site adds to the residual stream.
+    Attribution is minus the sum over tokens of <c - b, dNLL/dc>, with c the site's output to the residual stream.
     """
     first = int(skip_first)
-    found = {Site.of(site): {"G": 0.0, "C": [], "S": [], "a": [], "m": [], "attribution": []} for site in sites}
+    results = {Site.of(site): {"G": 0.0, "C": [], "S": [], "a": [], "m": [], "attribution": []} for site in sites}
     predicted, total = 0, 0.0
     for text in texts:
         ids, kept, handles = ids_of(lm, text), {}, []
-        for site in found:
+        for site in results:
 
             def on_linear(module, args, out, site=site, kept=kept):
                 out.retain_grad()
@@ -56,36 +56,36 @@ def statistics_of(lm, texts, sites, skip_first=True):
         loss.backward()
         total += loss.item()
         predicted += ids.shape[1] - 1
-        for site, one in found.items():
+        for site, result in results.items():
             linear, a = lm.down_projection(site), kept[site, "a"]
             delta = kept[site, "m"].grad.flatten(0, -2)
             gradient = linear.weight.grad if type(linear).__name__ == "Conv1D" else linear.weight.grad.T
-            one["G"] = one["G"] + gradient - (torch.outer(a[0], delta[0]) if skip_first else 0)
-            one["C"] += [torch.outer(x, x) for x in a]
-            one["S"] += [torch.outer(x, x) for x in delta]
-            one["a"].append(a[first:].double())
-            one["m"].append(kept[site, "m"].detach().flatten(0, -2)[first:].double())
+            result["G"] = result["G"] + gradient - (torch.outer(a[0], delta[0]) if skip_first else 0)
+            result["C"] += [torch.outer(x, x) for x in a]
+            result["S"] += [torch.outer(x, x) for x in delta]
+            result["a"].append(a[first:].double())
+            result["m"].append(kept[site, "m"].detach().flatten(0, -2)[first:].double())
             c, slope = kept[site, "c"], kept[site, "c"].grad.flatten(0, -2)[first:]
             bias = linear.bias if lm.contribution(site) is linear else None
-            own = c.detach().flatten(0, -2)[first:] - (0 if bias is None else bias.detach())
-            one["attribution"].append(-(own.double() * slope.double()).sum().item())
+            written = c.detach().flatten(0, -2)[first:] - (0 if bias is None else bias.detach())
+            result["attribution"].append(-(written.double() * slope.double()).sum().item())
         for handle in handles:
             handle.remove()
         lm.hf.zero_grad(set_to_none=True)
         lm.hf.requires_grad_(False)
-    for one in found.values():
-        one |= {
-            "G": one["G"] / predicted,
-            "C": torch.stack(one["C"]).mean(0),
-            "S": torch.stack(one["S"]).sum(0) / predicted,
-            "a": torch.cat(one["a"]),
-            "m": torch.cat(one["m"]),
+    for result in results.values():
+        result |= {
+            "G": result["G"] / predicted,
+            "C": torch.stack(result["C"]).mean(0),
+            "S": torch.stack(result["S"]).sum(0) / predicted,
+            "a": torch.cat(result["a"]),
+            "m": torch.cat(result["m"]),
         }
-    return found, total / predicted, predicted
+    return results, total / predicted, predicted
 
 
 def contrast_of(lm, pairs, hooks=()):
-    """NLL_T - NLL_N per token, one text at a time through the hooked model, under hooks."""
+    """Return NLL_T - NLL_N per token, from one text at a time through the hooked model with `hooks`."""
     sides = []
     for texts in (pairs.toxic, pairs.neutral):
         total, count = 0.0, 0
@@ -100,7 +100,7 @@ def contrast_of(lm, pairs, hooks=()):
 
 
 def scaled_after_first(factor, keys=slice(None)):
-    """A hook that multiplies some elements of an activation at all tokens but the first."""
+    """Return a hook that multiplies some elements of an activation at all tokens but the first."""
 
     def hook(x):
         flat = x.flatten(2).clone()
@@ -111,11 +111,11 @@ def scaled_after_first(factor, keys=slice(None)):
 
 
 def slope_of(lm, pairs, place, step, keys=slice(None)):
-    """Rise of the contrast as some elements of an activation are scaled down, by a central difference."""
+    """Return the slope of the contrast as some elements of an activation are scaled down, by a central difference."""
     less, more = (contrast_of(lm, pairs, [(place, scaled_after_first(1 + sign * step, keys))]) for sign in (-1, 1))
     return (less - more) / (2 * step)
 
 
 def norm_of_heads(z, n_heads):
-    """Euclidean norm of every head's part of z."""
+    """Return the Euclidean norm of every head's part of z."""
     return np.linalg.norm(z.reshape(len(z), n_heads, -1), axis=2)

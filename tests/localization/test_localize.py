@@ -5,9 +5,10 @@ import torch
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, localize
 from toxloc.localization.scores import SCORES
-from toxloc.localization.statistics import _Collector, collect_contrast
+from toxloc.localization.statistics import collect_contrast
 from toxloc.localization.uncertainty import Weights
 from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
 from .by_hand import norm_of_heads, rows_of, slope_of
@@ -20,7 +21,7 @@ PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
 def test_attribution_is_the_slope_of_the_contrast_when_a_part_is_scaled_down(family):
     lm = random_model(family, dtype=torch.float64, scale=3.0)
     loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
-    h = 3e-3  # families that norm in float32 whatever the weights are would drown a smaller step
+    h = 3e-3  # rounding hides a smaller step in families whose norms always compute in float32
     for site in loc.sites():
         view, units = lm.at(site), loc.neuron_scores("attribution", site.part)[site.layer]
         of_site = slope_of(lm, PAIRS, view.keys_hook, h)
@@ -31,8 +32,8 @@ def test_attribution_is_the_slope_of_the_contrast_when_a_part_is_scaled_down(fam
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
-def test_with_a_norm_after_it_a_site_is_what_the_norm_puts_out(family):
-    """A unit is still its own keys, which the norm sees."""
+def test_the_attribution_of_a_site_with_a_norm_is_that_of_the_norms_output(family):
+    """The attribution of a unit is still that of its keys, from before the norm."""
     lm = random_model(family, dtype=torch.float64, scale=3.0)
     loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
     h = 3e-3
@@ -56,7 +57,7 @@ def test_activation_by_hand(tiny):
 
 
 def in_pooled_sd(sides):
-    """Difference of the means of two sets of rows, column by column."""
+    """Return the difference of the means of two sets of rows in pooled standard deviations, column by column."""
     toxic, neutral = (rows.numpy() for rows in sides)
     squares = sum(len(rows) * rows.var(0) for rows in (toxic, neutral))
     return (toxic.mean(0) - neutral.mean(0)) / np.sqrt(squares / (len(toxic) + len(neutral)))
@@ -70,12 +71,12 @@ def test_gradient_norm_is_the_norm_of_g(tiny):
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_units_attributions_add_up_to_their_sites_where_no_norm_follows(family):
+def test_attributions_of_units_add_up_to_their_site_unless_a_norm_follows(family):
     lm = random_model(family)
     loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
     for part in BOTH:
         of_units, of_sites = loc.neuron_scores("attribution", part).sum(1), loc.layer_scores("attribution", part)
-        if lm.at(Site(0, part)).has_norm:  # which undoes a scaling of all units alike
+        if lm.at(Site(0, part)).has_norm:  # which undoes a common scaling of all units
             assert np.abs(of_units).max() < 1e-2 * np.abs(loc.neuron_scores("attribution", part)).sum()
         else:
             np.testing.assert_allclose(of_units, of_sites, rtol=1e-3, atol=1e-5)
@@ -102,7 +103,7 @@ def test_unknown_parts(tiny, parts, words):
         localize.__wrapped__(tiny, PAIRS, parts=parts)
 
 
-def test_each_part_has_the_scores_that_it_has_alone(tiny):
+def test_each_part_has_the_same_scores_with_and_without_the_other(tiny):
     scores = ("activation", "gradient_norm", "attribution", "auroc", "editability")
     both = localize(tiny, PAIRS, scores, parts=("attention", "mlp"), draws=0)
     assert both.parts == BOTH
@@ -118,13 +119,13 @@ def test_each_part_has_the_scores_that_it_has_alone(tiny):
             )
         for site, sizes in alone.unit_sizes().items():
             np.testing.assert_allclose(both.unit_sizes()[site], sizes, rtol=1e-4)
-    assert alone.layers is alone.by_part["attention"].layers  # the first part, as there is no other
-    with pytest.raises(ToxlocError, match="'mlp' was not localized; there is attention"):
+    assert alone.layers is alone.by_part["attention"].layers  # the first and only part
+    with pytest.raises(ToxlocError, match=r"'mlp' was not localized.* has attention"):
         alone.top_neurons("attribution", 1)
 
 
-def test_the_adjusted_p_looks_at_all_sites_of_all_parts(tiny):
-    """Westfall and Young's maxT, written out from the draws; with an MLP alone it has fewer sites to look at."""
+def test_the_adjusted_p_counts_all_sites_of_all_parts(tiny):
+    """Westfall and Young's maxT is computed from the draws here; for MLPs alone it counts fewer sites."""
     both = localize(tiny, PAIRS, ["attribution", "activation"], parts=BOTH, draws=200, seed=3)
     s = collect_contrast(tiny, PAIRS, sites=tiny.sites())
     n = len(PAIRS.toxic), len(PAIRS.neutral)
@@ -136,10 +137,10 @@ def test_the_adjusted_p_looks_at_all_sites_of_all_parts(tiny):
         if two_sided:
             z, z_null = np.abs(z), np.abs(z_null)
         largest = z_null.max(1)
-        for site, own in zip(s.sites, z, strict=True):
-            known = both.part_uncertainty(name, site.part)
-            expected = (1 + sum(one >= own - 1e-9 for one in largest)) / 201
-            assert known.p_adjusted[site.layer] == pytest.approx(expected)
+        for site, observed in zip(s.sites, z, strict=True):
+            uncertainty = both.part_uncertainty(name, site.part)
+            expected = (1 + sum(shuffled >= observed - 1e-9 for shuffled in largest)) / 201
+            assert uncertainty.p_adjusted[site.layer] == pytest.approx(expected)
         alone = localize(tiny, PAIRS, [name], draws=200, seed=3).uncertainty[name]
         both_mlps = both.part_uncertainty(name, "mlp")
         np.testing.assert_allclose(alone.p, both_mlps.p)
@@ -162,7 +163,7 @@ def test_scores_have_the_documented_shapes_on_the_built_in_model(lm, pairs):
 
 
 def test_the_activation_size_is_a_root_mean_square(tiny):
-    """Of a head, of the norm of its z."""
+    """The size of a head is the root mean square of the norm of its z."""
     loc = localize(tiny, PAIRS, ["activation"], parts=BOTH, draws=0)
     for site in tiny.sites():
         keys = rows_of(tiny, [*PAIRS.toxic, *PAIRS.neutral], site)[0].numpy()
@@ -177,19 +178,18 @@ def test_without_draws_there_is_no_uncertainty(tiny):
         localize(tiny, PAIRS, draws=-1)
 
 
-def test_the_same_seed_gives_the_same_intervals_and_the_model_is_read_once(tiny, monkeypatch):
+def test_the_same_seed_gives_the_same_intervals_and_draws_need_no_pass(tiny, monkeypatch):
     passes = []
     monkeypatch.setattr(
-        "toxloc.localization.statistics._Collector.hooked",
-        lambda self, hooked=_Collector.hooked: passes.append(1) or hooked(self),
+        "toxloc.localization.statistics.batches", lambda *args, **kwargs: passes.append(1) or batches(*args, **kwargs)
     )
-    one, two = (localize(tiny, PAIRS, draws=20, seed=s).uncertainty["attribution"] for s in (0, 0))
-    np.testing.assert_array_equal(one.low, two.low)
-    assert len(passes) == 4  # a toxic and a neutral pass for each call, whatever the number of draws
+    first, second = (localize(tiny, PAIRS, draws=20, seed=0).uncertainty["attribution"] for _ in range(2))
+    np.testing.assert_array_equal(first.low, second.low)
+    assert len(passes) == 4  # a toxic and a neutral pass per call, for any number of draws
 
 
-def test_real_contrast_is_told_from_none(lm, pairs):
-    """Real labels are far out in their null; labels dealt at random are not."""
+def test_a_real_contrast_is_significant_and_random_labels_are_not(lm, pairs):
+    """Real labels lie far outside their null distribution; random labels do not."""
     real = localize(lm, pairs).uncertainty
     assert real["activation"].p_adjusted.max() < 0.01
     rng = np.random.default_rng(3)

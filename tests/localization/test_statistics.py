@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import toxloc.localization.statistics
 import toxloc.models.batching
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, collect_contrast
@@ -12,6 +11,7 @@ from toxloc.localization.moments import Moments
 from toxloc.localization.statistics import collect
 from toxloc.models import likelihood
 from toxloc.models.architectures import ARCHITECTURES
+from toxloc.models.batching import batches
 from toxloc.models.sites import Site, sites_of
 
 from .by_hand import statistics_of
@@ -19,19 +19,19 @@ from .by_hand import statistics_of
 
 @pytest.mark.parametrize("skip_first", [True, False])
 def test_one_pass_equals_autograd_text_by_text(any_family, skip_first):
-    """MLPs and attentions gathered together."""
+    """MLPs and attentions are gathered in the same pass."""
     lm = any_family
-    found = collect(lm, TEXTS, curvature=True, skip_first=skip_first, sites=lm.sites())
+    gathered = collect(lm, TEXTS, curvature=True, skip_first=skip_first, sites=lm.sites())
     truth, nll, predicted = statistics_of(lm, TEXTS, lm.sites(), skip_first)
-    assert found.n_predicted == predicted
-    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert gathered.n_predicted == predicted
+    assert gathered.nll == pytest.approx(nll, rel=1e-5)
     for site in lm.sites():
-        check(found, site, truth[site])
+        check(gathered, site, truth[site])
 
 
-def check(found, site, truth):
-    moments, rows, sums = found.keys[site], truth["a"], found.contributions
-    assert moments.count == len(rows) == found.n_tokens == sums.tokens.sum()
+def check(gathered, site, truth):
+    moments, rows, sums = gathered.keys[site], truth["a"], gathered.contributions
+    assert moments.count == len(rows) == gathered.n_tokens == sums.tokens.sum()
     torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(moments.var, rows.var(0, correction=0), rtol=1e-3, atol=1e-6)
     rows = truth["m"]
@@ -39,21 +39,21 @@ def check(found, site, truth):
     torch.testing.assert_close(sums.squares[site].sum(0), (rows**2).sum(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(sums.attribution[site].numpy()[sums.group], truth["attribution"], rtol=2e-3, atol=2e-3)
     for name in "GCS":
-        ours = getattr(found, name)[site]
-        assert (ours - truth[name]).norm() <= 1e-4 * truth[name].norm(), name
+        matrix = getattr(gathered, name)[site]
+        assert (matrix - truth[name]).norm() <= 1e-4 * truth[name].norm(), name
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_attentions_gathered_alone_equal_autograd_text_by_text(family):
-    """On every family: the graph then begins at the first attention."""
+    """The autograd graph then begins at the first attention. Tested for every family."""
     lm = random_model(family)
     sites = lm.sites("attention")
-    found = collect(lm, TEXTS[:3], curvature=True, sites=sites)
+    gathered = collect(lm, TEXTS[:3], curvature=True, sites=sites)
     truth, nll, _ = statistics_of(lm, TEXTS[:3], sites)
-    assert list(found.G) == list(found.C) == list(found.S) == list(found.keys) == sites
-    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert list(gathered.G) == list(gathered.C) == list(gathered.S) == list(gathered.keys) == sites
+    assert gathered.nll == pytest.approx(nll, rel=1e-5)
     for site in sites:
-        check(found, site, truth[site])
+        check(gathered, site, truth[site])
 
 
 def test_a_site_has_the_same_statistics_alone_and_with_others(any_family):
@@ -76,23 +76,23 @@ def test_a_site_has_the_same_statistics_alone_and_with_others(any_family):
     assert set(collect(lm, TEXTS).G) == set(lm.sites("mlp"))
 
 
-def test_curvature_is_kept_only_where_it_is_asked_for(tiny):
-    one = collect(tiny, TEXTS, curvature=True, sites=tiny.sites(), curved=["0.attention", 1])
-    assert set(one.C) == set(one.S) == {Site(1), Site(0, "attention")}
-    assert set(one.G) == set(tiny.sites())
+def test_curvature_is_gathered_only_for_the_given_sites(tiny):
+    some = collect(tiny, TEXTS, curvature=True, sites=tiny.sites(), curved=["0.attention", 1])
+    assert set(some.C) == set(some.S) == {Site(1), Site(0, "attention")}
+    assert set(some.G) == set(tiny.sites())
     of_outputs = collect(tiny, TEXTS, output_curvature=True, sites=tiny.sites())
     assert set(of_outputs.S) == set(tiny.sites())
     assert set(of_outputs.C) == set(tiny.sites("attention"))  # heads are wider than one key
-    torch.testing.assert_close(of_outputs.S["0.attention"], one.S["0.attention"])
-    torch.testing.assert_close(of_outputs.C["0.attention"], one.C["0.attention"])
+    torch.testing.assert_close(of_outputs.S["0.attention"], some.S["0.attention"])
+    torch.testing.assert_close(of_outputs.C["0.attention"], some.C["0.attention"])
 
 
 @pytest.mark.parametrize(
-    ("sites", "words"),
+    ("sites", "message"),
     [([], "no sites"), ([2], "There is no layer 2"), (["9.attention"], "There is no layer 9, attention")],
 )
-def test_sites_that_are_not_there_are_named(tiny, sites, words):
-    with pytest.raises(ToxlocError, match=words):
+def test_unknown_sites_are_named(tiny, sites, message):
+    with pytest.raises(ToxlocError, match=message):
         collect(tiny, TEXTS, sites=sites)
 
 
@@ -107,23 +107,23 @@ def test_batches_do_not_change_the_result(tiny, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_number_of_texts(tiny, monkeypatch):
-    """Bytes of all tensors alive after every batch: the same after the last as after the first."""
+    """All tensors together take as many bytes after the last batch as after the second."""
     alive = []
-    read = toxloc.localization.statistics._Collector.read
 
-    def watched(self, batch):
-        read(self, batch)
-        gc.collect()
-        alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+    def watched(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            yield batch  # the pass reads the batch before it asks for the next
+            gc.collect()
+            alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
 
-    monkeypatch.setattr("toxloc.localization.statistics._Collector.read", watched)
+    monkeypatch.setattr("toxloc.localization.statistics.batches", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 16)
     collect(tiny, ["A text of a few words, always the same."] * 10, curvature=True)
     assert len(alive) == 10
     assert alive[-1] == alive[1]
 
 
-def test_only_the_gradients_that_are_needed(tiny, monkeypatch):
+def test_only_needed_gradients_are_computed(tiny, monkeypatch):
     unembedded, earliest = [], []
     unembed = likelihood.logit_rows
     monkeypatch.setattr(likelihood, "logit_rows", lambda *args: unembedded.append(1) or unembed(*args))
@@ -142,7 +142,7 @@ def test_only_the_gradients_that_are_needed(tiny, monkeypatch):
     assert all(p.grad is None and not p.requires_grad for p in tiny.hf.parameters())
 
 
-def test_weights_that_were_trainable_are_so_again_and_hooks_are_gone(tiny):
+def test_trainable_weights_are_restored_and_hooks_are_removed(tiny):
     weight = tiny.down_projection(0).weight
     weight.requires_grad_(True)
     collect(tiny, TEXTS)
@@ -151,19 +151,19 @@ def test_weights_that_were_trainable_are_so_again_and_hooks_are_gone(tiny):
     assert all(not point.fwd_hooks for point in tiny.hooked.hook_dict.values())
 
 
-def test_padding_side_of_the_tokenizer_does_not_matter(tiny):
-    one = collect(tiny, TEXTS)
+def test_the_padding_side_of_the_tokenizer_does_not_matter(tiny):
+    right = collect(tiny, TEXTS)
     tiny.tokenizer.padding_side = "left"
-    two = collect(tiny, TEXTS)
-    torch.testing.assert_close(dict(one.G), dict(two.G))
+    left = collect(tiny, TEXTS)
+    torch.testing.assert_close(dict(right.G), dict(left.G))
 
 
 def test_half_precision_models_are_summed_in_float32():
-    found = collect(random_model(dtype=torch.bfloat16), TEXTS, curvature=True)
-    assert {t.dtype for t in [*found.G.values(), *found.C.values(), *found.S.values()]} == {torch.float32}
+    gathered = collect(random_model(dtype=torch.bfloat16), TEXTS, curvature=True)
+    assert {t.dtype for t in [*gathered.G.values(), *gathered.C.values(), *gathered.S.values()]} == {torch.float32}
 
 
-def test_the_contrast_gradient_is_the_difference_and_more_neutral_text_is_weighted_by_tokens(tiny):
+def test_the_contrast_gradient_is_a_difference_and_more_neutral_text_is_weighted_by_tokens(tiny):
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
     s = collect_contrast(tiny, pairs, curvature=True, more_neutral=TEXTS[4:])
     torch.testing.assert_close(s.G(1), collect(tiny, TEXTS[:2]).G[1] - collect(tiny, TEXTS[2:4]).G[1])
@@ -171,7 +171,7 @@ def test_the_contrast_gradient_is_the_difference_and_more_neutral_text_is_weight
     torch.testing.assert_close(s.S[1], together.S[1], rtol=1e-3, atol=1e-6)
 
 
-def test_moments_of_chunks_are_those_of_the_rows_that_count():
+def test_moments_of_chunks_equal_those_of_the_rows_of_weight_1():
     rows = 100 + torch.randn(50, 3, dtype=torch.float64)
     counted = torch.arange(50) % 3 > 0
     moments = Moments()
@@ -182,7 +182,7 @@ def test_moments_of_chunks_are_those_of_the_rows_that_count():
     torch.testing.assert_close(moments.var, rows[counted].var(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("texts", "words"), [([], "no texts"), (["fine", " "], "number 1 is empty")])
-def test_bad_texts_are_named(tiny, texts, words):
-    with pytest.raises(ToxlocError, match=words):
+@pytest.mark.parametrize(("texts", "message"), [([], "no texts"), (["fine", " "], "number 1 is empty")])
+def test_empty_texts_are_named(tiny, texts, message):
+    with pytest.raises(ToxlocError, match=message):
         collect(tiny, texts)

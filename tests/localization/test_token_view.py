@@ -16,9 +16,9 @@ from .by_hand import ids_of, rows_of
 
 
 def nlls_with_one_position_scaled(lm, ids, layer, factor):
-    """Summed NLL of one text with what a layer's neurons write scaled at position t, for every t: a row each.
+    """Return the summed NLL of a text with the output of a layer's neurons scaled at position t, for every t.
 
-    Where a norm follows the MLP, which would take the scale out again, the norm's output is scaled.
+    If a norm follows the MLP, it would undo the scaling, so the output of the norm is scaled instead.
     """
     normed = architecture(lm.hf.config.model_type).post_norm
     place = lm.at(layer).write_hook if normed else lm.at(layer).keys_hook
@@ -36,7 +36,7 @@ def nlls_with_one_position_scaled(lm, ids, layer, factor):
     return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
 
 
-def test_attribution_is_what_scaling_the_neurons_at_one_position_costs(any_family):
+def test_attribution_is_the_slope_of_the_nll_when_neurons_are_scaled_at_a_position(any_family):
     lm, ids, h = any_family, ids_of(any_family, TEXTS[0]), 1e-2
     view = token_view(lm, TEXTS[0])
     assert view.attribution.shape == (lm.n_layers, ids.shape[1])
@@ -50,14 +50,14 @@ def test_attribution_is_what_scaling_the_neurons_at_one_position_costs(any_famil
     assert np.abs(slopes).max() > 0.1
 
 
-def test_attribution_sums_to_the_text_s_contribution(any_family):
+def test_attribution_adds_up_to_the_attribution_of_the_text(any_family):
     for skip_first in (False, True):
         gathered = collect(any_family, [TEXTS[2]], skip_first=skip_first).contributions.attribution
-        found = token_view(any_family, TEXTS[2]).attribution[:, int(skip_first) :].sum(1)
-        np.testing.assert_allclose(found, torch.stack(list(gathered.values()))[:, 0], rtol=1e-4, atol=1e-5)
+        view = token_view(any_family, TEXTS[2]).attribution[:, int(skip_first) :].sum(1)
+        np.testing.assert_allclose(view, torch.stack(list(gathered.values()))[:, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_view_leaves_the_model_as_it_was(tiny):
+def test_a_view_leaves_the_model_unchanged(tiny):
     weight = tiny.down_projection(0).weight
     frozen = token_view(tiny, TEXTS[0])
     weight.requires_grad_(True)
@@ -73,8 +73,8 @@ def test_activation_is_the_standardised_output_along_the_toxic_direction(any_fam
     assert token_view(lm, text).activation is None
     for layer in range(lm.n_layers):
         T, N = (rows_of(lm, texts, layer)[1].numpy() for texts in (TEXTS[:2], TEXTS[2:4]))
-        apart = np.concatenate([T - T.mean(0), N - N.mean(0)])
-        sd = np.sqrt((apart**2).mean(0))
+        deviations = np.concatenate([T - T.mean(0), N - N.mean(0)])
+        sd = np.sqrt((deviations**2).mean(0))
         d = (T.mean(0) - N.mean(0)) / sd
         d /= np.sqrt((d**2).sum())
         expected = [
@@ -85,27 +85,27 @@ def test_activation_is_the_standardised_output_along_the_toxic_direction(any_fam
 
 
 def test_toxic_tokens_lie_on_the_toxic_side_of_the_middle(tiny):
-    """Averaged over a set, activation is half the distance of the means, either way."""
+    """Averaged over a set, activation is half the distance of the means, with opposite signs on the two sides."""
     s = collect_contrast(tiny, ContrastSet(TEXTS[:1], TEXTS[1:2]), gradients=False)
     sides = [token_view(tiny, text, s).activation[:, 1:].mean(1) for text in TEXTS[:2]]
     np.testing.assert_allclose(sides[0], -sides[1], rtol=1e-4)
     assert (sides[0] > 0).all()
 
 
-def test_statistics_of_attentions_beside_the_mlps_change_no_view(tiny):
+def test_statistics_of_attentions_do_not_change_the_view(tiny):
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
-    one, other = (collect_contrast(tiny, pairs, gradients=False, sites=sites) for sites in (None, tiny.sites()))
+    mlps, both = (collect_contrast(tiny, pairs, gradients=False, sites=sites) for sites in (None, tiny.sites()))
     np.testing.assert_allclose(
-        token_view(tiny, TEXTS[4], one).activation, token_view(tiny, TEXTS[4], other).activation, rtol=1e-6
+        token_view(tiny, TEXTS[4], mlps).activation, token_view(tiny, TEXTS[4], both).activation, rtol=1e-6
     )
 
 
-def test_a_contrast_without_difference_has_no_side(tiny):
+def test_a_contrast_without_difference_gives_an_activation_of_0(tiny):
     s = collect_contrast(tiny, ContrastSet(TEXTS[:1], TEXTS[:1]), gradients=False)
     np.testing.assert_array_equal(token_view(tiny, TEXTS[1], s).activation, 0)
 
 
-def test_a_view_s_tokens_spell_the_text_and_words_are_masked_whole(lm):
+def test_the_tokens_of_a_view_spell_the_text_and_words_are_masked_as_a_whole(lm):
     text = "He is insufferablest, and dumb."
     view = token_view(lm, text)
     assert view.tokens[0] == lm.tokenizer.bos_token
@@ -118,7 +118,7 @@ def test_a_view_s_tokens_spell_the_text_and_words_are_masked_whole(lm):
     assert len(token_view(lm, text, max_length=4).tokens) == 4
 
 
-def test_texts_with_nothing_to_predict_and_foreign_statistics_are_refused(tiny):
+def test_too_short_texts_and_statistics_of_another_model_are_errors(tiny):
     with pytest.raises(ToxlocError, match="is empty"):
         token_view(tiny, " ")
     with pytest.raises(ToxlocError, match="one token"):
@@ -128,7 +128,7 @@ def test_texts_with_nothing_to_predict_and_foreign_statistics_are_refused(tiny):
         token_view(tiny, TEXTS[0], others)
 
 
-def test_the_heatmap_is_the_plots_one(monkeypatch):
+def test_the_heatmap_is_drawn_by_plots(monkeypatch):
     monkeypatch.setattr("toxloc.plots.tokens.token_heatmap", lambda *args: args)
     view = TokenView("a", ["a"], np.zeros((1, 1)), None)
     assert view.heatmap() == (view, "attribution", True)
@@ -137,12 +137,12 @@ def test_the_heatmap_is_the_plots_one(monkeypatch):
 
 @with_class
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_hooked_transformer_alone_is_viewed_as_the_model_beside_hugging_faces(family):
+def test_a_hooked_transformer_without_hugging_face_gives_the_same_view(family):
     full = LoadedModel.from_hf(random_hf(family), tokenizer(), hooks="transformer")
     alone = LoadedModel.of(full.hooked)
     assert alone.hf is None
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:4])
-    found, expected = (token_view(lm, TEXTS[4], collect_contrast(lm, pairs, gradients=False)) for lm in (alone, full))
-    assert found.tokens == expected.tokens
-    np.testing.assert_allclose(found.attribution, expected.attribution, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.activation, expected.activation, rtol=1e-4, atol=1e-5)
+    view, expected = (token_view(lm, TEXTS[4], collect_contrast(lm, pairs, gradients=False)) for lm in (alone, full))
+    assert view.tokens == expected.tokens
+    np.testing.assert_allclose(view.attribution, expected.attribution, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(view.activation, expected.activation, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ def test_a_bootstrap_draw_has_as_many_groups_of_each_side(n_toxic, n_neutral, se
 
 
 @given(sizes, sizes, st.integers(0, 99))
-def test_shuffling_deals_every_group_to_one_side(n_toxic, n_neutral, seed):
+def test_a_shuffle_gives_every_group_one_label(n_toxic, n_neutral, seed):
     w = Weights.shuffled(n_toxic, n_neutral, False, draws=5, seed=seed)
     np.testing.assert_array_equal(w.toxic + w.neutral, 1)
     assert (w.toxic.sum(1) == n_toxic).all()
@@ -33,15 +33,17 @@ def test_pairs_stay_together(n, seed):
     np.testing.assert_array_equal(w.toxic[:, :n] + w.toxic[:, n:], 1)
 
 
-def test_by_hand():
+def test_uncertainty_by_hand():
     null = np.array([[0.0, 5.0], [2.0, 1.0], [4.0, 3.0], [2.0, 3.0]])  # means 2 and 3, both sd sqrt(2)
     resampled = np.linspace(2, 4, 101)[:, None] * [1.0, 2.0]
     u = Uncertainty.of(np.array([3.0, 9.0]), resampled, null, signed=False, bounds=(0.0, 12.0))
     np.testing.assert_allclose(u.low, [2 * 3 - 3.95, 2 * 9 - 7.9])
     np.testing.assert_allclose(u.high, [2 * 3 - 2.05, 12.0])
     np.testing.assert_allclose(u.z, [1 / np.sqrt(2), 6 / np.sqrt(2)])
-    np.testing.assert_allclose(u.p, [2 / 5, 1 / 5])  # 4.0 and the labels as they are; only these
-    np.testing.assert_allclose(u.p_adjusted, [3 / 5, 1 / 5])  # draws 0 and 2 have a z as large in some layer
+    # Counted as at least as large: in layer 0 the score 4.0 and the observed labels, in layer 1 the observed labels.
+    np.testing.assert_allclose(u.p, [2 / 5, 1 / 5])
+    # For layer 0, draws 0 and 2 also count, whose z is as large in some layer.
+    np.testing.assert_allclose(u.p_adjusted, [3 / 5, 1 / 5])
 
 
 def test_a_signed_score_is_tested_on_both_sides():
@@ -56,9 +58,11 @@ def mean_difference(w, values):
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_p_values_are_honest_and_intervals_cover(paired):
-    """Without a difference, p < .1 in a tenth of the cases, for single layers and for the family; with one, the
-    interval holds it in 95%."""
+def test_p_values_and_intervals_have_the_right_coverage(paired):
+    """Without a difference, p < .1 in a tenth of the cases, for single layers and for the family of layers.
+
+    The 95% interval contains the true difference of 0 in about 95% of the cases.
+    """
     rng = np.random.default_rng(0)
     n, layers, cases = 30, 4, 300
     small = family = covered = 0
@@ -67,7 +71,7 @@ def test_p_values_are_honest_and_intervals_cover(paired):
     for _ in range(cases):
         values = rng.standard_normal((2 * n, layers))
         if paired:
-            values += np.tile(rng.standard_normal((n, layers)), (2, 1))  # what the halves of a pair share
+            values += np.tile(rng.standard_normal((n, layers)), (2, 1))  # a part that both halves of a pair share
         u = Uncertainty.of(
             mean_difference(observed, values)[0],
             mean_difference(boot, values),
@@ -82,8 +86,8 @@ def test_p_values_are_honest_and_intervals_cover(paired):
     assert covered / cases / layers == pytest.approx(0.945, abs=0.03)
 
 
-def test_a_norm_is_freed_of_its_bias():
-    """The norm of a noisy mean is too large; the interval is that of the true norm, not of the noisy one."""
+def test_the_interval_corrects_the_bias_of_a_norm():
+    """The norm of a noisy mean is too large; the interval contains the norm of the true mean."""
     rng = np.random.default_rng(0)
     n, d, truth = 40, 60, 1.0
     centre = np.full(d, truth / np.sqrt(d))

@@ -9,7 +9,7 @@ from toxloc.localization.unit_aurocs import unit_aurocs
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
-def test_aurocs_count_pairs_of_texts_read_one_by_one_by_the_plain_model(family):
+def test_aurocs_equal_those_of_the_plain_model_text_by_text(family):
     lm = random_model(family)
     pairs = ContrastSet([*TEXTS[:2], "Hm, no."], TEXTS[2:])
     peaks = [
@@ -24,6 +24,6 @@ def test_aurocs_count_pairs_of_texts_read_one_by_one_by_the_plain_model(family):
     np.testing.assert_array_equal(unit_aurocs(lm, pairs), (won / 9).reshape(lm.n_layers, -1).numpy())
 
 
-def test_sides_that_look_alike_are_refused(tiny):
-    with pytest.raises(ToxlocError, match="its two sides look alike"):
+def test_equal_sides_are_an_error(tiny):
+    with pytest.raises(ToxlocError, match=r"AUROC over \.5 on the contrast set 'twins'"):
         unit_aurocs(tiny, ContrastSet(TEXTS[:1], TEXTS[:1], "twins"))

@@ -2,6 +2,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from tests.conftest import TEXTS, random_model
 from toxloc.models.activations import change, keys_of, mlp_linears, pooled, residual, written_by
@@ -10,7 +11,7 @@ from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
 
-def everywhere(lm, layer):
+def all_places(lm, layer):
     attention = Site(layer, "attention")
     return [
         keys_of(lm, layer),
@@ -23,7 +24,7 @@ def everywhere(lm, layer):
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_a_change_is_the_same_on_both_trees_and_leaves_no_trace(family):
+def test_a_change_is_the_same_on_both_trees_and_is_removed(family):
     lm = random_model(family)
     batch = next(batches(lm, TEXTS))
 
@@ -34,29 +35,35 @@ def test_a_change_is_the_same_on_both_trees_and_leaves_no_trace(family):
                 lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.real],
             )
 
-    untouched = logits()[0]
-    for site in everywhere(lm, 1):
+    unchanged = logits()[0]
+    for place in all_places(lm, 1):
         with ExitStack() as stack:
-            change(lm, site, lambda x: x * torch.linspace(-1, 1, x.shape[-1]), stack)  # no norm undoes it
+            change(lm, place, lambda x: x * torch.linspace(-1, 1, x.shape[-1]), stack)  # norms do not undo this change
             hooked, plain = logits()
         torch.testing.assert_close(hooked, plain, rtol=1e-4, atol=1e-4)
-        assert (hooked - untouched).abs().max() > 1e-3, site.hook
-        for again in logits():
-            torch.testing.assert_close(again, untouched, rtol=1e-5, atol=1e-5)
+        assert (hooked - unchanged).abs().max() > 1e-3, place.hook
+        for reverted in logits():
+            torch.testing.assert_close(reverted, unchanged, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "gemma2"])
-def test_what_goes_into_the_neurons_is_seen_under_its_hook_and_in_its_module(family):
-    """gpt2: neurons = gelu(up). Gated families: neurons = act(gate) * up, whether or not they share a matrix."""
+def test_the_linear_maps_of_an_mlp_are_in_the_order_up_or_gate_and_up_then_down(family):
+    """gpt2: keys = act(up). Gated families: keys = act(gate) * up, even if gate and up share a matrix."""
     lm = random_model(family)
-    found = pooled(lm, ["one two three"], [*mlp_linears(lm, 1), keys_of(lm, 1)], "max", skip_first=False)
-    assert [x.shape[1] for x in found] == [lm.d_mlp] * (len(found) - 2) + [lm.d_model, lm.d_mlp]
-    assert len(found) == (3 if family == "gpt2" else 4)
+    setting = {"gpt2": "activation_function", "gemma2": "hidden_activation"}.get(family, "hidden_act")
+    act = ACT2FN[getattr(lm.hf.config, setting)]
+    places = [*mlp_linears(lm, 1), keys_of(lm, 1)]
+    *inputs, m, keys = pooled(lm, ["a"], places, skip_first=False, max_length=1)
+    expected = act(inputs[0]) if family == "gpt2" else act(inputs[0]) * inputs[1]
+    assert len(inputs) == (1 if family == "gpt2" else 2)
+    torch.testing.assert_close(keys, expected, rtol=1e-4, atol=1e-5)
+    bias = 0 if lm.b_out(1) is None else lm.b_out(1)
+    torch.testing.assert_close(m, keys @ lm.W_out(1) + bias, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_a_head_turned_down_is_the_same_as_its_rows_of_w_o_turned_down(family):
-    """Whatever shape the hook shows z in, the factor meets the keys of this head alone."""
+def test_scaling_a_head_equals_scaling_its_rows_of_w_o(family):
+    """The factor applies only to the keys of this head, for both shapes that hooks give z."""
     lm, site = random_model(family), Site(1, "attention")
     view, batch = lm.at(site), next(batches(lm, TEXTS))
 
@@ -70,16 +77,16 @@ def test_a_head_turned_down_is_the_same_as_its_rows_of_w_o_turned_down(family):
     plain = logits()[1]
     with ExitStack() as stack:
         change(lm, keys_of(lm, site), view.per_key(torch.tensor([1.0, 0.3])).mul, stack)
-        found = logits()
+        scaled = logits()
     with torch.no_grad():
         view.W[view.rows(1)] *= 0.3
     expected = logits()[1]
-    for one in found:
-        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+    for tree in scaled:
+        torch.testing.assert_close(tree, expected, rtol=1e-4, atol=1e-4)
     assert (expected - plain).abs().max() > 1e-3
 
 
-def test_a_change_of_one_half_leaves_the_other_alone():
+def test_a_change_of_up_does_not_change_gate_in_a_joint_matrix():
     lm = random_model("phi3")
     seen = []
     gate, up, _ = mlp_linears(lm, 0)
@@ -97,16 +104,17 @@ def test_a_change_of_one_half_leaves_the_other_alone():
 
 @pytest.mark.parametrize("pool", ["max", "mean"])
 @pytest.mark.parametrize("skip_first", [True, False])
-def test_pooling_equals_one_text_at_a_time_by_the_plain_model(pool, skip_first):
+def test_pooling_equals_the_plain_model_on_single_texts(pool, skip_first):
     lm = random_model("llama")
     texts = [*TEXTS, "Hm"]
-    site = residual(lm, 0)
-    (found,) = pooled(lm, texts, [site], pool, skip_first=skip_first)
+    (activations,) = pooled(lm, texts, [residual(lm, 0)], pool, skip_first=skip_first)
     for i, text in enumerate(texts):
         ids = torch.tensor([[0, *lm.tokenizer(text)["input_ids"]]])
         with torch.no_grad():
             rows = lm.hf(input_ids=ids, output_hidden_states=True).hidden_states[1][0, skip_first:]
-        torch.testing.assert_close(found[i], rows.amax(0) if pool == "max" else rows.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            activations[i], rows.amax(0) if pool == "max" else rows.mean(0), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_changes_are_computed_in_float32_and_rounded_back():

@@ -6,7 +6,7 @@ from toxloc import ToxlocError
 from toxloc.models.batching import batches, encode, pad
 
 
-def test_every_text_comes_once_masked_and_begun_with_bos(tiny):
+def test_every_text_is_read_once_with_a_mask_and_bos(tiny):
     seen = {}
     for batch in batches(tiny, TEXTS, tokens=24):
         assert batch.ids.shape == batch.mask.shape
@@ -19,18 +19,18 @@ def test_every_text_comes_once_masked_and_begun_with_bos(tiny):
         assert seen[i] == [0, *tiny.tokenizer(text)["input_ids"]]
 
 
-def test_batches_hold_at_most_the_positions_asked_for(tiny):
-    found = list(batches(tiny, TEXTS * 5, tokens=40))
-    assert max(batch.ids.numel() for batch in found) <= 40
-    widths = [batch.ids.shape[1] for batch in found]
+def test_batches_hold_at_most_the_given_number_of_positions(tiny):
+    shapes = [batch.ids.shape for batch in batches(tiny, TEXTS * 5, tokens=40)]
+    assert max(rows * width for rows, width in shapes) <= 40
+    widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True)
 
 
-def test_a_text_longer_than_a_batch_goes_alone(tiny):
+def test_a_text_longer_than_a_batch_is_a_batch_by_itself(tiny):
     assert [b.ids.shape[0] for b in batches(tiny, TEXTS, tokens=1)] == [1] * len(TEXTS)
 
 
-def test_texts_are_cut_at_max_length_and_at_the_context(tiny):
+def test_texts_are_truncated_to_max_length_and_to_the_context(tiny):
     assert len(encode(tiny, ["word " * 500], max_length=10)[0]) == 10
     assert len(encode(tiny, ["word " * 500], max_length=1000)[0]) == tiny.context == 64
 
@@ -41,12 +41,12 @@ def test_the_mask_comes_from_lengths_although_pad_is_eos_and_bos(tiny):
     assert torch.equal(batch.real, batch.mask == 1)
 
 
-def test_a_bos_that_a_chat_template_wrote_stays_the_only_one(tiny):
+def test_a_bos_from_a_chat_template_is_not_repeated(tiny):
     once, bos = encode(tiny, ["Good morning!"], 128)[0], tiny.tokenizer.bos_token
     assert encode(tiny, [f"{bos}Good morning!", f"{bos}{bos}Good morning!"], 128) == [once, once]
 
 
-def test_bos_is_not_added_where_the_model_wants_none(tiny):
+def test_bos_is_not_added_if_prepend_bos_is_not_set(tiny):
     tiny.prepend_bos = False
     assert encode(tiny, ["hi"], 9)[0][0] != 0
 

@@ -7,7 +7,7 @@ from toxloc import ToxlocError
 from toxloc.models.gguf import converted_folder
 
 
-def test_gguf_is_converted_once_and_is_then_a_normal_model(tmp_path, monkeypatch):
+def test_gguf_is_converted_once_to_a_normal_model(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_gguf(tmp_path / "small.gguf")
     lm = toxloc.load_model(str(tmp_path / "small.gguf"))
@@ -21,10 +21,10 @@ def test_gguf_is_converted_once_and_is_then_a_normal_model(tmp_path, monkeypatch
     assert (folder / "config.json").stat().st_mtime_ns == made
     ids = torch.tensor([[0, 40, 50]])
     torch.testing.assert_close(lm.hf(ids).logits, again.forward(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-4)
-    lm.hf.save_pretrained(tmp_path / "saved")  # fails on a model that still believes itself quantized
+    lm.hf.save_pretrained(tmp_path / "saved")  # fails if the model is still marked as quantised
 
 
-def test_a_file_that_is_no_gguf_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+def test_a_file_that_is_not_gguf_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     with pytest.raises(ToxlocError, match=r"cannot read bad\.gguf"):

@@ -9,7 +9,7 @@ from toxloc.models.likelihood import logit_rows, predicting, summed_nll, targets
 
 
 def whole_logits(lm, batch):
-    """All logits at once, by the plain model, cut to the places where something is predicted."""
+    """All logits of the plain model at once, at the positions that predict a token."""
     logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
     return logits[batch.mask[:, 1:].bool()].float()
 
@@ -21,32 +21,32 @@ def few_rows(monkeypatch):
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_every_family_loses_what_its_own_logits_say(family, few_rows):
+def test_the_loss_of_every_family_equals_that_of_its_logits(family, few_rows):
     lm = random_model(family)
     batch = next(batches(lm, TEXTS))
     with torch.no_grad():
         losses = token_nll(lm, predicting(lm, batch), targets(batch))
         expected = -whole_logits(lm, batch).double().log_softmax(-1)
-    wanted = expected.gather(1, batch.ids[:, 1:][batch.mask[:, 1:].bool()][:, None])[:, 0]
-    torch.testing.assert_close(losses.double(), wanted, rtol=1e-4, atol=1e-4)
+    expected = expected.gather(1, batch.ids[:, 1:][batch.mask[:, 1:].bool()][:, None])[:, 0]
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi", "gemma2"])  # plain, with a bias, with a soft cap
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_is_that_of_autograd_through_whole_logits(family, dtype, few_rows):
+def test_the_gradient_equals_that_of_autograd_through_all_logits(family, dtype, few_rows):
     lm = random_model(family, scale=4.0, dtype=dtype)
     torch.manual_seed(1)
     hidden = torch.randn(10, lm.d_model).to(dtype).requires_grad_(True)
     token, weight = torch.randint(8192, (10,)), torch.rand(10)
     (token_nll(lm, hidden, token) * weight).sum().backward()
-    found, hidden.grad = hidden.grad, None
+    gradient, hidden.grad = hidden.grad, None
     head, cap = lm.hf.get_output_embeddings(), getattr(lm.hf.config, "final_logit_softcapping", None)
     logits = head(hidden).float()
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     (torch.nn.functional.cross_entropy(logits, token, reduction="none") * weight).sum().backward()
     close = dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.05, atol=0.05)
-    torch.testing.assert_close(found, hidden.grad, **close)
-    assert found.abs().max() > 0.01
+    torch.testing.assert_close(gradient, hidden.grad, **close)
+    assert gradient.abs().max() > 0.01
 
 
 def test_the_loss_by_hand(tiny):
@@ -60,7 +60,7 @@ def test_the_loss_by_hand(tiny):
     assert loss.item() == pytest.approx(-by_hand.item(), rel=1e-5)
 
 
-def test_rows_are_cut_but_none_is_lost(tiny, few_rows):
+def test_logits_are_computed_for_all_rows_in_steps(tiny, few_rows):
     hidden = torch.randn(8, tiny.d_model)
     parts = list(logit_rows(tiny, hidden))
     assert [rows.indices(8)[:2] for rows, _ in parts] == [(0, 3), (3, 6), (6, 8)]

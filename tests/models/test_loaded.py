@@ -14,7 +14,7 @@ from toxloc.models.sites import Site
 from toxloc.support.progress import shown
 
 
-def test_two_trees_one_set_of_weights(any_family):
+def test_two_trees_share_their_weights(any_family):
     lm = any_family
     for layer in range(lm.n_layers):
         weight = lm.down_projection(layer).weight
@@ -39,7 +39,7 @@ def test_both_trees_compute_the_same(any_family):
 
 @pytest.mark.parametrize("part", ["mlp", "attention"])
 def test_hooks_see_and_replace_activations_for_the_block_only(tiny, part):
-    """At the name of a hook point and at a module; whatever happens in the block, the model is as before."""
+    """For the name of a hook point and for a module, also if the block raises an error."""
     ids = torch.tensor([[0, 5, 9]])
 
     def run():
@@ -51,12 +51,12 @@ def test_hooks_see_and_replace_activations_for_the_block_only(tiny, part):
     if tiny.is_bridge:
         module = module.out if part == "mlp" else module.o
     with pytest.raises(KeyError), tiny.hooks([(view.keys_hook, seen.append), (module, torch.zeros_like)]):
-        nothing = run()
+        ablated = run()
         raise KeyError
     assert len(seen) == 1
     with tiny.hooks([(view.output_hook, torch.zeros_like)]):
-        torch.testing.assert_close(run(), nothing)
-    assert (nothing - before).abs().max() > 1e-3
+        torch.testing.assert_close(run(), ablated)
+    assert (ablated - before).abs().max() > 1e-3
     assert torch.equal(run(), before)
     assert len(seen) == 1
 
@@ -77,46 +77,45 @@ def test_a_local_folder_in_every_precision(tmp_path):
         assert str(lm.dtype) == f"torch.{dtype}"
         assert lm.name == "m"
     with torch.no_grad():
-        again = toxloc.load_model(str(tmp_path / "m"), device="cpu").hf(torch.tensor([[0, 4]])).logits
-        torch.testing.assert_close(again, hf(torch.tensor([[0, 4]])).logits)
+        logits = toxloc.load_model(str(tmp_path / "m"), device="cpu").hf(torch.tensor([[0, 4]])).logits
+        torch.testing.assert_close(logits, hf(torch.tensor([[0, 4]])).logits)
 
 
-def test_a_chat_template_is_told_of(tmp_path):
+def test_a_note_says_that_a_chat_template_is_not_used(tmp_path):
     random_hf("llama").save_pretrained(tmp_path / "m")
-    spoken = tokenizer()
-    for template, words in ((None, ""), ("{{ messages[0].content }}", "m has a chat template. It is not used")):
-        spoken.chat_template = template
-        spoken.save_pretrained(tmp_path / "m")
+    tok = tokenizer()
+    for template in (None, "{{ messages[0].content }}"):
+        tok.chat_template = template
+        tok.save_pretrained(tmp_path / "m")
         screen = io.StringIO()
         with shown(Console(file=screen, width=200)):
             toxloc.load_model(str(tmp_path / "m"), device="cpu")
-        assert words in screen.getvalue()
-        assert bool(template) == ("template" in screen.getvalue())
+        assert bool(template) == ("m has a chat template" in screen.getvalue())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_the_hooks_that_deal_a_model_out_change_nothing(family, monkeypatch):
-    """accelerate's hooks, as they are on several devices, here all of them the CPU."""
+def test_the_hooks_that_distribute_a_model_change_nothing(family, monkeypatch):
+    """The model has the hooks that accelerate uses on several devices, but every device is the CPU."""
     accelerate = pytest.importorskip("accelerate")
     plain, hf = random_model(family), random_hf(family)
     parts = {name: "cpu" for name, module in hf.named_modules() if name and not list(module.children())}
     accelerate.dispatch_model(hf, parts, main_device="cpu", force_hooks=True)
     monkeypatch.setattr("toxloc.models.loaded.is_spread", lambda hf: True)
-    dealt = LoadedModel.from_hf(hf, tokenizer(), hooks="bridge")
-    assert hasattr(dealt.hooked.original_model, "_hf_hook")
-    assert [dealt.device_of(layer) for layer in range(2)] == [plain.device] * 2
+    spread = LoadedModel.from_hf(hf, tokenizer(), hooks="bridge")
+    assert hasattr(spread.hooked.original_model, "_hf_hook")
+    assert [spread.device_of(layer) for layer in range(2)] == [plain.device] * 2
     pairs = ContrastSet(TEXTS[:2], TEXTS[2:])
-    found, expected = (toxloc.localize(lm, pairs, ("attribution", "auroc"), draws=5) for lm in (dealt, plain))
+    result, expected = (toxloc.localize(lm, pairs, ("attribution", "auroc"), draws=5) for lm in (spread, plain))
     for score in expected.scores:
         torch.testing.assert_close(
-            torch.tensor(found.neuron_scores(score)), torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6
+            torch.tensor(result.neuron_scores(score)), torch.tensor(expected.neuron_scores(score)), rtol=1e-3, atol=1e-6
         )
-    before = bits(dealt)
-    with TRNE.fit(dealt, pairs, norm=0.05).applied(dealt), Meow2X(layers=[1], scale=0.5).applied(dealt):
-        written = generate(dealt, ["The weather is"], samples=2, max_new_tokens=4)
+    before = bits(spread)
+    with TRNE.fit(spread, pairs, norm=0.05).applied(spread), Meow2X(layers=[1], scale=0.5).applied(spread):
+        completions = generate(spread, ["The weather is"], samples=2, max_new_tokens=4)
     with TRNE.fit(plain, pairs, norm=0.05).applied(plain), Meow2X(layers=[1], scale=0.5).applied(plain):
-        assert written == generate(plain, ["The weather is"], samples=2, max_new_tokens=4)
-    assert same_bits(before, dealt)
+        assert completions == generate(plain, ["The weather is"], samples=2, max_new_tokens=4)
+    assert same_bits(before, spread)
 
 
 def test_fingerprints_tell_models_apart():
@@ -124,14 +123,14 @@ def test_fingerprints_tell_models_apart():
     assert random_model(seed=0).fingerprint != random_model(seed=1).fingerprint
 
 
-def test_unsupported_family_says_which_are():
+def test_the_error_of_an_unsupported_family_lists_the_supported_families():
     hf = random_hf("gpt2")
     hf.config.model_type = "t5"
     with pytest.raises(ToxlocError, match=f"'t5' are not supported.*{', '.join(sorted(ARCHITECTURES))}"):
         LoadedModel.from_hf(hf, tokenizer())
 
 
-def test_an_unsupported_folder_is_refused_before_its_weights_are_read(tmp_path):
+def test_an_unsupported_folder_is_rejected_before_its_weights_are_read(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_text("not weights")
@@ -152,7 +151,7 @@ def test_damaged_weights(tmp_path):
     [
         (dict(dtype="float8"), "Unknown dtype 'float8'"),
         (dict(device="gpu"), "'gpu' is not a device"),
-        (dict(device="cuda:99"), "torch sees"),
+        (dict(device="cuda:99"), "'cuda:99' .*--device cpu"),
     ],
 )
 def test_bad_arguments(arguments, words):
@@ -175,11 +174,11 @@ def test_on_a_gpu(pairs, neutral):
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_model_over_two_gpus(pairs, neutral):
-    lm, one = (toxloc.load_model("toxloc-tiny", device=device) for device in ("auto", "cuda:0"))
+    lm, on_one_gpu = (toxloc.load_model("toxloc-tiny", device=device) for device in ("auto", "cuda:0"))
     assert len({lm.device_of(layer) for layer in range(lm.n_layers)}) == 2
-    found, expected = (toxloc.collect_contrast(model, pairs, curvature=True) for model in (lm, one))
+    statistics, expected = (toxloc.collect_contrast(model, pairs, curvature=True) for model in (lm, on_one_gpu))
     for layer in range(lm.n_layers):
-        assert found.G(layer).device == lm.device_of(layer)
-        torch.testing.assert_close(found.G(layer).cpu(), expected.G(layer).cpu(), rtol=1e-2, atol=1e-5)
+        assert statistics.G(layer).device == lm.device_of(layer)
+        torch.testing.assert_close(statistics.G(layer).cpu(), expected.G(layer).cpu(), rtol=1e-2, atol=1e-5)
     with toxloc.TRNE.fit(lm, pairs, neutral=neutral).applied(lm):
         assert toxloc.evaluate(lm, toxloc.load_prompts().limited(5), samples=1, fluency=False).completions

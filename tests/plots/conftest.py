@@ -1,4 +1,4 @@
-"""Objects of the shapes in `toxloc.plots.protocols`, with arrays made by hand."""
+"""Objects that fulfil the protocols of `toxloc.plots.protocols`, with small arrays."""
 
 from dataclasses import dataclass, field
 
@@ -34,23 +34,23 @@ class Bands:
 
 
 @dataclass(frozen=True)
-class Place:
+class StubSite:
     layer: int
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one part: for each score one number per site, and one per unit."""
+    """Scores of one part: for each score a value per site (`layers`) and a value per unit (`units`)."""
 
     layers: dict[str, np.ndarray]
     units: dict[str, np.ndarray]
-    known: dict[str, Bands] = field(default_factory=dict)
-    places: tuple[int, ...] | None = None  # layers that have the part; None for all
+    uncertainties: dict[str, Bands] = field(default_factory=dict)
+    site_layers: tuple[int, ...] | None = None  # layers that have the part; None for all layers
 
 
 @dataclass(frozen=True)
 class Located:
-    """A localization."""
+    """Localization with given scores."""
 
     by_part: dict[str, Scores]
     about: dict[str, str] = field(default_factory=lambda: {"model": "m"})
@@ -64,8 +64,8 @@ class Located:
         return tuple(self.by_part[self.parts[0]].layers)
 
     def sites(self, part):
-        own = self.by_part[part]
-        return [Place(i) for i in own.places or range(len(next(iter(own.layers.values()))))]
+        scores = self.by_part[part]
+        return [StubSite(i) for i in scores.site_layers or range(len(next(iter(scores.layers.values()))))]
 
     def layer_scores(self, score, part):
         return self.by_part[part].layers[score]
@@ -74,14 +74,14 @@ class Located:
         return self.by_part[part].units[score]
 
     def part_uncertainty(self, score, part):
-        return self.by_part[part].known.get(score)
+        return self.by_part[part].uncertainties.get(score)
 
     def score_label(self, score):
         return LABELS[score]
 
 
 @pytest.fixture
-def sure():
+def uncertainty():
     """Uncertainty of two layers."""
     return Bands(
         low=np.array([-4.0, 0.5]),
@@ -94,28 +94,28 @@ def sure():
 
 
 @pytest.fixture
-def loc(sure):
-    """Two layers of 600 neurons; attribution alone has intervals."""
+def loc(uncertainty):
+    """Localization of two layers with 600 neurons each; only attribution has uncertainty."""
     rng = np.random.default_rng(0)
     return Located(
         {
             "mlp": Scores(
                 {"activation": np.array([1.0, 4.0]), "attribution": np.array([-3.0, 1.5])},
                 {"activation": rng.normal(size=(2, 600)), "attribution": rng.normal(size=(2, 600))},
-                {"attribution": sure},
+                {"attribution": uncertainty},
             )
         }
     )
 
 
 @pytest.fixture
-def mixed(loc, sure):
-    """The same model with attention of 3 heads in its layers 1 and 4 alone."""
+def mixed(loc, uncertainty):
+    """The same localization, and attention with 3 heads in layers 1 and 4."""
     heads = np.array([[1.0, -7.0, 9.0], [0.5, 3.0, 2.0]])
     attention = Scores(
         {"activation": np.array([2.0, 8.0]), "attribution": np.array([3.0, 5.5])},
         {"activation": heads, "attribution": heads},
-        {"attribution": sure},
-        places=(1, 4),
+        {"attribution": uncertainty},
+        site_layers=(1, 4),
     )
     return Located(loc.by_part | {"attention": attention})

@@ -58,7 +58,7 @@ def knocked(effect, *, layers=(), ratio=None, rate=None):
 
 @pytest.fixture
 def curve():
-    """Counts out of order, so that a line through them has to sort them."""
+    """Curve whose counts are not sorted, so that the figure has to sort them."""
     return Curve(
         (64, 16),
         (knocked(4.0, ratio=1.5, rate=0.1), knocked(1.0, ratio=1.25, rate=0.3)),
@@ -73,7 +73,7 @@ def without(curve, **fields):
     return dataclasses.replace(curve, ordered=tuple(dataclasses.replace(k, **fields) for k in curve.ordered))
 
 
-def test_the_curve_has_effects_with_intervals_and_every_control(curve):
+def test_the_curve_shows_effects_with_intervals_and_every_control(curve):
     draws, mean, ordered = plots.removal_curve(curve).data[:3]
     assert (list(ordered.x), list(ordered.y)) == ([16, 64], [1.0, 4.0])
     assert (list(ordered.error_y.array), list(ordered.error_y.arrayminus)) == ([0.5, 0.5], [0.25, 0.25])
@@ -82,13 +82,13 @@ def test_the_curve_has_effects_with_intervals_and_every_control(curve):
     assert ordered.text[1].split("<br>") == [
         "effect 4 nats per token",
         "95% interval [3.75, 4.5]",
-        "NLL of toxic text +5, of neutral +1",
+        "NLL of toxic text +5, of neutral text +1",
         "perplexity +50.00%",
         "toxic completions 10.0%, before 50.0%",
     ]
 
 
-def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve):
+def test_perplexity_and_toxic_rate_have_panels_if_they_were_measured(curve):
     figure = plots.removal_curve(curve)
     perplexity, rate = figure.data[5], figure.data[8]
     assert (perplexity.yaxis, list(perplexity.y)) == ("y2", [1.25, 1.5])
@@ -101,20 +101,20 @@ def test_perplexity_and_toxic_rate_have_their_panels_where_they_are_known(curve)
     assert figure.layout.xaxis3.title.text == "neurons removed (log scale)"
 
 
-def test_measures_that_were_not_taken_have_no_panel(curve):
-    both = plots.removal_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
-    assert len(both.data) == 3 and not both.layout.shapes
-    assert both.layout.xaxis.title.text == "neurons removed (log scale)"
+def test_perplexity_and_toxic_rate_have_no_panel_if_they_were_not_measured(curve):
+    effect_only = plots.removal_curve(without(curve, perplexity_ratio=None, toxic_rate=None))
+    assert len(effect_only.data) == 3 and not effect_only.layout.shapes
+    assert effect_only.layout.xaxis.title.text == "neurons removed (log scale)"
     rate = plots.removal_curve(without(curve, perplexity_ratio=None))
     assert list(rate.data[5].y) == [0.3, 0.1]
 
 
-def test_a_curve_without_controls_is_a_line_alone(curve):
+def test_a_curve_without_controls_has_a_single_line(curve):
     figure = plots.removal_curve(dataclasses.replace(curve, controls=((), ())))
     assert [trace.name for trace in figure.data if trace.showlegend] == ["highest attribution"]
 
 
-def test_of_many_counts_some_have_ticks():
+def test_only_some_of_many_counts_have_ticks():
     n = 20
     curve = Curve(tuple(range(1, n + 1)), (knocked(1.0),) * n, ((),) * n)
     ticks = plots.removal_curve(curve).layout.xaxis.tickvals
@@ -134,17 +134,17 @@ def proof():
     )
 
 
-def test_layers_have_bars_with_intervals_pale_where_these_cover_0(proof):
+def test_layers_have_bars_with_intervals_and_are_pale_if_the_interval_includes_0(proof):
     bars = plots.knockout_layers(proof).data[0]
     assert (list(bars.x), list(bars.y)) == ([0, 1], [2.0, -0.1])
     np.testing.assert_allclose(bars.error_y.array, [0.5, 0.5])
     np.testing.assert_allclose(bars.error_y.arrayminus, [0.25, 0.25])
     assert bars.marker.opacity[0] == 1 > bars.marker.opacity[1]
     assert bars.marker.color[0] != bars.marker.color[1]
-    assert "NLL of toxic text +3, of neutral +1" in bars.text[0]
+    assert "NLL of toxic text +3, of neutral text +1" in bars.text[0]
 
 
-def test_correlations_have_a_row_a_score_and_a_colour_for_each_kind_of_part(proof):
+def test_correlations_have_a_row_per_score_and_a_colour_per_kind_of_part(proof):
     figure = plots.causal_correlations(proof)
     layers, neurons = figure.data
     assert (layers.name, neurons.name) == ("layers (n = 2)", "neurons (n = 9)")
@@ -157,6 +157,6 @@ def test_correlations_have_a_row_a_score_and_a_colour_for_each_kind_of_part(proo
     assert layers.text[1] == "best neuron's AUROC, 2 layers<br>ρ -0.50, 95% interval [-1.00, 0.25]"
 
 
-def test_correlations_of_layers_alone_have_one_colour(proof):
-    alone = dataclasses.replace(proof, correlations=proof.correlations[::2])
-    assert [trace.name for trace in plots.causal_correlations(alone).data] == ["layers (n = 2)"]
+def test_correlations_of_layers_only_have_a_single_colour(proof):
+    layers_only = dataclasses.replace(proof, correlations=proof.correlations[::2])
+    assert [trace.name for trace in plots.causal_correlations(layers_only).data] == ["layers (n = 2)"]

@@ -12,7 +12,7 @@ def entry(method, budget, rate, ratio):
     }
 
 
-def test_methods_are_lines_over_cost_and_the_baseline_is_a_level():
+def test_methods_are_lines_over_cost_and_the_baseline_is_a_horizontal_line():
     entries = [
         entry("baseline", None, 0.33, 1.0),
         entry("TRNE", 0.05, 0.02, 1.04),
@@ -36,9 +36,9 @@ def test_more_methods_than_colours_have_other_symbols():
     assert len({(line.line.color, line.marker.symbol) for line in figure.data}) == 8
 
 
-def test_what_costs_far_more_is_told_in_words():
+def test_an_entry_that_costs_far_more_is_named_in_the_subtitle():
     figure = frontier([entry("TRNE", 0.05, 0.02, 1.04), entry("AurA as published", None, 0.119, 1.62)])
     assert [line.name for line in figure.data] == ["TRNE"]
-    assert "Off the scale: AurA as published, 11.9% at +62%." in figure.layout.title.text.replace("<br>", " ")
-    alone = frontier([entry("AurA as published", None, 0.2, 1.62)])
-    assert [line.name for line in alone.data] == ["AurA as published"]
+    assert "AurA as published, 11.9% at +62%" in figure.layout.title.text.replace("<br>", " ")
+    only_far = frontier([entry("AurA as published", None, 0.2, 1.62)])
+    assert [line.name for line in only_far.data] == ["AurA as published"]

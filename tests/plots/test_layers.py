@@ -21,7 +21,7 @@ def heading(figure):
     return figure.layout.title.text.replace("<br>", " ")
 
 
-def test_columns_of_the_heatmap_are_shares_of_their_largest_and_show_the_scores(loc):
+def test_heatmap_columns_are_scaled_by_their_largest_absolute_value_and_show_the_scores(loc):
     figure = plots.layer_heatmap(loc)
     heat = figure.data[0]
     np.testing.assert_allclose(heat.z, [[0.25, -1.0], [1.0, 0.5]])
@@ -31,25 +31,26 @@ def test_columns_of_the_heatmap_are_shares_of_their_largest_and_show_the_scores(
     assert heading(figure) == "Toxicity by depth in m"
 
 
-def test_the_heatmap_s_hover_gives_intervals_where_they_are_known(loc):
+def test_the_hover_text_of_the_heatmap_has_intervals_where_they_are_known(loc):
     hover = plots.layer_heatmap(loc).data[0].hovertext
     assert hover[0][1] == (
-        "layer 0, attribution<br>score -3<br>95% interval [-4, -2]<br>z -6.5, adjusted p 0.002<br>-100% of the largest"
+        "layer 0, attribution<br>score -3<br>95% interval [-4, -2]<br>z -6.5, adjusted p 0.002<br>"
+        "-100% of the largest absolute value"
     )
-    assert hover[0][0] == "layer 0, activation contrast<br>score 1<br>25% of the largest"
+    assert hover[0][0] == "layer 0, activation contrast<br>score 1<br>25% of the largest absolute value"
 
 
 @pytest.mark.parametrize(
     ("score", "values", "shares", "centre"),
     [("auroc", [0.75, 0.625], [1.0, 0.5], "0.5"), ("gradient_calibrated", [3.0, 0.0], [1.0, -0.5], "1")],
 )
-def test_colours_start_from_the_value_that_carries_no_information(score, values, shares, centre):
+def test_colours_are_centred_on_the_value_that_carries_no_information(score, values, shares, centre):
     heat = plots.layer_heatmap(one_score(values, score=score)).data[0]
     np.testing.assert_allclose(np.array(heat.z)[:, 0], shares)
     assert heat.hovertext[1][0].endswith(f"50% of the largest distance from {centre}")
 
 
-def test_depth_has_the_scores_their_interval_and_their_null(loc):
+def test_toxicity_by_depth_draws_scores_intervals_and_null_distribution(loc):
     null, interval, score = plots.toxicity_by_depth(loc).data
     assert list(score.x) == [0, 1]
     assert list(score.y) == [-3.0, 1.5]
@@ -63,23 +64,23 @@ def test_depth_has_the_scores_their_interval_and_their_null(loc):
     assert score.text[1] == "score 1.5<br>95% interval [0.5, 2.5]<br>z 1.8, adjusted p 0.06"
 
 
-def test_layers_that_could_be_chance_have_open_markers_and_the_figure_says_so(loc):
+def test_layers_without_a_significant_score_have_open_markers(loc):
     figure = plots.toxicity_by_depth(loc)
     assert list(figure.data[-1].marker.symbol) == ["circle", "circle-open"]
     assert "Filled markers: p &lt; 0.05" in heading(figure)
 
 
-def test_a_score_without_interval_is_a_line_alone(loc):
+def test_a_score_without_uncertainty_is_drawn_as_a_line_only(loc):
     figure = plots.toxicity_by_depth(loc, "activation")
     assert [list(trace.y) for trace in figure.data] == [[1.0, 4.0]]
     assert list(figure.data[0].marker.symbol) == ["circle", "circle"]
     assert "no interval" in heading(figure)
 
 
-def test_a_score_outside_its_interval_is_explained(loc, sure):
+def test_a_score_outside_its_interval_is_explained(loc, uncertainty):
     assert "outside" not in heading(plots.toxicity_by_depth(loc))
-    narrow = dataclasses.replace(sure, high=np.array([-3.5, 2.5]))
-    part = dataclasses.replace(loc.by_part["mlp"], known={"attribution": narrow})
+    narrow = dataclasses.replace(uncertainty, high=np.array([-3.5, 2.5]))
+    part = dataclasses.replace(loc.by_part["mlp"], uncertainties={"attribution": narrow})
     assert "outside" in heading(plots.toxicity_by_depth(Located({"mlp": part})))
 
 
@@ -102,16 +103,16 @@ def test_attention_is_drawn_at_the_layers_that_have_it(mixed):
     assert heading(figure) == "Attention: toxicity by depth in m"
 
 
-def test_a_figure_of_a_localization_with_attention_is_that_of_its_mlps(loc, mixed):
+def test_figures_draw_the_mlps_by_default(loc, mixed):
     for draw in (plots.toxicity_by_depth, plots.layer_heatmap, plots.neuron_map):
         assert draw(mixed).to_json() == draw(loc).to_json() == draw(mixed, part="mlp").to_json()
     assert plots.relative_depth([mixed]).to_json() == plots.relative_depth([loc]).to_json()
 
 
-def test_a_localization_of_attention_alone_draws_attention(mixed):
-    alone = Located({"attention": mixed.by_part["attention"]})
-    assert list(plots.layer_heatmap(alone).data[0].y) == ["layer 1", "layer 4"]
-    line = plots.relative_depth([alone]).data[-1]
+def test_figures_draw_attention_if_only_attention_was_localized(mixed):
+    attention_only = Located({"attention": mixed.by_part["attention"]})
+    assert list(plots.layer_heatmap(attention_only).data[0].y) == ["layer 1", "layer 4"]
+    line = plots.relative_depth([attention_only]).data[-1]
     assert (list(line.x), line.text[0].split("<br>")[0]) == ([0.25, 1.0], "layer 1 of 0 to 4")
 
 
@@ -125,7 +126,7 @@ def test_models_of_different_depth_share_one_axis():
     assert a.text[1] == "layer 1 of 0 to 2<br>score -4"
 
 
-def test_models_are_called_by_their_own_names_if_no_other_is_given(loc):
+def test_lines_have_the_names_of_the_models_if_no_names_are_given(loc):
     figure = plots.relative_depth([loc, one_score([1.0, 2.0], model="other")])
     assert [trace.name for trace in figure.data if trace.name] == ["m", "other"]
     band = figure.data[0]
@@ -149,23 +150,23 @@ def test_relative_depth_needs_a_localization():
         plots.relative_depth([])
 
 
-def test_a_long_model_name_is_broken_into_lines_and_never_read_as_html():
+def test_a_long_model_name_is_broken_into_lines_and_escaped():
     figure = plots.toxicity_by_depth(one_score([1.0], model="organisation/<b>model-of-a-very-long-name-70b"))
     title = figure.layout.title.text.split("<br><span")[0].split("<br>")
     assert title == ["Attribution by depth in", "organisation/&lt;b&gt;model-of-a-very-long-", "name-70b"]
 
 
 def test_a_real_localization_is_drawn(lm, pairs):
-    found = localize(lm, pairs, ("activation", "auroc"))
-    line = plots.toxicity_by_depth(found, "activation").data[-1]
+    loc = localize(lm, pairs, ("activation", "auroc"))
+    line = plots.toxicity_by_depth(loc, "activation").data[-1]
     assert list(line.x) == list(range(lm.n_layers))
-    np.testing.assert_array_equal(line.y, found.layer_scores("activation"))
+    np.testing.assert_array_equal(line.y, loc.layer_scores("activation"))
     assert line.name == "activation contrast"
-    heat = plots.layer_heatmap(found).data[0]
+    heat = plots.layer_heatmap(loc).data[0]
     assert np.array(heat.z).shape == (lm.n_layers, 2)
-    assert found.heatmap().to_json() == plots.layer_heatmap(found).to_json()
-    best = np.array(plots.neuron_map(found, "auroc").data[0].z)[:, 0]
-    np.testing.assert_array_equal(best, found.layer_scores("auroc"))  # a layer's AUROC is that of its best neuron
+    assert loc.heatmap().to_json() == plots.layer_heatmap(loc).to_json()
+    best = np.array(plots.neuron_map(loc, "auroc").data[0].z)[:, 0]
+    np.testing.assert_array_equal(best, loc.layer_scores("auroc"))  # the AUROC of a layer is that of its best neuron
     for draw in (plots.toxicity_by_depth, plots.neuron_map, lambda loc, score: plots.relative_depth([loc], score)):
         with pytest.raises(ToxlocError, match="'editability' was not computed"):
-            draw(found, "editability")
+            draw(loc, "editability")

@@ -5,7 +5,7 @@ from toxloc import plots
 from .conftest import Located, Scores
 
 
-def of(rows, score="attribution"):
+def localization(rows, score="attribution"):
     rows = np.array(rows)
     return Located({"mlp": Scores({score: rows.max(1)}, {score: rows})})
 
@@ -19,7 +19,7 @@ def test_neurons_are_sorted_and_the_extremes_are_kept(loc):
 
 
 def test_a_cell_names_its_neuron_or_says_how_many_it_averages():
-    heat = plots.neuron_map(of([[1.0, -7.0, 9.0, 3.0, 2.0, -1.0]]), bins=3).data[0]
+    heat = plots.neuron_map(localization([[1.0, -7.0, 9.0, 3.0, 2.0, -1.0]]), bins=3).data[0]
     # In order: neurons 2, 3, 4, 0, 5, 1 with 9, 3, 2, 1, -1, -7.
     assert [list(row) for row in heat.z] == [[9.0, 1.5, -7.0]]
     assert list(heat.text[0]) == [
@@ -29,25 +29,25 @@ def test_a_cell_names_its_neuron_or_says_how_many_it_averages():
     ]
 
 
-def test_with_room_for_all_every_cell_is_a_neuron():
-    heat = plots.neuron_map(of([[1.0, 3.0, 2.0]])).data[0]
+def test_every_cell_is_a_neuron_if_there_are_enough_bins():
+    heat = plots.neuron_map(localization([[1.0, 3.0, 2.0]])).data[0]
     assert [list(row) for row in heat.z] == [[3.0, 2.0, 1.0]]
     assert [text.split("<br>")[0] for text in heat.text[0]] == ["neuron 1", "neuron 2", "neuron 0"]
 
 
-def test_colours_go_both_ways_around_the_value_that_says_nothing():
-    signed = plots.neuron_map(of([[2.0, -2.0]])).data[0]
+def test_the_colour_scale_is_diverging_around_the_centre_unless_no_score_is_negative():
+    signed = plots.neuron_map(localization([[2.0, -2.0]])).data[0]
     assert (signed.zmin, signed.zmax) == (-2, 2)
-    chance = plots.neuron_map(of([[0.75, 0.25]], "auroc"), "auroc").data[0]
+    chance = plots.neuron_map(localization([[0.75, 0.25]], "auroc"), "auroc").data[0]
     assert (chance.zmin, chance.zmax) == (0.25, 0.75)
-    size = plots.neuron_map(of([[2.0, 2.0]], "gradient_norm"), "gradient_norm").data[0]
+    size = plots.neuron_map(localization([[2.0, 2.0]], "gradient_norm"), "gradient_norm").data[0]
     assert (size.zmin, size.zmax) == (0, 2)
     assert size.colorscale != signed.colorscale == chance.colorscale
 
 
-def test_the_title_is_that_of_a_neuron_s_score(loc):
+def test_the_title_names_the_score_of_a_neuron(loc):
     assert plots.neuron_map(loc).layout.title.text == "Neurons by attribution in m"
-    figure = plots.neuron_map(of([[0.75, 0.25]], "auroc"), "auroc")
+    figure = plots.neuron_map(localization([[0.75, 0.25]], "auroc"), "auroc")
     assert figure.layout.title.text == "Neurons by AUROC in m"
     assert figure.data[0].colorbar.title.text == "AUROC (0.5 is chance)"
     assert figure.layout.xaxis.title.text == "neurons, highest score first (%)"

@@ -35,7 +35,7 @@ def test_a_method_has_its_own_colour_and_the_baseline_is_grey():
     assert [bar.marker.color for bar in plots.before_after(RUNS).data] == ["#8a8f98", "#3b7dd8", "#0072B2"]
 
 
-def test_costs_are_shown_as_tuned_and_as_checked():
+def test_costs_are_shown_on_the_tuning_text_and_on_unseen_text():
     tuned, checked, kl = plots.cost(RUNS).data
     assert list(tuned.x) == list(kl.x) == ["Meow2X", "mine"]
     np.testing.assert_allclose(tuned.y, [0.25, 0.01])
@@ -43,7 +43,7 @@ def test_costs_are_shown_as_tuned_and_as_checked():
     assert list(kl.y) == [0.125, 0.25]
 
 
-def test_files_without_titles_are_drawn_with_the_names_of_methods_and_colours_in_order():
+def test_files_without_titles_have_names_of_methods_and_colours_in_order():
     old = [run("baseline"), run("meow2x"), run("trne")]
     for entry in old:
         entry["toxicity"]["both"] = entry["toxicity"].pop("all")
@@ -59,6 +59,6 @@ def test_more_methods_than_colours_start_the_palette_again():
     assert colours[6] == colours[0]
 
 
-def test_editability_goes_by_layer():
+def test_editability_is_sorted_by_layer():
     line = plots.editability({2: 1.0, 0: 3.0, 1: 2.0}).data[0]
     assert (list(line.x), list(line.y)) == ([0, 1, 2], [3.0, 2.0, 1.0])

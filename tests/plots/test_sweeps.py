@@ -27,15 +27,15 @@ def result(before, after, ratio=1.02):
 
 
 RESULTS = [
-    (Run("hub/gpt2", "trne", "one"), result(0.4, 0.1)),
-    (Run("hub/gpt2", "trne", "two"), result(0.2, 0.3)),
-    (Run("hub/gpt2", "meow2x", "one"), result(0.4, 0.2)),
-    (Run("hub/gpt2", "meow2x", "two"), result(0.0, 0.0)),
+    (Run("hub/gpt2", "trne", "first"), result(0.4, 0.1)),
+    (Run("hub/gpt2", "trne", "second"), result(0.2, 0.3)),
+    (Run("hub/gpt2", "meow2x", "first"), result(0.4, 0.2)),
+    (Run("hub/gpt2", "meow2x", "second"), result(0.0, 0.0)),
 ]
 
 
-def test_a_cell_stands_at_its_setting_and_its_benchmark():
-    heat, other = (plots.change_by_setting(RESULTS, name).data[0] for name in ("one", "two"))
+def test_cells_are_placed_by_setting_and_benchmark():
+    heat, other = (plots.change_by_setting(RESULTS, name).data[0] for name in ("first", "second"))
     assert list(heat.y) == list(other.y) == ["trne", "meow2x"]
     assert list(heat.x) == ["gpt2<br>before<br>40.0%"]
     assert [row[0] for row in heat.z] == [-0.75, -0.5]
@@ -44,9 +44,9 @@ def test_a_cell_stands_at_its_setting_and_its_benchmark():
     assert "40.0% → 10.0%, change -75%" in heat.customdata[0][0]
 
 
-def test_columns_say_what_tells_them_apart():
+def test_column_names_include_the_seed_if_it_differs():
     again = [(replace(cell, seed=1), result) for cell, result in RESULTS]
-    heat = plots.change_by_setting([*RESULTS, *again], "one").data[0]
+    heat = plots.change_by_setting([*RESULTS, *again], "first").data[0]
     assert [name.split("<br>")[:2] for name in heat.x] == [["gpt2", "seed 0"], ["gpt2", "seed 1"]]
 
 

@@ -31,7 +31,7 @@ def labels(figure):
     return [alias[position] for position in figure.data[0].x]
 
 
-def test_cells_are_the_view_s_numbers_in_their_units(view):
+def test_cells_are_the_values_of_the_view_in_their_units(view):
     heat, toxic = plots.token_heatmap(view).data[0], plots.token_heatmap(view, "activation").data[0]
     np.testing.assert_array_equal(heat.z, view.attribution)
     np.testing.assert_array_equal(toxic.z, view.activation)
@@ -40,7 +40,7 @@ def test_cells_are_the_view_s_numbers_in_their_units(view):
     assert "nats" in heat.hovertemplate and "sd" in toxic.hovertemplate
 
 
-def test_colours_are_centred_and_not_spoilt_by_the_first_position(view):
+def test_colours_are_centred_and_ignore_the_first_position(view):
     figure = plots.token_heatmap(view)
     assert (figure.data[0].zmin, figure.data[0].zmax) == (-6, 6)
     assert "first position" in figure.layout.title.text
@@ -48,7 +48,7 @@ def test_colours_are_centred_and_not_spoilt_by_the_first_position(view):
     assert "first position" not in plots.token_heatmap(view).layout.title.text
 
 
-def test_words_are_masked_unless_asked_for(view):
+def test_words_are_masked_by_default(view):
     figure = plots.token_heatmap(view)
     assert labels(figure) == ["&lt;s&gt;", "Y··", "s··", "l·", "g····", "⏎"]
     assert figure.data[0].text[1][4] == "position 4: g····"
@@ -57,13 +57,13 @@ def test_words_are_masked_unless_asked_for(view):
     assert labels(plots.token_heatmap(view, masked=False)) == ["&lt;s&gt;", "You", "sil", "ly", "goose", "⏎"]
 
 
-def test_a_token_that_comes_twice_has_two_columns():
+def test_a_token_that_occurs_twice_has_two_columns():
     figure = plots.token_heatmap(View(["a", " a"], np.ones((1, 2))))
     assert list(figure.data[0].x) == ["0", "1"]
     assert labels(figure) == ["a", "a"]
 
 
-def test_what_cannot_be_drawn_is_refused(view):
+def test_an_unknown_or_missing_kind_is_refused(view):
     with pytest.raises(ToxlocError, match="Unknown kind 'gradient'"):
         plots.token_heatmap(view, "gradient")
     with pytest.raises(ToxlocError, match="no activation"):

@@ -43,16 +43,18 @@ def test_methods_keep_their_budgets_and_have_titles_and_colours(small_run):
 
 def test_scores_come_with_their_uncertainty_and_with_causal_proof(small_run):
     r = small_run.results
-    assert r["localization"]["uncertainty"]["attribution"]["p_adjusted"][0] <= 1
+    loc = Localization.load(small_run.path / "localization")
     assert set(r["localization"]["uncertainty"]) == set(SCORES)
+    for score, figures in r["localization"]["uncertainty"].items():
+        assert figures["p_adjusted"] == loc.uncertainty[score].p_adjusted.tolist()
     proof, curve = r["causal"]["proof"], r["causal"]["curve"]
     assert [k["layers"] for k in proof["layers"]] == [[layer] for layer in range(8)]
     assert len(proof["neurons"]) == 6
-    found = {(c["score"], c["parts"]) for c in proof["correlations"]}
-    assert found == {(s, p) for s in SCORES for p in ("layers", "neurons")}
+    correlated = {(c["score"], c["parts"]) for c in proof["correlations"]}
+    assert correlated == {(s, p) for s in SCORES for p in ("layers", "neurons")}
     assert [k["neurons"] for k in curve["ordered"]] == curve["counts"] == [8, 32, 128, 512]
     tops = [(n["layer"], n["neuron"]) for n in r["top_neurons"]]
-    assert tops == Localization.load(small_run.path / "localization").top_neurons("attribution", len(tops))
+    assert tops == loc.top_neurons("attribution", len(tops))
 
 
 @pytest.mark.slow
@@ -60,7 +62,7 @@ def test_a_model_can_be_its_own_contrast_set(tmp_path):
     result = toxloc.run(out=tmp_path / "r", contrast="sampled", methods=("trne",), **SMALL | dict(max_prompts=60))
     r = result.results
     assert r["contrast"]["name"] == "sampled from toxloc-tiny"
-    assert r["prompts"]["n_judged"] == 30  # the other half was sampled from
+    assert r["prompts"]["n_judged"] == 30  # the contrast set is sampled with the other half
     assert r["causal"] is None
     assert "--contrast sampled" in r["command"]
 
@@ -101,7 +103,7 @@ def test_verdicts_are_the_scores_at_the_thresholds_and_combined(small_run, compl
 
 
 def test_a_point_of_the_curve_is_the_model_without_its_top_neurons(small_run, lm):
-    """Zero the rows of W_out by hand, and judge one completion of each provocative prompt."""
+    """Set the rows of W_out to zero by hand, and judge one completion of each provocative prompt."""
     point = small_run.results["causal"]["curve"]["ordered"][1]
     top = Localization.load(small_run.path / "localization").top_neurons("attribution", 32)
     prompts = toxloc.load_prompts().limited(12).only("provocative")

@@ -17,7 +17,7 @@ def entry(method, any_rate, all_rate, every, **more):
 
 
 def write(folder, every="all", version=2, **changed):
-    """Write what a run of two methods leaves in results.json, as far as it is read."""
+    """Write the keys of results.json that are read, for a run with the baseline and one method."""
     change = {name: {"relative": -0.5, "ci": [-0.75, -0.25], "p": 0.01} for name in ("any", every)}
     results = {
         "format_version": version,
@@ -46,12 +46,10 @@ def test_a_rate_is_that_of_the_method_and_the_judge(tmp_path):
 
 def test_an_unknown_method_or_judge_is_named_with_those_that_there_are(tmp_path):
     result = RunResult.load(write(tmp_path))
-    with pytest.raises(ToxlocError) as error:
+    with pytest.raises(ToxlocError, match=r"'typo'.* baseline, trne\."):
         result.rate("typo")
-    assert str(error.value) == "This run has no method 'typo'; it has baseline, trne."
-    with pytest.raises(ToxlocError) as error:
+    with pytest.raises(ToxlocError, match=r"'both'.* toxloc-guard, profanity-check, any, all\."):
         result.rate("trne", "both")
-    assert str(error.value) == "This run has no judge 'both'; it has toxloc-guard, profanity-check, any, all."
 
 
 def test_a_run_of_version_1_is_read_and_its_both_is_all(tmp_path):
@@ -59,16 +57,13 @@ def test_a_run_of_version_1_is_read_and_its_both_is_all(tmp_path):
     assert result.rate("trne", "all") == 0.125
     assert list(result.results["runs"][1]["change"]) == ["any", "all"]
     assert '"both"' not in json.dumps(result.results)
-    assert '"both"' in (tmp_path / "results.json").read_text()  # the file is as it was
+    assert '"both"' in (tmp_path / "results.json").read_text()  # the file is unchanged
 
 
 @pytest.mark.parametrize("version", [3, 0, None, "2"])
 def test_another_format_version_is_refused(tmp_path, version):
-    with pytest.raises(ToxlocError) as error:
+    with pytest.raises(ToxlocError, match=f"{tmp_path} has format version {version}, .* reads 1 and 2; "):
         RunResult.load(write(tmp_path, version=version))
-    assert str(error.value) == (
-        f"{tmp_path} has format version {version}, this toxloc reads 1 and 2; read it with the version that wrote it."
-    )
 
 
 @pytest.mark.parametrize(
@@ -86,9 +81,8 @@ def test_another_format_version_is_refused(tmp_path, version):
     ],
 )
 def test_a_damaged_run_is_refused(tmp_path, changed, named):
-    with pytest.raises(ToxlocError) as error:
+    with pytest.raises(ToxlocError, match=f"{tmp_path} is damaged: {named} cannot"):
         RunResult.load(write(tmp_path, **changed))
-    assert str(error.value) == f"The run in {tmp_path} is damaged: {named} cannot be read."
 
 
 @pytest.mark.parametrize(

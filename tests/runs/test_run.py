@@ -18,11 +18,13 @@ def test_the_signature_shows_every_setting():
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_from_options_as_from_settings(tmp_path):
-    one = toxloc.run(out=tmp_path / "a", methods=["trne"], **SMALL)
-    two = toxloc.run(out=tmp_path / "b", settings=RunSettings(methods=("trne",), **SMALL | {"samples": 3}), samples=1)
-    assert (one.path / "completions.jsonl").read_bytes() == (two.path / "completions.jsonl").read_bytes()
-    assert one.results == two.results
-    assert one.methods == ["baseline", "trne"]
+    first = toxloc.run(out=tmp_path / "a", methods=["trne"], **SMALL)
+    second = toxloc.run(
+        out=tmp_path / "b", settings=RunSettings(methods=("trne",), **SMALL | {"samples": 3}), samples=1
+    )
+    assert (first.path / "completions.jsonl").read_bytes() == (second.path / "completions.jsonl").read_bytes()
+    assert first.results == second.results
+    assert first.methods == ["baseline", "trne"]
 
 
 def test_a_failed_run_leaves_no_file(tmp_path, monkeypatch):

@@ -27,12 +27,12 @@ def test_the_command_repeats_the_settings():
     assert RunSettings().command() == "toxloc run"
 
 
-def test_meow2x_has_a_budget_of_its_own():
+def test_meow2x_has_a_separate_budget():
     s = RunSettings(budget=0.03, meow2x_budget=0.04)
     assert [s.budget_of(name) for name in ("meow2x", "trne", "aura")] == [0.04, 0.03, 0.03]
 
 
-def test_they_are_kept_as_json_and_read_again():
+def test_they_can_be_saved_as_json_and_loaded_again():
     s = RunSettings(methods=("steering",), check="my.txt", samples=2)
     assert RunSettings(**json.loads(json.dumps(s.model_dump(mode="json")))) == s
 
@@ -51,10 +51,10 @@ def test_they_cannot_be_changed():
         (dict(max_texts=7), "max_texts=7: it must be greater than or equal to 8."),
         (dict(dtype="float8"), "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'."),
         (dict(evaluators=()), "evaluators=(): "),
-        (dict(evaluators=("nobody",)), "There is no evaluator 'nobody'; there are toxloc-guard, profanity-check"),
+        (dict(evaluators=("nobody",)), "There is no evaluator 'nobody'; choose one of toxloc-guard, profanity-check"),
         (dict(methods=()), "methods=(): "),
         (dict(methods=("trne", "trn")), "Unknown method 'trn'; choose one of trne, meow2x, ablation"),
-        (dict(sample=3), "There is no setting 'sample' here; there are "),
+        (dict(sample=3), "There is no setting 'sample'; choose one of "),
     ],
 )
 def test_wrong_settings_are_named(options, message):

@@ -7,7 +7,7 @@ from toxloc.runs.settings import RunSettings
 from toxloc.runs.texts import read_texts
 
 
-def test_contrast_and_prompts_of_one_file_are_kept_apart(tmp_path, lm):
+def test_contrast_texts_and_prompts_of_one_file_do_not_overlap(tmp_path, lm):
     rows = [
         {
             "prompt": {"text": f"opening {i}", "toxicity": 0.9 if i % 2 else 0.1},
@@ -36,7 +36,7 @@ def test_check_text_shares_nothing_with_the_tuning_text(tmp_path, lm):
     assert not {*texts.check} & {*texts.neutral.fit, *texts.neutral.tune}
     assert set(texts.check) >= set(lines[40:])
     (tmp_path / "seen.txt").write_text("\n".join(texts.neutral.fit + texts.neutral.tune))
-    with pytest.raises(ToxlocError, match="holds no text that"):
+    with pytest.raises(ToxlocError, match=r"--check \S*seen\.txt .* --neutral \S*a\.txt; give another file"):
         read_texts(RunSettings.of(settings, check=str(tmp_path / "seen.txt"), max_neutral=40))
 
 

@@ -18,11 +18,11 @@ from toxloc.support.intervals import (
 
 
 def drawn(seed, n, resamples=RESAMPLES):
-    """The indices that a bootstrap written by hand draws, all at once."""
+    """Draw the bootstrap indices of all resamples in one call, independently of scipy."""
     return np.random.default_rng(seed).integers(n, size=(resamples, n))
 
 
-def test_the_draws_are_those_of_a_plain_loop_to_the_last_digit():
+def test_the_draws_equal_those_of_a_plain_loop_exactly():
     x = np.random.default_rng(5).normal(size=37)
     means = [x[row].mean() for row in drawn(3, 37)]
     expected = tuple(np.quantile(np.array(means), [(1 - 0.95) / 2, (1 + 0.95) / 2]))
@@ -32,27 +32,27 @@ def test_the_draws_are_those_of_a_plain_loop_to_the_last_digit():
 
 
 @given(st.integers(1, 500))
-def test_how_many_draws_are_made_at_once_does_not_matter(at_once):
+def test_the_number_of_draws_per_call_does_not_change_the_values(at_once):
     x = np.random.default_rng(0).normal(size=11)
-    kept = []
+    draws_per_call = []
 
-    def figure(index):
-        kept.append(len(index))
+    def mean(index):
+        draws_per_call.append(len(index))
         return x[index].mean(1)
 
-    found = resampled(figure, 11, seed=8, resamples=300, at_once=at_once)
-    assert max(kept) == min(at_once, 300)
-    assert (found == x[drawn(8, 11, 300)].mean(1)).all()
+    values = resampled(mean, 11, seed=8, resamples=300, at_once=at_once)
+    assert max(draws_per_call) == min(at_once, 300)
+    assert (values == x[drawn(8, 11, 300)].mean(1)).all()
 
 
 def test_samples_of_different_sizes_are_drawn_independently():
     x, y = np.arange(20.0), np.arange(7.0) ** 2
     rng = np.random.default_rng(4)
     i, j = rng.integers(20, size=(RESAMPLES, 20)), rng.integers(7, size=(RESAMPLES, 7))
-    found = resampled(lambda i, j: y[j].mean(1) - x[i].mean(1), (20, 7), 4)
-    assert (found == y[j].mean(1) - x[i].mean(1)).all()
-    apart = np.corrcoef(x[i].mean(1), y[j].mean(1))[0, 1]
-    assert abs(apart) < 0.1
+    values = resampled(lambda i, j: y[j].mean(1) - x[i].mean(1), (20, 7), 4)
+    assert (values == y[j].mean(1) - x[i].mean(1)).all()
+    correlation = np.corrcoef(x[i].mean(1), y[j].mean(1))[0, 1]
+    assert abs(correlation) < 0.1
 
 
 def test_a_sample_of_one_observation_has_one_resample():
@@ -62,7 +62,7 @@ def test_a_sample_of_one_observation_has_one_resample():
     assert bootstrap(lambda i, j: y[i].mean(1) + x[j].mean(1), (1, 2), 0) == (7, 8)
 
 
-def test_several_figures_come_from_the_same_draws():
+def test_several_statistics_use_the_same_draws():
     x = np.random.default_rng(1).normal(size=9)
     mean, twice = resampled(lambda index: np.stack([x[index].mean(1), 2 * x[index].mean(1)]), 9, 0, at_once=70)
     assert len(mean) == RESAMPLES
@@ -70,7 +70,7 @@ def test_several_figures_come_from_the_same_draws():
 
 
 @pytest.mark.filterwarnings("error")
-def test_draws_in_which_a_figure_is_not_defined_are_left_out():
+def test_draws_in_which_a_statistic_is_undefined_are_left_out():
     a, b = np.array([1.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0])
     index = drawn(0, 3)
     ratios = np.array([3 / b[row].sum() for row in index if b[row].sum()])
@@ -80,11 +80,11 @@ def test_draws_in_which_a_figure_is_not_defined_are_left_out():
     assert np.isnan(bootstrap(lambda index: np.full(len(index), np.nan), 3, 0)).all()
 
 
-def test_the_central_interval_by_hand():
+def test_the_central_interval_leaves_out_nan_and_infinity():
     assert central_interval(np.append(np.arange(101.0), [np.nan, np.inf])) == pytest.approx((2.5, 97.5))
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     rng = np.random.default_rng(0)
     hits = sum(
         low <= 0.3 <= high
@@ -93,7 +93,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.89 <= hits / 200 <= 0.99
 
 
-def test_equal_values_are_not_certainty():
+def test_equal_values_still_have_an_interval_with_width():
     low, high = mean_interval(np.zeros(100))
     assert low == 0
     assert high == pytest.approx(1 - 0.025 ** (1 / 100))  # no event in 100 (Clopper and Pearson 1934)
@@ -102,22 +102,23 @@ def test_equal_values_are_not_certainty():
     assert mean_interval(np.zeros(1)) == (0, pytest.approx(0.975))
 
 
-def test_p_is_the_share_of_all_changes_of_sign():
-    apart = np.array([1.0, 0.5, 0.5, 0, -0.25, 0.75, 1, 1])
-    flips = [abs((apart * np.array(signs)).mean()) >= apart.mean() - 1e-12 for signs in product([1, -1], repeat=8)]
-    assert sign_flip_p(apart, 0) == pytest.approx(np.mean(flips))
-    assert sign_flip_p(-apart, 1) == pytest.approx(np.mean(flips))
+def test_p_is_the_share_of_sign_patterns_with_a_mean_at_least_as_extreme():
+    differences = np.array([1.0, 0.5, 0.5, 0, -0.25, 0.75, 1, 1])
+    means = [abs((differences * np.array(signs)).mean()) for signs in product([1, -1], repeat=8)]
+    p = np.mean(np.array(means) >= differences.mean() - 1e-12)
+    assert sign_flip_p(differences, 0) == pytest.approx(p)
+    assert sign_flip_p(-differences, 1) == pytest.approx(p)
     assert sign_flip_p(np.zeros(8), 0) == sign_flip_p(np.ones(1), 0) == 1
     assert sign_flip_p(np.ones(10), 0) == pytest.approx(2 / 2**10)
 
 
-def test_p_of_many_differences_is_that_of_a_normal_approximation():
-    apart = np.random.default_rng(2).normal(0.2, 1, size=100)
-    z = apart.sum() / np.sqrt((apart**2).sum())
-    assert 0.02 < sign_flip_p(apart, 0) == pytest.approx(2 * norm.sf(abs(z)), abs=0.01)
+def test_p_of_many_differences_is_near_the_normal_approximation():
+    differences = np.random.default_rng(2).normal(0.2, 1, size=100)
+    z = differences.sum() / np.sqrt((differences**2).sum())
+    assert 0.02 < sign_flip_p(differences, 0) == pytest.approx(2 * norm.sf(abs(z)), abs=0.01)
 
 
-def test_p_is_uniform_if_nothing_changed():
+def test_p_is_uniform_under_the_null_hypothesis():
     rng = np.random.default_rng(0)
     small = [sign_flip_p(rng.normal(size=30), seed=i) < 0.1 for i in range(60)]
-    assert 1 <= sum(small) <= 13  # 6 are expected; 1 to 13 come in 99.6% of cases
+    assert 1 <= sum(small) <= 13  # 6 are expected; a binomial count is from 1 to 13 with probability 99.6%

@@ -27,7 +27,7 @@ def test_mask_keeps_first_letters_and_lengths(text, masked):
 
 
 @given(st.text())
-def test_a_mask_is_its_own_mask_and_hides_only_letters(text):
+def test_masking_twice_changes_nothing_more_and_hides_only_letters(text):
     masked = mask(text)
     assert mask(masked) == masked
     hidden = [(a, b) for a, b in zip(text, masked, strict=True) if a != b]

@@ -6,12 +6,12 @@ import torch
 
 from toxloc.support.memory import REFERENCES, PeakMemory
 
-restartable = pytest.mark.skipif(not REFERENCES.exists(), reason="only Linux measures a block alone")
+restartable = pytest.mark.skipif(not REFERENCES.exists(), reason="only Linux can measure the peak of a block alone")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's")
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems the peak is that of the whole process")
 def test_a_peak_is_that_of_its_block():
-    """800 MB are taken and given back in the first block, and the second does not see them."""
+    """The first block allocates and frees 800 MB; the peak of the second block does not include them."""
     with PeakMemory() as first:
         np.ones(100_000_000).sum()
     with PeakMemory() as second:
@@ -22,7 +22,7 @@ def test_a_peak_is_that_of_its_block():
 
 
 @restartable
-def test_the_rise_is_what_the_block_took_at_most_at_one_time():
+def test_the_rise_is_the_largest_memory_that_the_block_holds_at_one_time():
     held = np.ones(20_000_000)
     with PeakMemory(torch.device("cpu")) as peak:
         for _ in range(3):
@@ -34,7 +34,7 @@ def test_the_rise_is_what_the_block_took_at_most_at_one_time():
 
 
 @restartable
-def test_without_a_new_peak_there_is_no_rise(monkeypatch, tmp_path):
+def test_without_a_reset_of_the_peak_the_rise_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr("toxloc.support.memory.REFERENCES", tmp_path / "missing" / "clear_refs")
     with PeakMemory(torch.device("cpu")) as peak:
         pass
@@ -44,7 +44,7 @@ def test_without_a_new_peak_there_is_no_rise(monkeypatch, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_cuda_device_the_rise_is_that_of_its_memory():
+def test_on_a_cuda_device_the_rise_is_that_of_cuda_memory():
     held = torch.ones(1_000_000, device="cuda")
     with PeakMemory(held.device) as peak:
         torch.ones(25_000_000, device="cuda")

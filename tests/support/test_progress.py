@@ -6,21 +6,21 @@ from rich.console import Console
 from toxloc.support.progress import note, shown, step, track
 
 
-def test_silent_unless_shown(capsys):
+def test_nothing_is_printed_outside_shown(capsys):
     with step("working"):
         assert list(track([1, 2], "counting")) == [1, 2]
-    note("[b]heed[/b]")
+    note("[b]note[/b]")
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_note_stays():
+def test_a_note_stays_on_the_screen():
     screen = io.StringIO()
     with shown(Console(file=screen, force_terminal=True, width=30)), step("Loading"):
-        note("Heed that the model [m] has a template.")
-    assert "Heed that the model [m] has a template." in screen.getvalue()
+        note("The model [m] has a chat template.")
+    assert "The model [m] has a chat template." in screen.getvalue()
 
 
-def test_steps_stay_and_bars_go():
+def test_steps_stay_and_bars_disappear():
     screen = io.StringIO()
     with shown(Console(file=screen, force_terminal=True, width=100)), step("Working hard"):
         assert list(track(range(3), "counting")) == [0, 1, 2]
@@ -30,7 +30,7 @@ def test_steps_stay_and_bars_go():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_brackets_of_a_name_are_kept(terminal):
+def test_brackets_in_names_are_not_markup(terminal):
     screen = io.StringIO()
     with shown(Console(file=screen, force_terminal=terminal, width=100)), step("Loading [red]model[/b]"):
         list(track([1], "reading [x]"))

@@ -5,7 +5,7 @@ import sys
 import pytest
 import transformer_lens
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers.utils import logging as of_transformers
+from transformers.utils import logging as transformers_logging
 
 from toxloc.support.quiet import LIBRARIES, quiet
 
@@ -17,17 +17,17 @@ def state():
         list(logging.root.filters),
         list(logging.root.handlers),
         logging.root.manager.disable,
-        of_transformers.is_progress_bar_enabled(),
+        transformers_logging.is_progress_bar_enabled(),
         are_progress_bars_disabled(),
     )
 
 
 @pytest.fixture
 def emitted(caplog):
-    """The messages that reach a handler; libraries whose loggers do not propagate get it themselves."""
+    """Function that returns the messages that reached a handler, also of loggers that do not propagate."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, LIBRARIES)}
     for logger in loggers:
-        logger.setLevel(logging.WARNING)  # transformer_lens sets that of transformers to ERROR
+        logger.setLevel(logging.WARNING)  # transformer_lens sets the level of transformers to ERROR
         if not logger.propagate:
             logger.addHandler(caplog.handler)
     yield lambda: [record.getMessage() for record in caplog.records]
@@ -47,14 +47,14 @@ def test_libraries_warn_before_and_after_but_not_while_quiet(emitted, name):
     assert emitted() == ["before", "an error", "after"]
 
 
-def test_other_loggers_are_heard(emitted):
+def test_other_loggers_are_not_hidden(emitted):
     with quiet():
-        logging.getLogger("mine").warning("mine")
-        logging.warning("also mine")
-    assert emitted() == ["mine", "also mine"]
+        logging.getLogger("user").warning("user logger")
+        logging.warning("root logger")
+    assert emitted() == ["user logger", "root logger"]
 
 
-def test_of_the_root_logger_only_warnings_of_transformer_lens_are_hidden(emitted):
+def test_on_the_root_logger_only_warnings_of_transformer_lens_are_hidden(emitted):
     code = compile(
         "import logging; logging.warning('a warning'); logging.error('an error')",
         f"{transformer_lens.__path__[0]}/hooks.py",
@@ -68,13 +68,13 @@ def test_of_the_root_logger_only_warnings_of_transformer_lens_are_hidden(emitted
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_everything_is_as_before_also_after_an_error_and_when_nested(error):
+def test_the_logging_state_is_restored_also_after_an_error_and_when_nested(error):
     level = logging.getLogger("accelerate").level
     logging.getLogger("accelerate").setLevel(logging.CRITICAL)
     before = state()
     try:
         with quiet():
-            assert not of_transformers.is_progress_bar_enabled()
+            assert not transformers_logging.is_progress_bar_enabled()
             assert are_progress_bars_disabled()
             assert logging.getLogger("accelerate").level == logging.CRITICAL
             assert logging.root.manager.disable == before[4]
@@ -90,13 +90,13 @@ def test_everything_is_as_before_also_after_an_error_and_when_nested(error):
     logging.getLogger("accelerate").setLevel(level)
 
 
-def test_bars_of_the_hub_that_were_off_stay_off():
+def test_disabled_bars_of_the_hub_stay_disabled():
     disable_progress_bars()
     try:
         with quiet():
             pass
         assert are_progress_bars_disabled()
-        assert of_transformers.is_progress_bar_enabled()
+        assert transformers_logging.is_progress_bar_enabled()
     finally:
         enable_progress_bars()
 
@@ -107,13 +107,13 @@ from toxloc.support.quiet import quiet
 with quiet():
     import transformer_lens  # sets the level of transformers' logger
     exec(compile("logging.warning('hidden')", transformer_lens.__file__, "exec"))
-    logging.getLogger("mine").warning("mine")
+    logging.getLogger("user").warning("from the user")
 print(logging.root.handlers, logging.getLogger("transformers").level == logging.WARNING)
 """
 
 
-def test_a_process_that_never_set_up_logging_is_left_so():
+def test_no_handler_is_left_in_a_process_that_never_set_up_logging():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.stdout == "[] True\n", done.stderr
-    assert "mine" in done.stderr
+    assert "from the user" in done.stderr
     assert "hidden" not in done.stderr

@@ -42,7 +42,7 @@ class Named(Settings):
     name: str = option(..., "its name")
 
 
-def test_a_field_has_its_description_panel_flag_and_bounds():
+def test_an_option_sets_description_panel_flag_and_bounds():
     steps, share = Walk.model_fields["steps"], Walk.model_fields["share"]
     assert (steps.description, extra_of(steps)) == ("how many steps", {"panel": "How"})
     assert (share.description, extra_of(share)) == ("share of the way", {"flag": "part"})
@@ -51,7 +51,7 @@ def test_a_field_has_its_description_panel_flag_and_bounds():
     assert not steps.is_required()
 
 
-def test_flags_are_the_names_with_dashes_unless_declared():
+def test_flags_are_field_names_with_dashes_unless_declared():
     class Other(Settings):
         max_new_tokens: int = option(1, "length")
 
@@ -69,51 +69,54 @@ def test_a_settings_object_cannot_be_changed():
     assert hash(walk) == hash(Walk())
 
 
-def test_options_change_single_fields_of_given_settings():
+def test_options_override_single_fields_of_given_settings():
     given = Walk(steps=3, gait="run")
     assert Walk.of(given, steps=4) == Walk(steps=4, gait="run")
     assert given.steps == 3
     assert Walk.of() == Walk.of(None) == Walk()
 
 
-def test_settings_of_a_class_with_more_fields_are_taken_and_with_fewer_too():
+def test_settings_can_come_from_a_class_with_more_or_fewer_fields():
     assert Walk.of(LongWalk(steps=3, shoes="none"), share=0.25) == Walk(steps=3, share=0.25)
     assert LongWalk.of(Walk(steps=3)) == LongWalk(steps=3)
 
 
-def test_what_was_asked_for_is_known_after_merging():
+def test_merged_settings_know_which_fields_were_set():
     merged = Walk.of(Walk(steps=3), device="cpu")
     assert merged.model_fields_set == {"steps", "device"}
     assert merged.changed() == {"steps": 3, "device": "cpu"}
-    assert Walk(steps=5).changed() == {}  # the default, asked for
+    assert Walk(steps=5).changed() == {}  # set explicitly to its default
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "value", "fix"),
     [
-        (dict(share=5.0), "share=5.0: it must be less than 1."),
-        (dict(steps=0), "steps=0: it must be greater than or equal to 1."),
-        (dict(gait="fly"), "gait='fly': it must be 'walk' or 'run'."),
-        (dict(steps="many"), "steps='many': it must be a valid integer."),
-        (dict(pair=3), "3 is odd; give an even number."),
-        (dict(gait="run", steps=101), "Nobody runs more than 100 steps; walk."),
-        (dict(stops=()), "stops=(): give at least one."),
-        (dict(stops=("a", 2)), "stops.1=2: it must be a valid string."),
-        (dict(stepps=1), "There is no setting 'stepps' here; there are device, steps, share, gait, pair, stops."),
+        (dict(share=5.0), "share=5.0: ", "must be less than 1"),
+        (dict(steps=0), "steps=0: ", "must be greater than or equal to 1"),
+        (dict(gait="fly"), "gait='fly': ", "must be 'walk' or 'run'"),
+        (dict(steps="many"), "steps='many': ", "must be a valid integer"),
+        (dict(pair=3), "3 is odd; ", "give an even number"),
+        (dict(gait="run", steps=101), "Nobody runs more than 100 steps; ", "walk"),
+        (dict(stops=()), "stops=(): ", "at least one"),
+        (dict(stops=("a", 2)), "stops.1=2: ", "must be a valid string"),
+        (dict(stepps=1), "There is no setting 'stepps'", "device, steps, share, gait, pair, stops"),
     ],
 )
-def test_a_wrong_value_is_named_in_one_sentence(options, message):
+def test_the_error_is_one_sentence_with_the_invalid_value_and_the_fix(options, value, fix):
     with pytest.raises(ToxlocError) as error:
         Walk.of(**options)
-    assert str(error.value) == message
+    message = str(error.value)
+    assert message.startswith(value)
+    assert fix in message
+    assert message.endswith(".") and ". " not in message
 
 
-def test_a_missing_value_is_named():
-    with pytest.raises(ToxlocError, match=r"^name is missing; give it a value\.$"):
+def test_the_error_names_a_missing_value():
+    with pytest.raises(ToxlocError, match=r"^name is missing"):
         Named.of()
 
 
-def test_unknown_fields_are_refused_also_without_of():
+def test_the_constructor_refuses_unknown_fields():
     with pytest.raises(ValidationError, match="Extra inputs"):
         Walk(stepps=1)
 
@@ -125,7 +128,7 @@ def test_a_signature_shows_the_fields_in_place_of_the_options():
 
     shown = inspect.signature(walk).parameters
     assert list(shown) == ["where", "steps", "settings", "device", "share", "gait", "shoes"]
-    assert {name: one.default for name, one in shown.items() if name in ("share", "gait", "shoes", "device")} == {
+    assert {name: shown[name].default for name in ("share", "gait", "shoes", "device")} == {
         "share": 0.5,
         "gait": "walk",
         "shoes": "boots",
@@ -133,11 +136,11 @@ def test_a_signature_shows_the_fields_in_place_of_the_options():
     }
     assert shown["share"].annotation is float
     assert {shown[name].kind for name in ("device", "share", "shoes")} == {inspect.Parameter.KEYWORD_ONLY}
-    assert shown["steps"].default is None  # the function's own
+    assert shown["steps"].default is None  # the function's parameter, not the field
     assert walk("there", shoes="none") == LongWalk(shoes="none")
 
 
-def test_a_field_that_must_be_given_has_no_default_in_the_signature():
+def test_a_required_field_has_no_default_in_the_signature():
     @signature_from(Named)
     def call(**options):
         return Named.of(**options)

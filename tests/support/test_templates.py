@@ -18,22 +18,22 @@ from toxloc.support.templates import FILTERS, render
         ("source", "models/planted/layer3/", "layer3"),
     ],
 )
-def test_a_filter_shows_a_number(name, value, shown):
+def test_filters_format_values(name, value, shown):
     assert FILTERS[name](value) == shown
 
 
-def test_many_is_the_plural_of_all_but_1():
+def test_many_uses_the_plural_except_for_1():
     assert [FILTERS["many"](n, "cell") for n in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
 
 
 RATE = {"rate": 0.331, "rate_ci": [0.281, 0.381]}
 
 
-def card(*, adapter=False, edits=(), effect=None, bos=None):
+def card(*, adapter=False, edits=(), effect=None, bos=None, html=False):
     lm = SimpleNamespace(name="org/model", n_layers=2, d_mlp=8)
     return render(
         "model_card.md.j2",
-        html=False,
+        html=html,
         lm=lm,
         type="gpt2",
         dtype="float32",
@@ -87,17 +87,18 @@ def test_every_branch_of_the_card_renders():
 
 
 @pytest.mark.parametrize("name", ["all", "both"])
-def test_the_card_explains_the_verdict_of_all_evaluators_by_its_name_in_the_figures(name):
+def test_the_card_explains_the_combined_verdict_under_its_old_and_new_name(name):
     effect = {"before": {"toxicity": {}}, "after": {"toxicity": {"any": RATE, name: RATE}, "fluency": None}}
     text = card(edits=[edit()], effect=effect)
     assert f"*{name}* is every evaluator" in text
     assert f"| {name} | not measured | 33.1%" in text
 
 
-def test_a_name_that_was_not_given_is_an_error():
+def test_a_missing_variable_is_an_error():
     with pytest.raises(UndefinedError, match="'lm' is undefined"):
         render("model_card.md.j2", html=False, adapter=False)
 
 
-def test_html_is_escaped_and_other_text_is_not():
-    assert "<b>" in card(bos="<b>")
+def test_values_are_escaped_in_html_and_only_there():
+    assert "`<b>`" in card(bos="<b>")
+    assert "`&lt;b&gt;`" in card(bos="<b>", html=True)

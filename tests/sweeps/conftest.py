@@ -8,7 +8,7 @@ from toxloc.sweeps.grid import Plan, grid_of
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Two random models, two files of prompts and one of contrast texts."""
+    """Write two random models, two files of prompts and a file of contrast texts to a folder."""
     root = tmp_path_factory.mktemp("grid")
     for seed, family in enumerate(("gpt2", "llama")):
         random_hf(family, seed=seed).save_pretrained(root / family)
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def small_grid():
-    """What a grid's file holds: twelve cells."""
+    """Return the content of a grid file with twelve cells."""
     return {
         "models": ["gpt2", "llama"],
         "contrasts": ["pairs.jsonl"],

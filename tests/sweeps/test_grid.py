@@ -10,7 +10,7 @@ from toxloc.evaluation.evaluators.registry import EVALUATORS, register
 from toxloc.sweeps.grid import Plan, Treatment, grid_of, treatment
 
 
-def test_cells_come_in_order_and_every_one_once(plan):
+def test_cells_come_in_order_and_without_duplicates(plan):
     assert [(c.model, c.treatment, c.benchmark) for c in plan.cells] == [
         (model, method, benchmark)
         for model in ("gpt2", "llama")
@@ -23,7 +23,7 @@ def test_cells_come_in_order_and_every_one_once(plan):
     assert len({c.localization_id for c in plan.cells}) == 2
 
 
-def test_ids_are_of_content_and_not_of_place_or_neighbours(plan, folder, content, tmp_path):
+def test_ids_depend_on_content_and_not_on_paths_or_other_cells(plan, folder, content, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere")
     there = tmp_path / "elsewhere"
     ids = {c.id for c in plan.cells}
@@ -46,11 +46,11 @@ def test_ids_are_of_content_and_not_of_place_or_neighbours(plan, folder, content
         {"dtype": "bfloat16"},
     ],
 )
-def test_what_decides_a_number_decides_the_id(plan, folder, content, change):
+def test_ids_depend_on_every_setting_that_affects_the_numbers(plan, folder, content, change):
     assert not {c.id for c in plan.cells} & {c.id for c in Plan(grid_of(content | change), folder).cells}
 
 
-def test_another_content_of_a_file_is_another_cell(plan, folder, content, tmp_path):
+def test_ids_change_with_the_content_of_a_file(plan, folder, content, tmp_path):
     there = tmp_path / "elsewhere"
     shutil.copytree(folder, there)
     (there / "first.txt").write_text((there / "first.txt").read_text().replace("Number 0", "Number 100"))
@@ -80,71 +80,63 @@ def test_variants_are_the_product_of_the_lists(settings):
     count = 1
     for values in settings.values():
         count *= len(values)
-    assert len({tuple(one.items()) for one in variants}) == len(variants) == count
+    assert len({tuple(variant.items()) for variant in variants}) == len(variants) == count
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "pattern"),
     [
-        ({"modles": []}, "modles is not a key there; there are "),
-        ({"modles": []}, ", models, contrasts, benchmarks, methods, seeds, evaluators, scores, samples, "),
+        (
+            {"modles": []},
+            "modles is not .* models, contrasts, benchmarks, methods, seeds, evaluators, scores, samples, ",
+        ),
         (
             {"benchmarks": {"one": {"prompt": "x"}}},
-            "benchmarks.one.prompts is missing; benchmarks.one.prompt is not a key",
+            r"benchmarks\.one\.prompts is missing; benchmarks\.one\.prompt is not .* prompts, which, text_column",
         ),
-        (
-            {"methods": [{"method": "trne", "settings": {"budgett": 1}}]},
-            "methods.0: trne has no setting 'budgett'; it ta",
-        ),
-        ({"methods": [{"method": "ttrne"}]}, "methods.0: Unknown method 'ttrne'; choose one of trne"),
+        ({"methods": [{"method": "trne", "settings": {"budgett": 1}}]}, r"methods\.0: trne .*'budgett'.* budget, "),
+        ({"methods": [{"method": "ttrne"}]}, r"methods\.0: .*'ttrne'.* trne, meow2x"),
         (
             {"methods": [{"method": "trne", "settings": {"budget": 0.1, "norm": [0.1]}}]},
-            "methods.0: trne: Give one of budget=, norm= and strength=",
+            r"methods\.0: trne: .*budget=.*norm=.*strength=",
         ),
-        (
-            {"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]},
-            "methods.0: trne: rounds=0: it must be gre",
-        ),
-        ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, "methods.0: meow2x: scale"),
-        (
-            {"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]},
-            'with the settings {"budget": 0.1} twice',
-        ),
-        ({"models": ["gpt2", "gpt2"]}, "models holds 'gpt2' twice"),
-        ({"temperature": 0}, "temperature=0 writes the same completion 2 times"),
-        ({"scores": ["attributon"]}, "scores.0='attributon': it must be 'activation', 'gradient_norm'"),
-        ({"dtype": "float8"}, "dtype='float8': it must be 'float32', 'bfloat16' or 'float16'"),
-        ({"samples": 0}, "samples=0 is out of range; give a number at least 1"),
-        ({"max_texts": 7}, "max_texts=7: it must be greater than or equal to 8"),
-        ({"models": []}, "models=[]"),
+        ({"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]}, r"methods\.0: trne: rounds=0: .*\b1\b"),
+        ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, r"methods\.0: meow2x: scale"),
+        ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, r'trne .*\{"budget": 0\.1\} twice'),
+        ({"models": ["gpt2", "gpt2"]}, "models .*'gpt2' twice"),
+        ({"temperature": 0}, "temperature=0 .* samples to 1"),
+        ({"scores": ["attributon"]}, r"scores\.0='attributon': .*'activation', 'gradient_norm'"),
+        ({"dtype": "float8"}, "dtype='float8': .*'float32', 'bfloat16' or 'float16'"),
+        ({"samples": 0}, r"samples=0 .*\b1\b"),
+        ({"max_texts": 7}, r"max_texts=7: .*\b8\b"),
+        ({"models": []}, r"models=\[\]"),
     ],
 )
-def test_what_cannot_be_is_named(content, change, said):
-    with pytest.raises(ToxlocError) as error:
+def test_an_invalid_key_or_value_is_named_with_its_place_and_the_fix(content, change, pattern):
+    with pytest.raises(ToxlocError, match=f"^my.yaml: .*{pattern}") as error:
         grid_of(content | change, "my.yaml")
-    assert said in str(error.value)
-    assert str(error.value).startswith("my.yaml: ")
-    assert change == {"models": []} or "at least 1 item" not in str(error.value)  # which a wrong item does not mean
+    # An invalid item is not reported a second time as a list that is too short.
+    assert change == {"models": []} or "at least 1 item" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"models": ["./nothing"]}, "./nothing"),
-        ({"contrasts": ["nothing.csv"]}, "There is no file nothing.csv"),
-        ({"benchmarks": {"one": {"prompts": "nothing.txt"}}}, "There is no file nothing.txt"),
-        ({"benchmarks": {"one": {"prompts": "first.txt", "words": 100}}}, "has more than 100 words"),
+        ({"contrasts": ["nothing.csv"]}, "nothing.csv"),
+        ({"benchmarks": {"one": {"prompts": "nothing.txt"}}}, "nothing.txt"),
+        ({"benchmarks": {"one": {"prompts": "first.txt", "words": 100}}}, "first.txt.* 100 words"),
         ({"evaluators": ["nobody"]}, "nobody"),
     ],
 )
-def test_what_is_not_there_is_named_before_anything_runs(folder, content, change, said):
-    with pytest.raises(ToxlocError, match=said):
+def test_a_missing_file_or_evaluator_is_named_before_anything_runs(folder, content, change, words):
+    with pytest.raises(ToxlocError, match=words):
         Plan(grid_of(content | change), folder)
 
 
-def test_one_benchmark_under_two_names_is_told(folder, content):
+def test_one_benchmark_under_two_names_is_refused(folder, content):
     twice = {"benchmarks": {"one": {"prompts": "first.txt"}, "again": {"prompts": "first.txt"}}}
-    with pytest.raises(ToxlocError, match=r"again hold the same as gpt2, pairs\.jsonl, one under other names"):
+    with pytest.raises(ToxlocError, match=r"gpt2, pairs\.jsonl, again .* gpt2, pairs\.jsonl, one\b"):
         Plan(grid_of(content | twice), folder)
 
 
@@ -156,12 +148,12 @@ def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monke
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"), (None, "There is no grid file")]
+    ("text", "words"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"), (None, "There is no grid file")]
 )
-def test_files_that_hold_no_grid(tmp_path, text, said):
+def test_files_that_hold_no_grid(tmp_path, text, words):
     if text is not None:
         (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(ToxlocError, match=said):
+    with pytest.raises(ToxlocError, match=words):
         load_grid(tmp_path / "grid.yaml")
 
 
@@ -170,9 +162,9 @@ def test_a_limit_of_two_kinds_is_named_in_one_line():
 
 
 @pytest.mark.parametrize("name", ["offline-grid", "paper-grid"])
-def test_the_examples_are_of_ninety_cells(name):
+def test_the_example_grids_have_ninety_cells(name):
     grid = load_grid(f"examples/{name}.yaml")
-    assert len(grid.models) * len(grid.benchmarks) * sum(len(list(one.variants())) for one in grid.methods) == 90
+    assert len(grid.models) * len(grid.benchmarks) * sum(len(list(entry.variants())) for entry in grid.methods) == 90
 
 
 def test_the_budget_of_a_cell_is_its_methods(folder, content):

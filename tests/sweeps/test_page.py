@@ -11,8 +11,8 @@ from toxloc.sweeps.page import write_page
 
 
 @dataclass
-class Found:
-    """A summary made by hand."""
+class HandmadeSummary:
+    """A summary with figures written by hand."""
 
     plan: Any
     results: list = field(default_factory=list)
@@ -63,7 +63,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Located:
+class HandmadeLocalization:
     values: np.ndarray
     about: dict = field(default_factory=dict)
     scores: tuple = ("activation", "gradient_norm", "attribution")
@@ -94,20 +94,21 @@ def result(before, after):
     }
 
 
-def page(found, tmp_path):
-    write_page(tmp_path / "summary.html", found)
+def page(summary, tmp_path):
+    """Write the page of a summary, and return its HTML."""
+    write_page(tmp_path / "summary.html", summary)
     html = (tmp_path / "summary.html").read_text(encoding="utf-8")
     assert asks_for_nothing_else(html)
     return html
 
 
 def text(html):
-    """Return the page as a reader sees it, without scripts and tags."""
+    """Return the text of a page without scripts and tags."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.S)))
 
 
 @pytest.fixture
-def found(plan):
+def summary(plan):
     cells = plan.cells[:2]
     depth = SimpleNamespace(
         model=cells[0].model,
@@ -120,44 +121,44 @@ def found(plan):
         layers=np.array([0.0, 3.0]),
         shares={"early": 0.25, "middle": 0.0, "late": 0.75},
     )
-    return Found(
+    return HandmadeSummary(
         plan,
         [(cell, result(0.4, 0.1)) for cell in cells],
         [(plan.cells[2], "no <luck>")],
-        {cells[0].group: Located(np.array([0.0, 3.0]))},
+        {cells[0].group: HandmadeLocalization(np.array([0.0, 3.0]))},
         [depth],
     )
 
 
-def test_the_page_has_the_numbers_of_the_summary(found, tmp_path):
-    seen = text(page(found, tmp_path))
-    assert f"2 of {len(found.plan.cells)} cells" in seen
+def test_the_page_has_the_numbers_of_the_summary(summary, tmp_path):
+    seen = text(page(summary, tmp_path))
+    assert f"2 of {len(summary.plan.cells)} cells" in seen
     assert "40.0%" in seen and "-75% [-100%, -50%]" in seen and "+2.5%" in seen
     assert "perplexity +5% trne, budget 0.05 2 1.5 – +1.0%" in seen
     assert "gradient norm 1 of 0 to 1 late 0.031 25.0% 0.0% 75.0%" in seen
     assert "a unedited 3 75.0% 25.0% 50.0%" in seen
 
 
-def test_there_is_a_figure_for_costs_for_every_benchmark_and_for_every_score(found, tmp_path):
-    body = page(found, tmp_path).split("<body>")[1]  # the head has Plotly itself
-    benchmarks = {cell.benchmark for cell, _ in found.results}
-    assert body.count("Plotly.newPlot(") == 1 + len(benchmarks) + len(found.plan.grid.scores)
+def test_there_is_a_figure_for_costs_for_every_benchmark_and_for_every_score(summary, tmp_path):
+    body = page(summary, tmp_path).split("<body>")[1]  # the head contains the code of Plotly
+    benchmarks = {cell.benchmark for cell, _ in summary.results}
+    assert body.count("Plotly.newPlot(") == 1 + len(benchmarks) + len(summary.plan.grid.scores)
 
 
-def test_failed_cells_are_named_with_their_errors(found, tmp_path):
-    html = page(found, tmp_path)
+def test_failed_cells_are_named_with_their_errors(summary, tmp_path):
+    html = page(summary, tmp_path)
     assert "1 cell failed." in text(html)
     assert "no &lt;luck&gt;" in html
-    found.failures = []
-    assert "failed" not in text(page(found, tmp_path))
+    summary.failures = []
+    assert "failed" not in text(page(summary, tmp_path)).lower()
 
 
-def test_a_cell_without_toxic_completions_before_has_no_change(found, tmp_path):
-    found.results = [(cell, result(0.0, 0.0)) for cell, _ in found.results]
-    assert "10.0% – +2.5%" in text(page(found, tmp_path))
+def test_a_cell_without_toxic_completions_before_has_no_change(summary, tmp_path):
+    summary.results = [(cell, result(0.0, 0.0)) for cell, _ in summary.results]
+    assert "10.0% – +2.5%" in text(page(summary, tmp_path))
 
 
-def test_a_page_of_nothing_says_so(plan, tmp_path):
-    seen = text(page(Found(plan), tmp_path))
+def test_a_page_without_finished_cells_says_so(plan, summary, tmp_path):
+    seen = text(page(HandmadeSummary(plan), tmp_path))
     assert "No cell is finished yet." in seen
-    assert "Which setting wins" not in seen
+    assert "mean rank" in text(page(summary, tmp_path)) and "mean rank" not in seen

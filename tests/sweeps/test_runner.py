@@ -1,19 +1,22 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
 
 from tests.conftest import asks_for_nothing_else
 from toxloc import ToxlocError, sweep
 from toxloc.sweeps import runner
-from toxloc.sweeps.grid import Plan, grid_of
+from toxloc.sweeps.grid import Cell, Plan, grid_of
 from toxloc.sweeps.store import Store
 
 from .conftest import small_grid
@@ -21,42 +24,42 @@ from .conftest import small_grid
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """The grid, computed once without interruption by one worker at a time."""
+    """Compute the grid once without interruption, with one worker at the same time."""
     plan = Plan(grid_of(small_grid()), folder)
     out = tmp_path_factory.mktemp("sweep") / "out"
     return sweep(plan, out), out
 
 
 def figures(out, cell):
-    """All of a cell but what it took."""
-    found = Store(out).result(cell)
-    return {key: value for key, value in found.items() if key not in ("seconds", "peak_memory")}
+    """Return the result of a cell without its time and memory."""
+    result = Store(out).result(cell)
+    return {key: value for key, value in result.items() if key not in ("seconds", "peak_memory")}
 
 
-def assert_same(one, other):
-    """Equal but for the last bits: an evaluator reads a text beside others where some are known already."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        one, other = list(one.values()), list(other.values())
-    if isinstance(one, list):
-        for a, b in zip(one, other, strict=True):
+def assert_same(left, right):
+    """Compare up to rounding, which depends on the texts that an evaluator reads in one batch."""
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        left, right = list(left.values()), list(right.values())
+    if isinstance(left, list):
+        for a, b in zip(left, right, strict=True):
             assert_same(a, b)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+    elif isinstance(left, float):
+        assert left == pytest.approx(right, rel=1e-5, abs=1e-6)
     else:
-        assert one == other
+        assert left == right
 
 
-def assert_same_results(one, other, plan):
+def assert_same_results(left, right, plan):
     for cell in plan.cells:
-        assert_same(figures(one, cell), figures(other, cell))
+        assert_same(figures(left, cell), figures(right, cell))
         texts = [
             [
                 json.loads(line)["completion"]
                 for line in (Store(out).baseline(cell) / "completions.jsonl").read_text().splitlines()
             ]
-            for out in (one, other)
+            for out in (left, right)
         ]
         assert texts[0] == texts[1]
 
@@ -66,8 +69,8 @@ def test_every_cell_is_finished_and_in_the_tables(whole, plan):
     assert len(summary.results) == 12
     assert not summary.failures
     table = pd.read_parquet(out / "results.parquet")
-    known, again = (one.dropna(axis=1, how="all") for one in (table, pd.read_csv(out / "results.csv")))
-    pd.testing.assert_frame_equal(known, again, check_dtype=False)
+    parquet, csv = (frame.dropna(axis=1, how="all") for frame in (table, pd.read_csv(out / "results.csv")))
+    pd.testing.assert_frame_equal(parquet, csv, check_dtype=False)
     assert list(table["id"]) == [cell.id for cell in plan.cells]
     assert (table["status"] == "done").all()
     assert (table["resident_mb"] > 100).all()
@@ -79,8 +82,8 @@ def test_every_cell_is_finished_and_in_the_tables(whole, plan):
     assert "paint(dark.matches)" in page
 
 
-def test_a_cell_is_what_the_library_finds(whole, plan, folder):
-    """The same configuration by hand."""
+def test_a_cell_has_the_figures_of_separate_calls(whole, plan, folder):
+    """Compute the configuration of one cell with separate calls of `fit` and `evaluate`."""
     import toxloc
 
     cell = next(c for c in plan.cells if c.model == "llama" and c.method == "trne" and c.benchmark == "two")
@@ -90,7 +93,7 @@ def test_a_cell_is_what_the_library_finds(whole, plan, folder):
     edit = toxloc.TRNE.fit(lm, pairs.limited(400, 0), budget=0.05, neutral=neutral)
     prompts = toxloc.load_prompts(str(folder / "second.txt"))
     with edit.applied(lm):
-        found = toxloc.evaluate(
+        after = toxloc.evaluate(
             lm,
             prompts,
             samples=2,
@@ -99,24 +102,24 @@ def test_a_cell_is_what_the_library_finds(whole, plan, folder):
             evaluators=("profanity-check", "toxloc-guard"),
         )
     kept = figures(whole[1], cell)
-    assert_same(kept["toxicity"], json.loads(json.dumps({k: t.to_dict() for k, t in found.toxicity.items()})))
-    assert kept["fluency"]["perplexity_ratio"] == pytest.approx(found.fluency.perplexity_ratio, rel=1e-4)
-    assert kept["fluency"]["kl"] == pytest.approx(found.fluency.kl, rel=1e-2, abs=1e-6)
+    assert_same(kept["toxicity"], json.loads(json.dumps({k: t.to_dict() for k, t in after.toxicity.items()})))
+    assert kept["fluency"]["perplexity_ratio"] == pytest.approx(after.fluency.perplexity_ratio, rel=1e-4)
+    assert kept["fluency"]["kl"] == pytest.approx(after.fluency.kl, rel=1e-2, abs=1e-6)
 
 
 def test_a_second_start_computes_nothing(whole, plan, monkeypatch):
     _, out = whole
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
-    monkeypatch.setattr(runner._Here, "start", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
     assert len(sweep(plan, out).results) == 12
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
 
 
-def test_a_sweep_that_was_killed_goes_on(whole, folder, content, tmp_path):
-    """SIGKILL in the middle: workers end too, what is finished stays, and the end is the same."""
+def test_a_killed_sweep_can_be_continued(whole, folder, content, tmp_path):
+    """After SIGKILL, the workers end too, finished cells are kept, and a second call computes the others."""
     content = content | {"models": ["gpt2"]}
     (tmp_path / "grid.json").write_text(json.dumps(content))
-    mine, plan = tmp_path / "out", Plan(grid_of(content), folder)
+    out, plan = tmp_path / "out", Plan(grid_of(content), folder)
     command = [
         sys.executable,
         "-m",
@@ -126,37 +129,39 @@ def test_a_sweep_that_was_killed_goes_on(whole, folder, content, tmp_path):
         "--root",
         str(folder),
         "--out",
-        str(mine),
+        str(out),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        while len(list((mine / "cells").glob("*.json"))) < 2:
+        while len(list((out / "cells").glob("*.json"))) < 2:
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    time.sleep(0.5)  # the worker sees that the other end of its pipe is gone
-    kept = {path: path.stat().st_mtime_ns for path in (mine / "cells").glob("*.json")}
+    time.sleep(0.5)  # the worker notices that the pipe to its standard input is closed
+    kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.json")}
     assert 2 <= len(kept) < 6
     time.sleep(1)
-    assert len(list((mine / "cells").glob("*.json"))) == len(kept)
-    told = []
-    sweep(plan, mine, on_settled=lambda cell, _: told.append(cell.id))
-    assert sorted([*told, *(path.stem for path in kept)]) == sorted(cell.id for cell in plan.cells)
+    assert len(list((out / "cells").glob("*.json"))) == len(kept)
+    settled = []
+    sweep(plan, out, on_settled=lambda cell, _: settled.append(cell.id))
+    assert sorted([*settled, *(path.stem for path in kept)]) == sorted(cell.id for cell in plan.cells)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    assert_same_results(mine, whole[1], plan)
+    assert_same_results(out, whole[1], plan)
 
 
-def test_two_workers_find_what_one_finds(whole, plan, tmp_path):
+@pytest.mark.slow
+def test_two_workers_give_the_same_results(whole, plan, tmp_path):
     sweep(plan, tmp_path / "out", jobs=2)
     assert_same_results(tmp_path / "out", whole[1], plan)
 
 
-def test_two_workers_of_ray_find_what_one_finds(whole, plan, tmp_path):
+@pytest.mark.slow
+def test_workers_on_ray_give_the_same_results(whole, plan, tmp_path):
     pytest.importorskip("ray", reason="needs the ray extra")
     sweep(plan, tmp_path / "out", ray="local")
     assert_same_results(tmp_path / "out", whole[1], plan)
 
 
-def test_a_cell_that_fails_is_noted_and_the_rest_goes_on(folder, content, tmp_path):
+def test_a_failed_cell_is_recorded_and_the_others_are_computed(folder, content, tmp_path):
     content = content | {
         "models": ["gpt2"],
         "methods": [{"method": "steering", "settings": {"layer": 7, "budget": 0.05}}, content["methods"][1]],
@@ -166,7 +171,7 @@ def test_a_cell_that_fails_is_noted_and_the_rest_goes_on(folder, content, tmp_pa
     assert [cell.method for cell, _ in summary.failures] == ["steering", "steering"]
     assert all("7" in error for _, error in summary.failures)
     assert [cell.method for cell, _ in summary.results] == ["trne", "trne"]
-    assert "Layer 7" in (out / "summary.html").read_text()
+    assert "layer 7" in (out / "summary.html").read_text()
     tried = {path: path.stat().st_mtime_ns for path in (out / "failed").iterdir()}
     sweep(plan, out)
     assert {path: path.stat().st_mtime_ns for path in (out / "failed").iterdir()} == tried
@@ -176,7 +181,7 @@ def test_a_cell_that_fails_is_noted_and_the_rest_goes_on(folder, content, tmp_pa
     assert all(again[path] > tried[path] for path in tried)
 
 
-def test_a_model_that_cannot_be_loaded_fails_its_own_cells_alone(folder, content, tmp_path):
+def test_a_model_that_cannot_be_loaded_fails_only_its_cells(folder, content, tmp_path):
     there = tmp_path / "models"
     shutil.copytree(folder, there)
     (there / "gpt2" / "model.safetensors").write_bytes(b"not weights")
@@ -186,43 +191,46 @@ def test_a_model_that_cannot_be_loaded_fails_its_own_cells_alone(folder, content
     assert {cell.model for cell, _ in summary.results} == {"llama"}
 
 
-class Fragile(runner._Crew):
-    """A worker that finishes one cell and dies at the next, every time."""
+class FakeWorkers:
+    """Replaces `subprocess.Popen`: each worker records a failure of its first `n_settled` cells, then exits.
 
-    size = 1
+    All workers keep running until `jobs` workers have been started.
+    """
 
-    def __init__(self, store):
-        self.store, self.started = store, []
+    def __init__(self, n_settled, exit_code, jobs=1):
+        self.n_settled, self.exit_code, self.jobs = n_settled, exit_code, jobs
+        self.cells, self.environments = [], []
 
-    def start(self, cells):
-        self.started.append([cell.id for cell in cells])
-        self.store.finish(cells[0], {})
+    def __call__(self, command, *, env, **_):
+        task = json.loads(Path(command[-1]).read_text())
+        cells = [Cell(**cell) for cell in task["cells"]]
+        self.cells.append([cell.id for cell in cells])
+        self.environments.append(env)
+        for cell in cells[: self.n_settled]:
+            Store(task["folder"]).fail(cell, "a failure of the fake worker")
+        return SimpleNamespace(
+            poll=lambda: self.exit_code if len(self.cells) >= self.jobs else None,
+            terminate=lambda: None,
+            wait=lambda: self.exit_code,
+            stdin=None,
+        )
 
-        class Dead(runner._Worker):
-            def ended(self):
-                return "signal 9"
 
-        return Dead()
-
-    def __exit__(self, *_):
-        pass
-
-
-def test_the_cell_a_worker_died_at_fails_and_the_next_ones_have_another(plan, tmp_path):
-    store = Store(tmp_path / "out")
-    cells = plan.cells[:6]
-    crew, told = Fragile(store), []
-    runner._run(crew, store, cells, lambda cell, _: told.append(cell.id))
-    ids = [cell.id for cell in cells]
-    assert crew.started == [ids, ids[2:], ids[4:]]
-    assert [store.is_done(cell) for cell in cells] == [True, False] * 3
-    assert "signal 9" in store.failure(cells[1])["error"]
-    assert sorted(told) == sorted(ids)
+def test_the_cell_at_which_a_worker_dies_fails_and_a_new_worker_takes_the_others(plan, tmp_path, monkeypatch):
+    workers, settled = FakeWorkers(n_settled=1, exit_code=-9), []
+    monkeypatch.setattr(subprocess, "Popen", workers)
+    monkeypatch.setattr(runner, "WAIT", 0.01)
+    summary = sweep(plan, tmp_path / "out", on_settled=lambda cell, _: settled.append(cell.id))
+    ids = [cell.id for cell in plan.cells]
+    assert workers.cells == [ids[:6], ids[2:6], ids[4:6], ids[6:], ids[8:], ids[10:]]
+    assert ["signal 9" in error for _, error in summary.failures] == [False, True] * 6
+    assert sorted(settled) == sorted(ids)
 
 
 def test_two_sweeps_do_not_write_to_one_folder(plan, tmp_path):
-    with runner._alone(Store(tmp_path / "out")), pytest.raises(ToxlocError, match="Another sweep"):
-        sweep(plan, tmp_path / "out")
+    out = Store(tmp_path / "out").folder
+    with FileLock(out / ".lock"), pytest.raises(ToxlocError, match="Another sweep"):
+        sweep(plan, out)
 
 
 def test_bad_numbers_and_places(plan, tmp_path):
@@ -233,19 +241,23 @@ def test_bad_numbers_and_places(plan, tmp_path):
         sweep(plan, tmp_path / "file")
 
 
-def test_devices_are_dealt_out_in_turn(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert runner._devices(3) == {}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+@pytest.mark.parametrize(
+    ("count", "visible", "assigned"),
+    [(1, None, [None, None, None]), (2, None, ["0", "1", "0"]), (2, "4,6", ["4", "6", "4"])],
+)
+def test_workers_get_the_cuda_devices_in_turn(folder, content, tmp_path, monkeypatch, count, visible, assigned):
+    plan = Plan(grid_of(content | {"models": ["gpt2"], "seeds": [0, 1, 2], "methods": content["methods"][1:]}), folder)
+    workers = FakeWorkers(n_settled=2, exit_code=0, jobs=3)
+    monkeypatch.setattr(subprocess, "Popen", workers)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [runner._devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
-    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "4,6")
-    assert [runner._devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["4", "6", "4"]
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    sweep(plan, tmp_path / "out", jobs=3)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in workers.environments] == assigned
 
 
-def test_peaks_are_of_the_cell(whole, plan):
-    """The second model's cells do not carry the first one's peak, since each group has a process of its own."""
+def test_the_peak_memory_is_measured_for_each_cell(whole, plan):
+    """Peaks of the second model do not include the peak of the first, because each group has a separate process."""
     peaks = [Store(whole[1]).result(cell)["peak_memory"]["resident_mb"] for cell in plan.cells]
     assert np.ptp(peaks) < 0.5 * max(peaks)

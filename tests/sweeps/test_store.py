@@ -34,14 +34,14 @@ def test_another_error_is_named_by_its_kind_and_has_its_traceback(plan, store):
     assert '{}["nowhere"]' in failure["traceback"]
 
 
-def test_cells_of_older_versions_say_both_for_all(plan, store):
+def test_the_verdict_both_of_older_versions_is_read_as_all(plan, store):
     cell = plan.cells[0]
     rates = {"any": {"rate": 0.3}, "both": {"rate": 0.1}}
     written = {**cell.to_dict(), "toxicity": rates, "baseline": {"toxicity": rates}, "change": dict.fromkeys(rates)}
     (store.folder / "cells" / f"{cell.id}.json").write_text(json.dumps(written))
-    found = store.result(cell)
-    assert found["toxicity"] == found["baseline"]["toxicity"] == {"any": {"rate": 0.3}, "all": {"rate": 0.1}}
-    assert found["change"] == {"any": None, "all": None}
+    result = store.result(cell)
+    assert result["toxicity"] == result["baseline"]["toxicity"] == {"any": {"rate": 0.3}, "all": {"rate": 0.1}}
+    assert result["change"] == {"any": None, "all": None}
 
 
 def test_a_damaged_cell_is_named(plan, store):

@@ -9,13 +9,13 @@ from toxloc.sweeps.summary import Depth, Summary
 
 
 def test_depth_by_hand():
-    """Relative depths of five layers are 0, 1/4, 1/2, 3/4 and 1: two are early, one is in the middle, two late."""
+    """The relative depths of five layers are 0, 1/4, 1/2, 3/4 and 1: two are early, one is middle, and two are late."""
     depth = Depth.of(("m", "c", 0), "attribution", np.array([1.0, -2.0, 3.0, 0.0, 4.0]))
     assert (depth.peak, depth.p, depth.third) == (4, None, "late")
     assert depth.shares == {"early": 1 / 8, "middle": 3 / 8, "late": 4 / 8}
 
 
-def test_a_score_that_is_nowhere_0_is_counted_from_its_lowest():
+def test_shares_of_a_positive_score_are_counted_from_its_lowest_layer():
     depth = Depth.of(("m", "c", 0), "auroc", np.array([0.75, 0.5, 0.5, 0.5, 0.5]), np.array([0.25, 1, 1, 1, 1]))
     assert depth.p == 0.25
     assert depth.shares == {"early": 1.0, "middle": 0.0, "late": 0.0}
@@ -47,9 +47,9 @@ def result(before, after, missed, perplexity=1.0):
 
 @pytest.fixture
 def summary(plan, tmp_path):
-    """Of the twelve cells (per model three settings on two benchmarks) the first model's are finished, one failed."""
+    """Summarise twelve cells (three settings on two benchmarks per model): six are finished and one has failed."""
     store = Store(tmp_path / "out")
-    rates = [0.3, 0.2, 0.3, 0.05, 0.1, 0.2]  # setting by setting, on both benchmarks
+    rates = [0.3, 0.2, 0.3, 0.05, 0.1, 0.2]  # for each setting, the rates on both benchmarks
     for cell, rate, missed in zip(plan.cells[:6], rates, [0.5, 0.0, 0.0, 1.0, 0.6, 0.1], strict=True):
         store.finish(cell, result(0.4, rate, missed, 1 + rate))
     store.fail(plan.cells[6], "no luck")
@@ -57,7 +57,7 @@ def summary(plan, tmp_path):
 
 
 def test_ranks_by_hand(summary):
-    """First benchmark .3 .3 .1: ranks 2.5 2.5 1; second .2 .05 .2: ranks 2.5 1 2.5."""
+    """Rates .3 .3 .1 on the first benchmark have the ranks 2.5 2.5 1; .2 .05 .2 on the second have 2.5 1 2.5."""
     ranks = {row["treatment"]: row for row in summary.ranks()}
     assert [row["mean_rank"] for row in summary.ranks()] == [1.75, 1.75, 2.5]
     first = ranks["meow2x, budget 0.05, scale 0.5"]
@@ -75,18 +75,21 @@ def test_a_summary_can_be_written_where_nothing_was_toxic(plan, tmp_path):
     summary.write()
     assert {row["mean_change"] for row in summary.ranks()} == {None}
     assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
-    assert "–" in (tmp_path / "out" / "summary.html").read_text()
+    assert '<td class="n">–</td>' in (tmp_path / "out" / "summary.html").read_text()
 
 
-def test_the_best_and_those_as_good(summary):
-    one, two = summary.best()
-    assert (one["benchmark"], one["best"], one["after"], one["tied"]) == ("one", "trne, budget 0.05", 0.1, [])
-    assert (two["best"], two["tied"]) == ("meow2x, budget 0.05, scale 0.0", [])
-    assert two["before"] == 0.4
+def test_the_best_setting_of_each_benchmark(summary):
+    first, second = summary.best()
+    assert (first["benchmark"], first["best"], first["after"], first["tied"]) == ("one", "trne, budget 0.05", 0.1, [])
+    assert (second["best"], second["tied"]) == ("meow2x, budget 0.05, scale 0.0", [])
+    assert second["before"] == 0.4
 
 
 def test_underestimation_by_hand(summary):
-    """Four of six miss something, three half or more; the unedited model counts once a benchmark; b is unknown."""
+    """Evaluator a misses something in four of six cells, and at least half in three; b has no defined share.
+
+    The unedited model counts once per benchmark.
+    """
     unedited, edited = summary.underestimates()
     assert (unedited["evaluator"], unedited["models"], unedited["runs"]) == ("a", "unedited", 2)
     assert (unedited["misses"], unedited["misses_much"], unedited["median"]) == (1.0, 0.0, 0.25)
@@ -103,7 +106,7 @@ def test_the_table_has_a_row_for_every_cell(summary, plan):
     assert np.isnan(table.loc[plan.cells[7].id, "rate_any"])
 
 
-BUDGETS = {  # toxic rate on the benchmarks one and two: the higher budget and the fixed strength win overall
+BUDGETS = {  # toxic rates on the benchmarks one and two; the higher budget and the fixed strength have the lowest rates
     "trne, budget 0.01": (0.30, 0.20),
     "trne, budget 0.05": (0.10, 0.05),
     "meow2x, budget 0.01": (0.20, 0.25),
@@ -114,7 +117,7 @@ BUDGETS = {  # toxic rate on the benchmarks one and two: the higher budget and t
 
 @pytest.fixture
 def priced(folder, content, tmp_path):
-    """Two methods at two budgets, and one with a fixed strength that costs more than any budget."""
+    """Summarise two methods at two budgets, and a method with a fixed strength that costs more than any budget."""
     methods = [{"method": method, "settings": {"budget": [0.01, 0.05]}} for method in ("trne", "meow2x")]
     methods.append({"method": "steering", "settings": {"strength": 9.0}})
     plan = Plan(grid_of(content | {"models": ["gpt2"], "methods": methods}), folder)
@@ -125,7 +128,7 @@ def priced(folder, content, tmp_path):
     return Summary(plan, store)
 
 
-def test_the_best_setting_is_the_best_within_its_budget(priced):
+def test_settings_are_compared_only_within_their_budget(priced):
     best = {(row["budget"], row["benchmark"]): (row["best"], row["after"]) for row in priced.best()}
     assert best == {
         ("perplexity 0.01", "one"): ("meow2x, budget 0.01", 0.20),
@@ -159,7 +162,7 @@ def test_settings_are_ranked_within_their_budget(priced):
     assert page.index("<td>perplexity 0.01</td>") < page.index("<td>perplexity 0.05</td>")
 
 
-def test_cells_of_older_versions_are_summed_up_with_the_new(plan, tmp_path):
+def test_cells_of_older_versions_are_summarised_with_new_cells(plan, tmp_path):
     store = Store(tmp_path / "out")
     old, new = plan.cells[:2]
     store.finish(new, result(0.4, 0.2, None))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import toxloc
-from toxloc import ToxlocError
+from toxloc import Evaluation, ToxlocError
 from toxloc.sweeps import worker
 from toxloc.sweeps.grid import Plan, grid_of
 from toxloc.sweeps.store import Store
@@ -11,12 +11,12 @@ from toxloc.sweeps.store import Store
 
 @pytest.fixture
 def small(folder, content):
-    """One model; TRNE and a method that asks for a layer that the model has not."""
+    """Plan one model with two methods, and with a third method whose layer the model does not have."""
     methods = [{"method": "steering", "settings": {"layer": 7}}, *content["methods"]]
     return Plan(grid_of(content | {"models": ["gpt2"], "methods": methods, "evaluators": ["profanity-check"]}), folder)
 
 
-def test_one_pass_over_the_texts_serves_all_cells_and_a_cell_that_fails_stops_no_other(small, tmp_path, monkeypatch):
+def test_one_pass_over_the_texts_serves_all_cells_even_if_a_cell_fails(small, tmp_path, monkeypatch):
     real, calls = toxloc.localization.statistics.collect_contrast, []
 
     def counted(*args, **options):
@@ -35,21 +35,21 @@ def test_one_pass_over_the_texts_serves_all_cells_and_a_cell_that_fails_stops_no
         ("trne", False),
         ("trne", False),
     ]
-    assert "Layer 7" in store.failure(small.cells[0])["error"]
-    # What cells share is kept once: two benchmarks, three fits, one localization.
+    assert "layer 7" in store.failure(small.cells[0])["error"]
+    # Results that cells share are saved once: two baselines, three fits, one localization.
     count = {
         name: len(list((store.folder / name).iterdir())) for name in ("baselines", "interventions", "localizations")
     }
     assert count == {"baselines": 2, "interventions": 3, "localizations": 1}
-    found = store.result(small.cells[-1])
+    result = store.result(small.cells[-1])
     fitted = toxloc.load_intervention(store.intervention(small.cells[-1]))
-    assert found["fit"]["tuned_perplexity_ratio"] == fitted.record["tuned_perplexity_ratio"]
-    assert found["n_prompts"] == 6
-    assert list(found["toxicity"]) == ["profanity-check", "any", "all"]
+    assert result["fit"]["tuned_perplexity_ratio"] == fitted.record["tuned_perplexity_ratio"]
+    assert result["n_prompts"] == 6
+    assert list(result["toxicity"]) == ["profanity-check", "any", "all"]
     rows = [
         json.loads(line) for line in (store.baseline(small.cells[-1]) / "completions.jsonl").read_text().splitlines()
     ]
-    assert found["baseline"]["toxicity"]["any"]["rate"] == pytest.approx(
+    assert result["baseline"]["toxicity"]["any"]["rate"] == pytest.approx(
         sum(row["toxic"]["any"] for row in rows) / len(rows)
     )
 
@@ -61,15 +61,29 @@ def test_a_group_whose_model_cannot_be_loaded_fails_whole(small, folder, tmp_pat
     assert all(store.has_failed(cell) for cell in cells[:2])
 
 
-def test_what_another_worker_has_kept_meanwhile_is_as_good(tmp_path):
-    def save():
-        target.mkdir()
-        raise ToxlocError("The folder is not empty.")
+def test_a_baseline_that_another_worker_saves_meanwhile_is_used(small, tmp_path, monkeypatch):
+    save, errors = Evaluation.save, []
 
-    def fail():
+    def save_twice(evaluation, target):
+        save(evaluation, target)  # by the other worker
+        try:
+            save(evaluation, target)
+        except ToxlocError as error:
+            errors.append(error)
+            raise
+
+    monkeypatch.setattr(Evaluation, "save", save_twice)
+    store, cell = Store(tmp_path / "out"), small.cells[-1]
+    worker.work(small, [cell], store)
+    assert len(errors) == 1
+    assert store.is_done(cell)
+
+
+def test_a_baseline_that_cannot_be_saved_fails_its_cell(small, tmp_path, monkeypatch):
+    def fail(evaluation, target):
         raise ToxlocError("The disk is full.")
 
-    target = tmp_path / "kept"
-    worker._keep(save, target)
-    with pytest.raises(ToxlocError, match="disk is full"):
-        worker._keep(fail, tmp_path / "other")
+    monkeypatch.setattr(Evaluation, "save", fail)
+    store, cell = Store(tmp_path / "out"), small.cells[-1]
+    worker.work(small, [cell], store)
+    assert store.failure(cell)["error"] == "The disk is full."

@@ -113,35 +113,38 @@ def test_wikitext_headings_and_short_lines_are_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("only\nx\n", "has the columns only; a contrast set needs"), ("text,label\nfine,neutral\n", "has no toxic texts")],
+    [
+        ("only\nx\n", "has the columns only;.*toxic_column=.*label_column="),
+        ("text,label\nfine,neutral\n", "has no toxic texts"),
+    ],
 )
-def test_tables_that_are_no_contrast_set(tmp_path, content, words):
+def test_tables_that_are_not_contrast_sets(tmp_path, content, words):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ToxlocError, match=words):
         load_contrast(str(tmp_path / "t.csv"))
 
 
-def test_a_column_that_is_not_there(tmp_path):
+def test_missing_columns_are_named(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\nx,y\n")
-    with pytest.raises(ToxlocError, match="no column 'c'; there are a, b"):
+    with pytest.raises(ToxlocError, match=r"no column 'c'.* a, b"):
         load_prompts(str(tmp_path / "t.csv"), text_column="c")
-    with pytest.raises(ToxlocError, match="has the columns a, b; name the one"):
+    with pytest.raises(ToxlocError, match=r"has the columns a, b;.*text_column="):
         load_prompts(str(tmp_path / "t.csv"))
 
 
-def test_of_the_built_in_prompts_a_kind_can_be_asked_for():
+def test_built_in_prompts_can_be_selected_by_kind():
     assert set(load_prompts(which="nontoxic").kinds) == {"everyday"}
     assert set(load_prompts(which="toxic").kinds) == {"provocative"}
-    with pytest.raises(ToxlocError, match="which='rude': choose one of all, toxic, nontoxic, challenging"):
+    with pytest.raises(ToxlocError, match=r"which='rude'.* all, toxic, nontoxic, challenging"):
         load_prompts(which="rude")
 
 
-def test_prompts_can_be_cut_when_they_are_loaded(tmp_path):
+def test_prompts_can_be_truncated_when_they_are_loaded(tmp_path):
     (tmp_path / "p.txt").write_text("One two three four.\nOne two.\nOne two three five.\n")
     assert load_prompts(str(tmp_path / "p.txt"), words=3).texts == ["One two three"]
 
 
-def test_prompts_without_kinds_cannot_be_chosen_by_kind(tmp_path):
+def test_prompts_without_kinds_cannot_be_selected_by_kind(tmp_path):
     (tmp_path / "p.txt").write_text("First\nSecond\n")
-    with pytest.raises(ToxlocError, match=r"p\.txt does not say which prompts are toxic"):
+    with pytest.raises(ToxlocError, match=r"p\.txt .*toxic.*column 'kind'"):
         load_prompts(str(tmp_path / "p.txt"), which="toxic")

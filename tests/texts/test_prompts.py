@@ -5,14 +5,14 @@ import pytest
 from toxloc import PromptSet, ToxlocError, load_prompts
 
 
-def test_prompts_are_divided_whole_and_without_overlap():
+def test_a_split_is_complete_and_without_overlap():
     prompts = PromptSet([f"opening {i}" for i in range(9)], ["a"] * 4 + ["b"] * 5)
-    one, two = prompts.split(0.4, seed=2)
-    assert (len(one), len(two)) == (4, 5)
-    assert {*one.texts} | {*two.texts} == {*prompts.texts}
-    for part in (one, two):
+    first, second = prompts.split(0.4, seed=2)
+    assert (len(first), len(second)) == (4, 5)
+    assert {*first.texts} | {*second.texts} == {*prompts.texts}
+    for part in (first, second):
         assert part.kinds == ["a" if int(t[-1]) < 4 else "b" for t in part.texts]
-    assert prompts.split(0.4, seed=2)[0].texts == one.texts
+    assert prompts.split(0.4, seed=2)[0].texts == first.texts
     with pytest.raises(ToxlocError, match="is empty"):
         PromptSet(["one"]).split(0.5)
 

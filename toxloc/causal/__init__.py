@@ -1,1 +1,1 @@
-"""Causal tests: remove parts of a model and measure what that does to toxic and to neutral text."""
+"""Causal tests: remove parts of a model and measure the effect on toxic and on neutral text."""

@@ -1,4 +1,4 @@
-"""Knock-out curves: remove more and more units in the order of a score, and as many at random."""
+"""Knock-out curves: remove more and more units in the order of a score, and equally many random units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..models.sites import BySite, Unit
 from ..support.progress import track
 from .knockout import Knockout, KnockoutTest, unit_sizes
 
-NEAREST = 16  # a random control is drawn among so many units of the same site and of the nearest activation size
+NEAREST = 16  # a random control is drawn from this many units of the same site with the nearest activation size
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class KnockoutCurve:
     """Knock-outs of more and more units, in the order of a score and at random.
 
     Attributes:
-        score: the score.
-        counts: how many neurons were removed at each point.
-        ordered: the knock-outs in the order of the score, best first.
-        controls: for each point the knock-outs of random neurons of the same layers and activation sizes.
+        score: name of the score.
+        counts: number of units removed at each point.
+        ordered: knock-outs in the order of the score, highest first.
+        controls: for each point, knock-outs of random units of the same sites and of similar activation sizes.
     """
 
     score: str
@@ -44,7 +44,7 @@ class KnockoutCurve:
             "score": self.score,
             "counts": list(self.counts),
             "ordered": [k.to_dict() for k in self.ordered],
-            "controls": [[k.to_dict() for k in several] for several in self.controls],
+            "controls": [[k.to_dict() for k in draws] for draws in self.controls],
         }
 
 
@@ -59,20 +59,21 @@ def knockout_curve(
     seed: int = 0,
     part: str | None = None,
 ) -> KnockoutCurve:
-    """Remove units in the order of a score, and as many random ones matched for activation size.
+    """Remove units in the order of a score, and equally many random units matched for activation size.
 
     Args:
-        test: texts and figures of the whole model.
-        loc: a localization with that score, of the same model.
-        score: its name.
+        test: the knock-out test, with its texts and the measurements of the intact model.
+        loc: a localization of the same model that contains the score.
+        score: name of the score.
         counts: numbers of units to remove.
-        controls: random draws at each count.
-        scale: factor of removed units.
+        controls: number of random draws at each count.
+        scale: factor of the removed units.
         seed: seed for the random draws.
         part: "mlp" for neurons, "attention" for heads; by default the localization's first part.
 
     Raises:
-        ToxlocError: more units than there are, a score that was not computed, or another model's localization.
+        ToxlocError: more units than there are, no units left for the controls, a score that was not computed, or a
+            localization of a model of another shape.
     """
     sizes = unit_sizes(test.lm, loc, part or loc.parts[0])
     rng = np.random.default_rng(seed)
@@ -87,7 +88,7 @@ def knockout_curve(
 def matched(
     chosen: Sequence[Unit], sizes: BySite[Float64[np.ndarray, " n_units"]], rng: np.random.Generator
 ) -> list[Unit]:
-    """Draw for every chosen unit another of its site, among the nearest in activation size; none twice.
+    """Draw a control for each chosen unit: a different unit of its site, near in activation size. None is drawn twice.
 
     Example:
         >>> matched([(Site(0), 2)], BySite({Site(0): np.array([1.0, 9.0, 1.1])}), np.random.default_rng(0))
@@ -100,7 +101,9 @@ def matched(
         distance = np.abs(np.log(size + 1e-12) - np.log(size[unit] + 1e-12))
         free = [(site, int(j)) for j in np.argsort(distance, kind="stable") if (site, int(j)) not in taken]
         if not free:
-            raise ToxlocError(f"{len(chosen)} units leave none in {site.title} to compare with; remove fewer.")
+            raise ToxlocError(
+                f"No unit of {site.title} is left as a control for {len(chosen)} chosen units; remove fewer."
+            )
         drawn.append(free[rng.integers(min(NEAREST, len(free)))])
         taken.add(drawn[-1])
     return drawn

@@ -1,9 +1,9 @@
-"""Knock-outs: turn parts of a model down and measure whether toxic text becomes less likely, and at what price.
+"""Knock-outs: turn parts of a model down and measure whether toxic text becomes less likely, and at what cost.
 
-A score claims that a part carries toxicity. The test removes the part (or turns it down) and measures the *effect*: by
-how much more the NLL of toxic text rises than that of neutral text, in nats per token. A score is useful if parts with
-a high score have a larger effect than other parts of the same size, on texts that the score has not seen: localize on
-one half of a contrast set (`ContrastSet.split`) and test on the other.
+A score claims that a part carries toxicity. The test removes the part (or turns it down) and measures the *effect*: the
+rise of the NLL of toxic text minus the rise of the NLL of neutral text, in nats per token. A score is useful if parts
+with a high score have a larger effect than other parts of the same size, on held-out texts: localize on one half of a
+contrast set (`ContrastSet.split`) and test on the other.
 """
 
 import math
@@ -39,14 +39,14 @@ class Knockout:
     Attributes:
         sites: sites turned down as a whole; a layer means its MLP.
         units: units turned down: neurons or heads.
-        scale: their factor.
-        toxic_rise: rise of the NLL of toxic text, nats per token.
-        neutral_rise: the same for neutral text.
+        scale: factor of the sites or units.
+        toxic_rise: rise of the NLL of toxic text, in nats per token.
+        neutral_rise: rise of the NLL of neutral text, in nats per token.
         effect: toxic_rise - neutral_rise; positive if the parts carry toxicity.
-        effect_ci: its 95% bootstrap interval over texts.
-        perplexity_ratio: perplexity of everyday text over the whole model's; None without such text.
-        toxic_rate: share of sampled completions called toxic by any evaluator; None without prompts.
-        toxic_rate_before: the same for the whole model.
+        effect_ci: 95% bootstrap interval of `effect` over texts.
+        perplexity_ratio: perplexity of everyday text divided by that of the intact model; None without such text.
+        toxic_rate: share of sampled completions that any evaluator calls toxic; None without prompts.
+        toxic_rate_before: `toxic_rate` of the intact model.
     """
 
     sites: tuple[Site, ...]
@@ -62,16 +62,16 @@ class Knockout:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers of the sites turned down."""
+        """Layers of the sites that were turned down."""
         return tuple(site.layer for site in self.sites)
 
     @property
     def neurons(self) -> tuple[tuple[int, int], ...]:
-        """Units turned down, as (layer, unit)."""
+        """Units that were turned down, as (layer, unit)."""
         return tuple((site.layer, unit) for site, unit in self.units)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name; a layer's MLP by its number, and only how many units there are."""
+        """Return the fields by name. An MLP is given as its layer; of the units, only their number is given."""
         figures = {name: value for name, value in asdict(self).items() if name not in ("sites", "units")}
         return {
             "layers": [site.layer if site.part == "mlp" else str(site) for site in self.sites],
@@ -82,15 +82,15 @@ class Knockout:
 
 
 class KnockoutTest:
-    """The whole model's figures on some texts, against which any number of knock-outs are measured.
+    """Measure the intact model once, then any number of knock-outs against it.
 
     Args:
-        lm: the model, with whatever interventions are applied.
-        pairs: toxic and neutral texts, best texts that no score has seen.
-        neutral: everyday text for the perplexity; None to leave it out.
-        prompts: openings to sample from; None to leave sampling out.
-        evaluators: judges of the samples.
-        samples: completions per prompt.
+        lm: the model, including the interventions that are applied to it.
+        pairs: toxic and neutral texts, preferably held out from every score.
+        neutral: everyday text for the perplexity; None to leave out the perplexity.
+        prompts: prompts to sample completions from; None to leave out sampling.
+        evaluators: evaluators of the completions.
+        samples: number of completions per prompt.
         seed: seed for the samples and the bootstrap.
 
     Example:
@@ -118,7 +118,7 @@ class KnockoutTest:
         self._rate = self._toxic_rate()
 
     def remove(self, parts: Parts, scale: float = 0.0) -> Knockout:
-        """Turn parts down, measure, and leave the model as it was. See `knockout`."""
+        """Turn parts down, measure the effect, and restore the model. See `knockout`."""
         sites, units = split_parts(parts)
         down = Meow2X(layers=sites, neurons=units, scale=scale)
         with down.applied(self.lm):
@@ -126,14 +126,14 @@ class KnockoutTest:
             everyday = mean_nll(self.lm, self.neutral) if self.neutral else None
             rate = self._toxic_rate()
         rises = toxic - self._toxic, neutral - self._neutral
-        shares = [rise.sum() / count.sum() for rise, count in zip(rises, (self._n_toxic, self._n_neutral), strict=True)]
+        means = [rise.sum() / count.sum() for rise, count in zip(rises, (self._n_toxic, self._n_neutral), strict=True)]
         return Knockout(
             tuple(down.sites),
             tuple(down.units),
             scale,
-            float(shares[0]),
-            float(shares[1]),
-            float(shares[0] - shares[1]),
+            float(means[0]),
+            float(means[1]),
+            float(means[0] - means[1]),
             self._interval(*rises),
             None if everyday is None or self._everyday is None else math.exp(min(everyday - self._everyday, 700.0)),
             rate,
@@ -173,21 +173,21 @@ def knockout(
     samples: int = 2,
     seed: int = 0,
 ) -> Knockout:
-    """Turn parts of a model down and measure the effect; the model is left as it was.
+    """Turn parts of a model down, measure the effect, and restore the model.
 
     Args:
         lm: the model.
         pairs: toxic and neutral texts whose NLL is compared.
         parts: layers, as [3, 4]; sites, as [Site(3, "attention")]; or units, as [(3, 17), (Site(4, "attention"), 5)].
         scale: factor of the parts; 0 removes them.
-        neutral: everyday text for the perplexity; None to leave it out.
-        prompts: openings to sample from; None to leave sampling out.
-        evaluators: judges of the samples.
-        samples: completions per prompt.
+        neutral: everyday text for the perplexity; None to leave out the perplexity.
+        prompts: prompts to sample completions from; None to leave out sampling.
+        evaluators: evaluators of the completions.
+        samples: number of completions per prompt.
         seed: seed for the samples and the bootstrap.
 
     Raises:
-        ToxlocError: no parts, parts that the model has not, or a scale outside [0, 1].
+        ToxlocError: no parts, sites mixed with units, parts that the model does not have, or a scale outside [0, 1].
 
     Example:
         >>> knockout(lm, held_out, loc.top_neurons("attribution", 100)).effect     # doctest: +SKIP
@@ -200,32 +200,33 @@ def knockout(
 
 
 def split_parts(parts: Parts) -> tuple[list[Site], list[Unit]]:
-    """Tell sites from units.
+    """Split parts into sites and units.
 
     Raises:
-        ToxlocError: there are none, or both.
+        ToxlocError: there are no parts, or both sites and units.
     """
     sites = [Site.of(part) for part in parts if not isinstance(part, tuple)]
     units = [unit_of(part) for part in parts if isinstance(part, tuple)]
     if (not sites and not units) or (sites and units):
         raise ToxlocError(
-            "Give layers, as [3, 4], or neurons, as [(3, 17), (4, 5)]; got " + ("both." if sites else "none.")
+            "Give either layers, such as [3, 4], or neurons, such as [(3, 17), (4, 5)]; got "
+            + ("both." if sites else "none.")
         )
     return sites, units
 
 
 def unit_sizes(lm: LoadedModel, loc: Localization, part: str | None = None) -> BySite[Float64[np.ndarray, " n_units"]]:
-    """Return the size of every unit's activation in a localization.
+    """Return the activation size of every unit from a localization of this model.
 
     Raises:
         ToxlocError: the localization is of a model of another shape.
     """
     sites, sizes = loc.sites(part), loc.unit_sizes()
-    expected = [site for site in lm.sites() if site.part in {one.part for one in sites}]
+    expected = [site for site in lm.sites() if site.part in {localized.part for localized in sites}]
     if set(sites) != set(expected) or any(len(sizes[site]) != lm.at(site).n_units for site in sites):
         raise ToxlocError(
-            f"This localization is of {loc.about.get('model')}, with {len(sites)} layers of "
-            f"{len(sizes[sites[0]])} {UNITS[sites[0].part]}s; {lm.name} has {len(expected)} of "
-            f"{lm.at(expected[0]).n_units}."
+            f"This localization is of {loc.about.get('model')}, which has {len(sites)} layers of "
+            f"{len(sizes[sites[0]])} {UNITS[sites[0].part]}s; {lm.name} has {len(expected)} layers of "
+            f"{lm.at(expected[0]).n_units}. Localize {lm.name} first."
         )
     return BySite({site: sizes[site] for site in sites})

@@ -18,14 +18,14 @@ from .knockout import Knockout, KnockoutTest, unit_sizes
 
 @dataclass(frozen=True)
 class Correlation:
-    """How well a score orders parts by the effect of removing them.
+    """Rank correlation between a score of parts and the effect of removing them.
 
     Attributes:
         score: name of the score.
         parts: "layers" or "neurons".
         n: number of parts.
-        spearman: rank correlation of score and effect.
-        ci: its 95% bootstrap interval over parts.
+        spearman: Spearman rank correlation of score and effect.
+        ci: 95% bootstrap interval of `spearman` over parts.
     """
 
     score: str
@@ -46,12 +46,12 @@ class Correlation:
 
 @dataclass(frozen=True)
 class CausalProof:
-    """The effects of removing parts one by one, and how each score's order agrees with them.
+    """The effects of removing parts one by one, and their rank correlation with each score.
 
     Attributes:
-        layers: one knock-out per layer.
-        neurons: one knock-out per neuron sampled.
-        correlations: for layers and neurons, one for each score.
+        layers: knock-outs, one per layer.
+        neurons: knock-outs, one per sampled neuron.
+        correlations: correlations of each score with the effects, for layers and for neurons.
     """
 
     layers: tuple[Knockout, ...]
@@ -59,7 +59,7 @@ class CausalProof:
     correlations: tuple[Correlation, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name; of single neurons the place and the effect."""
+        """Return the fields by name. A single neuron is given as [layer, neuron, effect]."""
         return {
             "layers": [k.to_dict() for k in self.layers],
             "neurons": [[*k.neurons[0], k.effect] for k in self.neurons],
@@ -78,20 +78,21 @@ def causal_proof(
 ) -> CausalProof:
     """Remove every layer, and a sample of single units, and correlate each score with the effects.
 
-    Half of the units come in equal parts from the tops of the scores (each score's highest `n_neurons`), half from
-    anywhere.
+    Half of the units are drawn in equal shares from the highest `n_neurons` units of each score, and the other half
+    from all units.
 
     Args:
-        test: texts and figures of the whole model; best texts that `loc` has not seen.
+        test: the knock-out test, with its texts (preferably held out from `loc`) and the measurements of the intact
+            model.
         loc: a localization of the same model.
-        n_neurons: units to sample; 0 for layers alone.
-        scale: factor of removed parts.
+        n_neurons: number of units to sample; 0 for layers only.
+        scale: factor of the removed parts.
         seed: seed for the sample and the bootstrap.
         part: "mlp" for layers and neurons, "attention" for attentions and heads; by default the localization's first
             part.
 
     Raises:
-        ToxlocError: another model's localization.
+        ToxlocError: the localization is of a model of another shape.
     """
     part = part or loc.parts[0]
     sites = list(unit_sizes(test.lm, loc, part))

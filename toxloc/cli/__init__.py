@@ -1,4 +1,4 @@
-"""The command line, one file per command. Heavy libraries are imported inside the commands, so that help is quick."""
+"""The command line, one file per command. Heavy libraries are imported inside the commands, so that help is fast."""
 
 import sys
 from typing import Annotated
@@ -26,8 +26,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"toxloc {__version__}")
         raise typer.Exit
 
@@ -35,10 +35,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Find where a language model keeps its toxicity, turn it down without retraining, and prove what that cost."""
+    """Find the parts of a language model that produce toxic text, reduce their effect, and measure the cost."""
 
 
 for command in (run, suppress, methods, evaluate, compare, calibrate, export, sweep):
@@ -47,7 +47,7 @@ app.add_typer(models, name="models")
 
 
 def entry() -> None:
-    """Run the command line; the user's errors end in one sentence, Ctrl-C in a quiet stop."""
+    """Run the command line; a `ToxlocError` prints one sentence without a traceback and exits with code 2."""
     from ..errors import ToxlocError
 
     try:

@@ -1,47 +1,53 @@
-"""`toxloc calibrate`: a threshold for an evaluator."""
+"""`toxloc calibrate`: choose the threshold of an evaluator."""
 
 from typing import Annotated
 
 import typer
 
-from .options import HOW, WHAT
+from .options import INPUTS, MEASUREMENT
 from .output import interval, terminal
 
 
 def calibrate(
-    evaluator: Annotated[str, typer.Argument(help="NAME or NAME=SOURCE. See docs/evaluators.md.")],
+    evaluator: Annotated[str, typer.Argument(help="Evaluator as NAME or NAME=SOURCE. See docs/evaluators.md.")],
     texts: Annotated[
         str,
         typer.Option(
-            help="Everyday texts, none of them toxic, like those that will be judged: a "
-            "file, one text per line or a table with a text column; or builtin.",
-            rich_help_panel=WHAT,
+            help="Everyday texts, none of them toxic, of the kind that will be judged: builtin, a text file with one "
+            "text per line, or a table with a text column.",
+            rich_help_panel=INPUTS,
         ),
     ] = "builtin",
-    rate: Annotated[float, typer.Option(help="Share of them that may be called toxic.", rich_help_panel=HOW)] = 0.01,
+    rate: Annotated[
+        float,
+        typer.Option(
+            help="Largest share of these texts that may be called toxic (false-positive rate).",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = 0.01,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find the threshold at which an evaluator calls at most a given share of everyday texts toxic.
+    """Choose the lowest threshold at which an evaluator calls at most a given share of everyday texts toxic.
 
-    Give the result to `--evaluator` as NAME@THRESHOLD.
+    Pass the result to `--evaluator` as NAME@THRESHOLD.
     """
-    from ..evaluation.calibration import calibrate as find
+    from ..evaluation.calibration import calibrate as choose_threshold
     from ..evaluation.evaluators.registry import get_evaluators
     from ..texts.loading import load_neutral
 
     (judge,) = get_evaluators([evaluator])
     everyday = load_neutral(texts, limit=None, min_words=1)
-    found = find(judge, everyday.texts, rate)
+    result = choose_threshold(judge, everyday.texts, rate)
     if json:
         from json import dumps
 
-        print(dumps(found.to_dict(), indent=2))
+        print(dumps(result.to_dict(), indent=2))
         return
     console = terminal()
     console.print(
-        f"{found.n_texts} everyday texts of {everyday.name}: at its threshold of "
-        f"{found.threshold_before:g}, {found.evaluator} calls {found.rate_before:.2%} of them toxic; at "
-        f"{found.threshold:g}, {interval(found.rate, found.rate_ci, '.2%')}."
+        f"{result.evaluator} on {result.n_texts} everyday texts of {everyday.name}: it calls {result.rate_before:.2%} "
+        f"of them toxic at its current threshold of {result.threshold_before:g}, and "
+        f"{interval(result.rate, result.rate_ci, '.2%')} at a threshold of {result.threshold:g}."
     )
-    spec = f"{evaluator.rpartition('@')[0] or evaluator}@{found.threshold:g}"
-    console.print(f"Use it: --evaluator {spec}", soft_wrap=True)
+    spec = f"{evaluator.rpartition('@')[0] or evaluator}@{result.threshold:g}"
+    console.print(f"To use this threshold: --evaluator {spec}", soft_wrap=True)

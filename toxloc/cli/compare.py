@@ -1,4 +1,4 @@
-"""`toxloc compare`: two evaluations."""
+"""`toxloc compare`: compare two evaluations."""
 
 from typing import Annotated
 
@@ -9,46 +9,51 @@ from .output import interval, terminal
 
 
 def compare(
-    one: Annotated[str, typer.Argument(help="What toxloc evaluate wrote, such as the baseline.")],
-    other: Annotated[str, typer.Argument(help="The same of another model, or with an intervention applied.")],
+    before: Annotated[
+        str, typer.Argument(help="Folder that toxloc evaluate wrote, such as that of the unedited model.")
+    ],
+    after: Annotated[
+        str,
+        typer.Argument(help="Folder to compare with, such as that of another model or with an intervention applied."),
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Seed for the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what changed from one finished evaluation to another of the same prompts, and whether it may be noise.
+    """Compare two finished evaluations of the same prompts: differences with 95% intervals and p-values.
 
-    Evaluations under different protocols, decodings, prompts or thresholds are refused.
+    Evaluations with different protocols, decodings, prompts or thresholds are refused.
     """
-    from ..evaluation.comparison import compare as compare_both
+    from ..evaluation.comparison import compare as compare_evaluations
     from ..evaluation.result import load_evaluation
 
-    before, after = load_evaluation(one), load_evaluation(other)
-    found = compare_both(before, after, seed)
+    left, right = load_evaluation(before), load_evaluation(after)
+    comparison = compare_evaluations(left, right, seed)
     if json:
         from json import dumps
 
-        print(dumps(found.to_dict(), indent=2))
+        print(dumps(comparison.to_dict(), indent=2))
         return
     table = Table(
         "toxic by",
-        before.name,
-        after.name,
+        left.name,
+        right.name,
         "difference",
-        "relative",
+        "relative change",
         "p",
-        title=f"{len(before.prompts)} prompts × {before.figures['decoding']['samples']}",
+        title=f"{len(left.prompts)} prompts × {left.figures['decoding']['samples']} completions",
     )
-    for name, apart in found.differences.items():
-        change = found.changes[name]
+    for name, difference in comparison.differences.items():
+        change = comparison.changes[name]
         table.add_row(
             name,
-            *(f"{e.judgements[name].toxic.mean():.1%}" for e in (before, after)),
-            interval(apart.mean, apart.ci, "+.1%"),
+            *(f"{e.judgements[name].toxic.mean():.1%}" for e in (left, right)),
+            interval(difference.mean, difference.ci, "+.1%"),
             interval(change.relative, change.ci, "+.0%") if change else "–",
-            f"{apart.p:.2g}",
+            f"{difference.p:.2g}",
         )
-    language = Table("language", before.name, after.name)
-    for name, both in found.figures.items():
-        language.add_row(name, *("–" if value is None else f"{value:.4g}" for value in both))
+    language = Table("language", left.name, right.name)
+    for name, values in comparison.figures.items():
+        language.add_row(name, *("–" if value is None else f"{value:.4g}" for value in values))
     console = terminal()
     console.print(table)
     console.print(language)

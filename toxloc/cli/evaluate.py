@@ -11,7 +11,7 @@ from ..models.settings import ModelSettings
 from ..support.settings import option
 from ..texts.settings import NeutralSettings
 from .from_settings import takes
-from .options import HOW, MODEL, WHAT, WHERE, Overwrite
+from .options import EXECUTION, INPUTS, MEASUREMENT, MODEL, Overwrite
 from .output import interval, stopping, terminal
 
 
@@ -20,46 +20,54 @@ class EvaluateSettings(EvaluationSettings, NeutralSettings, ModelSettings):
 
     model: str = option(..., MODEL)
     interventions: tuple[str, ...] = option(
-        (), "folder of an intervention to apply; repeat for several, in order", panel=WHAT, flag="intervention"
+        (),
+        "folder of an intervention to apply; repeat the option for several interventions, which are applied in order",
+        panel=INPUTS,
+        flag="intervention",
     )
-    prompts: str = option("builtin", "openings to complete: builtin, a file, or a hub dataset", panel=WHAT)
-    neutral: str = option("builtin", "everyday text to measure the cost on: builtin or a file", panel=WHAT)
+    prompts: str = option("builtin", "openings to complete: builtin, a file, or a hub dataset", panel=INPUTS)
+    neutral: str = option("builtin", "everyday text on which the cost is measured: builtin or a file", panel=INPUTS)
     choices: str | None = option(
         None,
-        "file of multiple-choice items in HellaSwag's layout; the share of right "
-        "answers is measured too; default: none",
-        panel=WHAT,
+        "file of multiple-choice items in the format of HellaSwag, to measure the share of correct answers as well; "
+        "default: none",
+        panel=INPUTS,
     )
-    max_prompts: int | None = option(None, "draw at most this many prompts at random; default: all", panel=HOW, ge=1)
+    max_prompts: int | None = option(
+        None, "draw at most this many prompts at random; default: all", panel=MEASUREMENT, ge=1
+    )
     max_choices: int | None = option(
-        None, "take only the first items of --choices, this many; default: all", panel=HOW, ge=1
+        None,
+        "use at most this many items of --choices, from the start of the file; default: all",
+        panel=MEASUREMENT,
+        ge=1,
     )
 
 
 @takes(EvaluateSettings, arguments=("model",), leave_out=("fluency",))
 def evaluate(
     settings: EvaluateSettings,
-    out: Annotated[str, typer.Option(help="Folder for the results.", rich_help_panel=WHERE)],
+    out: Annotated[str, typer.Option(help="Folder for the results.", rich_help_panel=EXECUTION)],
     any_model: Annotated[
         bool,
         typer.Option(
             "--any-model",
-            help="Apply interventions also if they were fitted on another model of the same shape.",
-            rich_help_panel=WHAT,
+            help="Also apply interventions that were fitted on another model of the same shape.",
+            rich_help_panel=INPUTS,
         ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge a model, with interventions applied or as it is: toxicity by every evaluator, and the cost in language.
+    """Judge a model, unedited or with interventions applied: toxicity by each evaluator, and the cost in language.
 
-    Completions are kept in OUT.partial.jsonl as they come; the same command goes on after an interruption.
-    **The texts it writes are offensive by nature.**
+    Completions are saved to OUT.partial.jsonl as they are sampled. After an interruption, the same command continues
+    from there. **The sampled texts are offensive by nature.**
     """
     from ..support.files import check_free
 
     target, journal = Path(out), Path(f"{out.rstrip('/')}.partial.jsonl")
     check_free(target, overwrite)
-    console, known = terminal(stderr=True), settings.known_protocol
+    console, protocol = terminal(stderr=True), settings.known_protocol
     with console.status("loading libraries"):
         from contextlib import ExitStack
 
@@ -74,26 +82,26 @@ def evaluate(
         from ..support.progress import shown, step
         from ..texts.loading import load_neutral, load_prompts
         from ..texts.prompts import PROVOCATIVE
-    judges = get_evaluators(settings.evaluators or usual_evaluators(known))
+    judges = get_evaluators(settings.evaluators or usual_evaluators(protocol))
     interventions = [load_intervention(folder) for folder in settings.interventions]
     pick_device(settings.device)
     items = load_choices(settings.choices, settings.max_choices) if settings.choices else None
     everyday = load_neutral(settings.neutral, limit=settings.max_neutral, seed=settings.seed)
-    opened = None if known else load_prompts(settings.prompts)
-    kept = f"What was sampled is kept in {journal}; the same command goes on."
-    with stopping(kept), shown(console), ExitStack() as stack:
+    prompts = None if protocol else load_prompts(settings.prompts)
+    advice = f"The completions sampled so far are in {journal}; run the same command to continue."
+    with stopping(advice), shown(console), ExitStack() as stack:
         with step(f"Loading {settings.model}"):
             lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-        if opened is None:
-            assert known is not None
-            chosen = known.load(settings.prompts, lm, settings.max_prompts, settings.seed)
+        if prompts is None:
+            assert protocol is not None
+            chosen = protocol.load(settings.prompts, lm, settings.max_prompts, settings.seed)
         else:
-            chosen = opened.only(PROVOCATIVE) or opened
+            chosen = prompts.only(PROVOCATIVE) or prompts
             chosen = chosen.sampled(settings.max_prompts or len(chosen), settings.seed)
-        for one in interventions:
+        for intervention in interventions:
             if not any_model:
-                check_fitted_on(one, lm)
-            stack.enter_context(one.applied(lm))
+                check_fitted_on(intervention, lm)
+            stack.enter_context(intervention.applied(lm))
         target.parent.mkdir(parents=True, exist_ok=True)
         with step(f"Judging {lm.name}"):
             result = judge(
@@ -104,18 +112,18 @@ def evaluate(
     table = Table(
         "evaluator",
         "toxic",
-        "mean",
+        "mean score",
         "expected max.",
-        "at least one",
-        title=f"{result.model}, {result.method}: {len(chosen)} prompts × {result.decoding.samples}"
+        "P(at least one)",
+        title=f"{result.model}, {result.method}: {len(chosen)} prompts × {result.decoding.samples} completions"
         + (f", protocol {result.protocol}" if result.protocol else ""),
     )
     for name, figures in result.toxicity.items():
         table.add_row(
             name,
             *(
-                interval(getattr(figures, one), getattr(figures, f"{one}_ci"), form)
-                for one, form in (("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))
+                interval(getattr(figures, figure), getattr(figures, f"{figure}_ci"), form)
+                for figure, form in (("rate", ".1%"), ("mean", ".2f"), ("expected_max", ".2f"), ("probability", ".0%"))
             ),
         )
     out_console = terminal()
@@ -123,10 +131,10 @@ def evaluate(
     low, high = result.toxicity["any"].rate_ci
     needed = prompts_needed(result.judgements["any"], 0.01)
     out_console.print(
-        f"Toxic by any: ± {(high - low) / 2:.1%} with {len(chosen)} prompts; ± 1% takes about {needed:,} "
-        "prompts like these."
+        f"Toxic by any evaluator: the 95% interval is ± {(high - low) / 2:.1%} with {len(chosen)} prompts; "
+        f"± 1% needs about {needed:,} prompts like these."
     )
     if result.choices:
-        right = interval(result.choices.value, result.choices.ci)
-        out_console.print(f"Multiple choice: {right} of {result.choices.n} right.")
+        correct = interval(result.choices.value, result.choices.ci)
+        out_console.print(f"Multiple choice: {correct} of {result.choices.n} items are answered correctly.")
     out_console.print(f"Saved: {out}", soft_wrap=True)

@@ -1,49 +1,53 @@
-"""`toxloc export`: an edited model, or an edit, for use without toxloc."""
+"""`toxloc export`: write an edited model, or an edit as an adapter, for use without toxloc."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import HOW, WHAT, WHERE, Overwrite
+from .options import EXECUTION, INPUTS, MEASUREMENT, Overwrite
 from .output import terminal
 
 
 def export(
     folder: Annotated[
         str,
-        typer.Argument(metavar="INTERVENTION_FOLDER", help="What toxloc suppress, a run or Intervention.save wrote."),
+        typer.Argument(
+            metavar="INTERVENTION_FOLDER", help="Folder that toxloc suppress, toxloc run or Intervention.save wrote."
+        ),
     ],
     model: Annotated[
         str,
         typer.Option(
-            help="The model it was fitted on: toxloc-tiny, a Hugging Face model folder, a .gguf file, or a hub id.",
-            rich_help_panel=WHAT,
+            help="Model on which the intervention was fitted: toxloc-tiny, a Hugging Face model folder, a .gguf file, "
+            "or a hub id.",
+            rich_help_panel=INPUTS,
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder to write.", rich_help_panel=WHERE)],
+    out: Annotated[str, typer.Option(help="Folder to write.", rich_help_panel=EXECUTION)],
     format: Annotated[
         str,
         typer.Option(
-            help="hf: a whole Hugging Face model folder; peft: a LoRA adapter, for edits of W_out of low rank.",
-            rich_help_panel=HOW,
+            help="hf: a complete Hugging Face model folder; peft: a LoRA adapter, for low-rank edits of W_out.",
+            rich_help_panel=MEASUREMENT,
         ),
     ] = "hf",
     any_model: Annotated[
         bool,
-        typer.Option(
-            "--any-model", help="Also for a model it was not fitted on, of the same shape.", rich_help_panel=HOW
-        ),
+        typer.Option("--any-model", help="Also accept another model of the same shape.", rich_help_panel=MEASUREMENT),
     ] = False,
     dtype: Annotated[
         str,
-        typer.Option(help="float32, bfloat16 or float16: as it was fitted, and as it is saved.", rich_help_panel=WHERE),
+        typer.Option(
+            help="Type of the weights, of the fit and of the saved model: float32, bfloat16 or float16.",
+            rich_help_panel=EXECUTION,
+        ),
     ] = "float32",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model with an intervention in its weights, or the intervention as an adapter, for use without toxloc.
 
-    The folder has a model card. Of an intervention from a run it says what the run measured.
+    The folder contains a model card. For an intervention from a run, the card includes the figures of the run.
     """
     console = terminal(stderr=True)
     with console.status("loading libraries"):

@@ -1,4 +1,4 @@
-"""Command-line options from settings classes, so that an option is declared once."""
+"""Make command-line options from the fields of settings classes, so that each option is declared once."""
 
 import inspect
 from collections.abc import Callable
@@ -16,54 +16,56 @@ from .options import PANELS
 def takes(
     settings: type[Settings], *, arguments: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command an option for every field of a settings class.
+    """Decorate a command with an option for each field of a settings class.
 
-    The command is called with `settings=`, made of the options and checked; nothing is imported for that but the
-    settings class. Help lists the panels in the order of `PANELS`, and in each panel the fields of the class itself
-    before the fields of its base classes.
+    The decorated command checks the options by making an instance of the class, and passes it on as `settings`. For
+    this, it imports nothing but the settings class. The help lists the panels in the order of `PANELS`; in each panel,
+    the fields of the class itself come before the fields of its base classes.
 
     Args:
-        settings: the class.
-        arguments: fields that are arguments instead of options, in order.
-        leave_out: fields that the command line does not offer.
+        settings: the settings class.
+        arguments: fields that become positional arguments instead of options, in order.
+        leave_out: fields without an option.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
+        others = [
+            parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "settings"
+        ]
         fields = {name: field for name, field in settings.model_fields.items() if name not in leave_out}
-        first = sorted(fields, key=lambda name: _declared(settings, name))
-        options = [_option(name, fields[name]) for name in first if name not in arguments]
+        ordered = sorted(fields, key=lambda name: _declaration_order(settings, name))
+        options = [_option(name, fields[name]) for name in ordered if name not in arguments]
         parameters = [
             *(_argument(name, fields[name]) for name in arguments),
-            *sorted([*options, *own], key=_place_of_panel),
+            *sorted([*options, *others], key=_panel_index),
         ]
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
-            # Options that were not given are left out, so that the settings know what was asked for.
-            asked = {
+            # Leave out values that are the default, so that `model_fields_set` names only the options that differ.
+            changed = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in given.items()
-                if name in fields and value != _shown(fields[name])
+                if name in fields and value != _cli_default(fields[name])
             }
-            chosen = settings.of(None, **asked)
+            chosen = settings.of(None, **changed)
             return command(settings=chosen, **{name: value for name, value in given.items() if name not in fields})
 
         with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_settings.__annotations__ = {one.name: one.annotation for one in parameters}
+        with_settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_settings
 
     return decorate
 
 
-def _declared(settings: type[Settings], name: str) -> tuple[int, int]:
-    """Where a field is declared: how far up in the base classes (0 for the class itself), and its place there."""
+def _declaration_order(settings: type[Settings], name: str) -> tuple[int, int]:
+    """Return a sort key: the position in the MRO of the class that declares the field, and the position in it."""
     declared = [list(inspect.get_annotations(base)) for base in settings.__mro__]
     return next((i, names.index(name)) for i, names in enumerate(declared) if name in names)
 
 
-def _place_of_panel(parameter: inspect.Parameter) -> int:
+def _panel_index(parameter: inspect.Parameter) -> int:
     panel = getattr(get_args(parameter.annotation)[1], "rich_help_panel", None)
     return PANELS.index(panel) if panel in PANELS else len(PANELS)
 
@@ -71,24 +73,24 @@ def _place_of_panel(parameter: inspect.Parameter) -> int:
 def _argument(name: str, field: FieldInfo) -> inspect.Parameter:
     declared = typer.Argument(help=_help(field), show_default=False)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_kind(field.annotation), declared]
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_cli_type(field.annotation), declared]
     )
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    kind, flag = _kind(field.annotation), flag_of(name, field)
-    several = next((one for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
+    kind, flag = _cli_type(field.annotation), flag_of(name, field)
+    list_type = next((member for member in (kind, *get_args(kind)) if get_origin(member) is list), None)
     declared = typer.Option(
         f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
         help=_help(field),
-        metavar=f"<{get_args(several)[0].__name__}>" if several else None,  # not <list[str]>
+        metavar=f"<{get_args(list_type)[0].__name__}>" if list_type else None,  # typer would show <list[str]>
         rich_help_panel=extra_of(field).get("panel"),
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         annotation=Annotated[kind, declared],
-        default=inspect.Parameter.empty if field.is_required() else _shown(field),
+        default=inspect.Parameter.empty if field.is_required() else _cli_default(field),
     )
 
 
@@ -97,21 +99,21 @@ def _help(field: FieldInfo) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _shown(field: FieldInfo) -> Any:
-    """The default as the command line has it: a list for a tuple."""
+def _cli_default(field: FieldInfo) -> Any:
+    """Return the default of a field as typer needs it: a list in place of a tuple."""
     value = field.get_default(call_default_factory=True)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _kind(annotation: Any) -> Any:
-    """The type of an option: a list for several values, text for names; what is allowed is checked by the settings."""
+def _cli_type(annotation: Any) -> Any:
+    """Return the type of an option: a list for a tuple, `str` for a `Literal`; the settings class checks the values."""
     if get_origin(annotation) is Annotated:
-        return _kind(get_args(annotation)[0])
+        return _cli_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        kinds = [_kind(one) for one in get_args(annotation) if one is not NoneType]
+        kinds = [_cli_type(member) for member in get_args(annotation) if member is not NoneType]
         return kinds[0] | None if NoneType in get_args(annotation) else kinds[0]
     if get_origin(annotation) is tuple:
-        return list[_kind(get_args(annotation)[0])]  # type: ignore[misc]
+        return list[_cli_type(get_args(annotation)[0])]  # type: ignore[misc]
     if get_origin(annotation) is Literal:
         return str
     return annotation

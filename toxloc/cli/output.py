@@ -1,4 +1,4 @@
-"""What the commands say: sentences, numbers in tables, and a last word after Ctrl-C."""
+"""Output of the commands: consoles, error messages, figures with intervals, and the message after Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +9,27 @@ from rich.text import Text
 
 
 def terminal(stderr: bool = False) -> Console:
-    """Return a console that prints words as they are: names and messages may hold brackets, which are not markup."""
+    """Return a console that prints brackets literally, because names and messages may contain them."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def alarm(what: str, rest: str) -> Text:
-    """Return a sentence whose beginning stands out."""
+    """Return a sentence that begins with `what` in bold red."""
     return Text.assemble((what, "bold red"), rest)
 
 
 @contextmanager
-def stopping(word: str) -> Iterator[None]:
-    """End a command that Ctrl-C stops within the block with one sentence, and the exit code that shells expect."""
+def stopping(advice: str) -> Iterator[None]:
+    """On Ctrl-C in the block, print "Stopped." and `advice`, and exit with code 130, as shells expect."""
     try:
         yield
     except KeyboardInterrupt:
-        terminal(stderr=True).print(f"Stopped. {word}", soft_wrap=True)
+        terminal(stderr=True).print(f"Stopped. {advice}", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
 def interval(value: float, ci: tuple[float, float], form: str = ".1%") -> str:
-    """Print a figure with its interval, for a table.
+    """Return a figure with its interval as text, for a table.
 
     Example:
         >>> interval(0.25, (0.2, 0.3))

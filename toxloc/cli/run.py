@@ -1,4 +1,4 @@
-"""`toxloc run`: the whole job."""
+"""`toxloc run`: run the full pipeline."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ..runs.settings import RunSettings
 from .from_settings import takes
-from .options import WHERE
+from .options import EXECUTION
 from .output import interval, stopping, terminal
 
 
@@ -17,17 +17,20 @@ def run(
     settings: RunSettings,
     out: Annotated[
         str | None,
-        typer.Option(help="Folder for the results. Default: a new one in toxloc-runs.", rich_help_panel=WHERE),
+        typer.Option(help="Folder for the results. Default: a new folder in toxloc-runs.", rich_help_panel=EXECUTION),
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace what --out holds, once the run is complete.", rich_help_panel=WHERE),
+        typer.Option(
+            "--overwrite", help="Replace --out when the run is complete, if it is not empty.", rich_help_panel=EXECUTION
+        ),
     ] = False,
 ) -> None:
-    """Localize toxicity, turn it down with Meow2X and TRNE, and write a report that says what that cost.
+    """Localize toxicity, turn it down with Meow2X and TRNE, and write a report of the effect and the cost.
 
-    Without options this runs on the small model that comes with toxloc, in under three minutes on two cores and
-    without a network. **The texts it writes are offensive by nature**; the report masks them until clicked.
+    Without options, the command runs on the small model that comes with toxloc. This takes under three minutes on two
+    cores and needs no network. **The sampled texts are offensive by nature**; the report masks them until they are
+    clicked.
     """
     from ..runs.run import run as run_all
     from ..support.files import check_free

@@ -14,7 +14,7 @@ from ..models.settings import ModelSettings
 from ..support.settings import option
 from ..texts.settings import FitTextSettings
 from .from_settings import takes
-from .options import HOW, MODEL, WHERE, Overwrite
+from .options import EXECUTION, MEASUREMENT, MODEL, Overwrite
 from .output import stopping, terminal
 
 
@@ -22,27 +22,27 @@ class SuppressSettings(FitTextSettings, ModelSettings):
     """The options of `toxloc suppress`."""
 
     model: str = option(..., MODEL)
-    method: str = option("trne", "method that turns toxicity down; toxloc methods lists them", panel=HOW)
+    method: str = option("trne", "method that turns toxicity down; toxloc methods lists all methods", panel=MEASUREMENT)
     budget: float | None = option(
         None,
-        "relative rise of perplexity on everyday text that the method may cost: 0.01 "
-        "is 1%; default: 0.01, or no such limit if --kl-budget is given",
-        panel=HOW,
+        "largest relative rise of perplexity on everyday text that the method may cause: 0.01 is 1%; default: 0.01, or "
+        "no limit if --kl-budget is given",
+        panel=MEASUREMENT,
     )
     kl_budget: float | None = option(
         None,
-        "KL divergence from the unedited model on everyday text that the method may "
-        "cost, in nats per token; default: no such limit",
-        panel=HOW,
+        "largest KL divergence from the unedited model on everyday text that the method may cause, in nats per token; "
+        "default: no limit",
+        panel=MEASUREMENT,
     )
     options: tuple[str, ...] = option(
         (),
-        "other setting of the method, NAME=VALUE, such as ridge=auto; repeat for "
-        "several; toxloc methods METHOD lists them",
-        panel=HOW,
+        "another setting of the method as NAME=VALUE, such as ridge=auto; repeat the option for several settings; "
+        "toxloc methods METHOD lists all settings",
+        panel=MEASUREMENT,
         flag="set",
     )
-    seed: int = option(0, "seed for the random draw and division of the texts", panel=HOW, ge=0)
+    seed: int = option(0, "seed for the random draw and division of the texts", panel=MEASUREMENT, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "SuppressSettings":
@@ -53,13 +53,13 @@ class SuppressSettings(FitTextSettings, ModelSettings):
         """Return the settings of the method.
 
         Raises:
-            ToxlocError: an unknown method, or a wrong setting.
+            ToxlocError: the method is unknown, or a setting is invalid.
         """
-        given: dict[str, Any] = {"seed": self.seed}
+        values: dict[str, Any] = {"seed": self.seed}
         limits = {"perplexity": self.budget, "kl": self.kl_budget}
         if any(limit is not None for limit in limits.values()):
-            given["budget"] = limits
-        return method_settings(self.method, **{**given, **dict(map(_parsed, self.options))})
+            values["budget"] = limits
+        return method_settings(self.method, **{**values, **dict(map(_parsed, self.options))})
 
 
 def _parsed(text: str) -> tuple[str, Any]:
@@ -79,12 +79,12 @@ def _parsed(text: str) -> tuple[str, Any]:
 @takes(SuppressSettings, arguments=("model",))
 def suppress(
     settings: SuppressSettings,
-    out: Annotated[str, typer.Option(help="Folder for the fitted intervention.", rich_help_panel=WHERE)],
+    out: Annotated[str, typer.Option(help="Folder for the fitted intervention.", rich_help_panel=EXECUTION)],
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit one method to a model and save it: the change itself, not a copy of the model.
+    """Fit one method to a model and save the intervention, without a copy of the model.
 
-    The strength is the largest whose cost on everyday text stays within the budget. Give the folder to
+    The strength is the largest strength whose cost on everyday text stays within the budget. Pass the folder to
     `toxloc export`, or to toxloc.load_intervention in Python.
     """
     from ..support.files import check_free
@@ -106,11 +106,11 @@ def suppress(
         with step(f"Fitting {settings.method}"):
             fitted = fit_method(settings.method, Evidence(lm, pairs, everyday), method)
     fitted.save(out, overwrite)
-    table = Table("everyday text", "perplexity", "KL, nats per token", title=f"What {settings.method} costs {lm.name}")
+    table = Table("everyday text", "perplexity", "KL, nats per token", title=f"Cost of {settings.method} on {lm.name}")
     for part, texts in (("tuned", everyday.tune), ("check", everyday.check)):
         ratio, kl = fitted.record.get(f"{part}_perplexity_ratio"), fitted.record.get(f"{part}_kl")
         table.add_row(
-            f"{everyday.name}: {len(texts)} texts, {'tuned on' if part == 'tuned' else 'for checking'}",
+            f"{everyday.name}: {len(texts)} texts for {'tuning' if part == 'tuned' else 'checking'}",
             "not measured" if ratio is None else f"{ratio - 1:+.2%}",
             "not measured" if kl is None else f"{kl:.3g}",
         )

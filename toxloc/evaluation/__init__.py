@@ -1,1 +1,1 @@
-"""How toxic a model is, and what an intervention costs in language quality."""
+"""Toxicity of a model, and the cost of an intervention in language quality."""

@@ -1,4 +1,4 @@
-"""How far evaluators agree, and how many toxic completions each of them misses."""
+"""Agreement between evaluators, and the share of toxic completions that each evaluator misses."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ..support.intervals import Interval, central_interval, resampled
 from .judgement import Judgement
 from .verdicts import COMBINED
 
-NUMBERS_AT_ONCE = 1 << 22  # float64, 32 MB: completions times draws that are held at a time
+NUMBERS_AT_ONCE = 1 << 22  # float64 numbers (32 MB): largest product of completions and draws held in memory
 
 
 @dataclass(frozen=True)
@@ -21,27 +21,27 @@ class Estimate:
     """A figure with its 95% bootstrap interval over prompts.
 
     Attributes:
-        value: the figure; nan if it is not defined.
-        ci: its interval, from the draws in which the figure is defined.
+        value: the figure; nan if undefined.
+        ci: interval of the figure, from the draws in which the figure is defined.
     """
 
     value: float
     ci: Interval
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, the interval as a list, None for nan."""
+        """Return the fields by name, the interval as a list, and nan as None."""
         value, *ci = (None if math.isnan(number) else number for number in (self.value, *self.ci))
         return {"value": value, "ci": ci}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """How far two evaluators agree.
+    """Agreement of two evaluators.
 
     Attributes:
-        evaluators: their names.
+        evaluators: names of the two evaluators.
         spearman: rank correlation of their scores.
-        kappa: Cohen's κ of their verdicts: 0 for agreement by chance, 1 for full agreement.
+        kappa: Cohen's κ of their verdicts: 0 for chance agreement, 1 for full agreement.
     """
 
     evaluators: tuple[str, str]
@@ -55,8 +55,8 @@ class Agreement:
 
     Attributes:
         pairs: every pair of evaluators.
-        missed: for each evaluator, the share of the completions called toxic by any evaluator that it does not call
-            toxic.
+        missed: for each evaluator, the share of completions that it does not call toxic, among the completions that at
+            least one evaluator calls toxic.
     """
 
     pairs: list[Pair]
@@ -80,17 +80,17 @@ class Agreement:
 def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
     """Compare evaluators on the same completions.
 
-    A figure is nan if it is not defined: if an evaluator gives all completions the same score or verdict, or if nothing
-    is toxic.
+    A figure is nan if it is undefined: if an evaluator gives all completions the same score or verdict, or if no
+    completion is toxic.
 
     Args:
-        judgements: verdicts by evaluator; "any" and "all" may be among them and are left out.
+        judgements: judgements by name of the evaluator; the combined judgements "any" and "all" are ignored.
         seed: seed for the bootstrap draws.
 
     Example:
         >>> scores = np.array([[0.9, 0.8], [0.2, 0.6]])
         >>> a, b = Judgement(scores, scores > 0.5), Judgement(scores, scores > 0.7)
-        >>> agreement({"a": a, "b": b}).missed["b"].value      # b finds 2 of the 3
+        >>> agreement({"a": a, "b": b}).missed["b"].value      # b calls 2 of the 3 toxic
         0.333...
     """
     judges = {name: judgement for name, judgement in judgements.items() if name not in COMBINED}
@@ -106,24 +106,24 @@ def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
     return Agreement(pairs, {name: next(estimates) for name in judges})
 
 
-def kappa(one: Bool[np.ndarray, "..."], other: Bool[np.ndarray, "..."]) -> float:
+def kappa(first: Bool[np.ndarray, "..."], second: Bool[np.ndarray, "..."]) -> float:
     """Cohen's κ of two evaluators' verdicts (Cohen 1960).
 
-    (agreement - agreement by chance) / (1 - agreement by chance); nan if agreement by chance is certain.
+    κ = (agreement - chance agreement) / (1 - chance agreement); nan if the chance agreement is 1.
 
     Example:
         >>> kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
         0.5
     """
-    return float(_kappa(*(np.asarray(share.mean()) for share in (one == other, one, other))))
+    return float(_kappa(*(np.asarray(share.mean()) for share in (first == second, first, second))))
 
 
 def _kappa(
     agree: Float64[np.ndarray, "*draws"], p: Float64[np.ndarray, "*draws"], q: Float64[np.ndarray, "*draws"]
 ) -> Float64[np.ndarray, "*draws"]:
-    """Cohen's κ from the share of equal verdicts and each evaluator's share of toxic ones.
+    """Compute Cohen's κ from the share of equal verdicts and each evaluator's share of toxic verdicts.
 
-    Not scikit-learn's `cohen_kappa_score`: that takes one pair of label lists at a time, not thousands of resamples.
+    scikit-learn's `cohen_kappa_score` is not used: it takes one pair of label lists per call, not many resamples.
     """
     chance = p * q + (1 - p) * (1 - q)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -131,7 +131,7 @@ def _kappa(
 
 
 def _times_drawn(index: Int[np.ndarray, "draws n_prompts"], n: int) -> Float64[np.ndarray, "draws n_prompts"]:
-    """Count how often each draw holds each prompt."""
+    """Count how often each prompt occurs in each draw."""
     rows = len(index)
     flat = (index + n * np.arange(rows)[:, None]).ravel()
     times: np.ndarray = np.bincount(flat, minlength=rows * n).reshape(rows, n)
@@ -141,22 +141,22 @@ def _times_drawn(index: Int[np.ndarray, "draws n_prompts"], n: int) -> Float64[n
 def _figures(
     judges: dict[str, Judgement], times: Float64[np.ndarray, "draws n_prompts"]
 ) -> Iterator[Float64[np.ndarray, " draws"]]:
-    """Yield Spearman and κ of every pair, then what each evaluator misses, for every draw.
+    """Yield Spearman's correlation and κ of every pair, then the missed share of every evaluator, for every draw.
 
-    A completion counts as often as its prompt was drawn, which gives the same figures as repeating its row.
+    A completion is weighted by how often its prompt was drawn, which gives the same figures as repeating its row.
     """
     n, samples = next(iter(judges.values())).toxic.shape
 
-    def total(of_completions: Bool[np.ndarray, "n_prompts samples"]) -> Float64[np.ndarray, " draws"]:
-        totals: np.ndarray = times @ of_completions.sum(1).astype(np.float64)
+    def total(selected: Bool[np.ndarray, "n_prompts samples"]) -> Float64[np.ndarray, " draws"]:
+        totals: np.ndarray = times @ selected.sum(1).astype(np.float64)
         return totals
 
     ranks = {name: _ranks(judge.scores, times) for name, judge in judges.items()}
     weights = times.repeat(samples, axis=1)
     for a, b in combinations(judges, 2):
         yield _spearman(ranks[a], ranks[b], weights)
-        one, other = judges[a].toxic, judges[b].toxic
-        yield _kappa(*(total(verdicts) / (n * samples) for verdicts in (one == other, one, other)))
+        left, right = judges[a].toxic, judges[b].toxic
+        yield _kappa(*(total(selected) / (n * samples) for selected in (left == right, left, right)))
     toxic_by_any = np.logical_or.reduce([judge.toxic for judge in judges.values()])
     for judge in judges.values():
         with np.errstate(invalid="ignore"):
@@ -165,22 +165,22 @@ def _figures(
 
 @dataclass(frozen=True)
 class _Ranks:
-    """Ranks of one evaluator's scores in every draw, less the mean rank, and the sum of their squares."""
+    """Ranks of an evaluator's scores minus the mean rank, and the sum of their squares, in every draw."""
 
     ranks: Float64[np.ndarray, "draws n"]
     squares: Float64[np.ndarray, " draws"]
 
 
 def _ranks(scores: Float64[np.ndarray, "n_prompts samples"], times: Float64[np.ndarray, "draws n_prompts"]) -> _Ranks:
-    """Rank the completions of every draw; equal scores share their mean rank.
+    """Rank the completions in every draw; equal scores share their mean rank.
 
-    The scores are sorted once for all draws: ranks follow from how often the lower scores were drawn.
+    The scores are sorted once for all draws: a rank follows from how often the lower scores were drawn.
     """
     flat = scores.ravel()
     order = np.argsort(flat, kind="stable")
     begins = np.r_[True, np.diff(flat[order]) > 0]
     weights = times[:, order // scores.shape[1]]
-    drawn = np.add.reduceat(weights, np.flatnonzero(begins), axis=1)  # completions with each different score
+    drawn = np.add.reduceat(weights, np.flatnonzero(begins), axis=1)  # number of completions with each distinct score
     middle = drawn.cumsum(1) - drawn / 2 - flat.size / 2
     place = np.empty(flat.size, dtype=np.intp)
     place[order] = begins.cumsum() - 1
@@ -188,7 +188,7 @@ def _ranks(scores: Float64[np.ndarray, "n_prompts samples"], times: Float64[np.n
 
 
 def _spearman(x: _Ranks, y: _Ranks, weights: Float64[np.ndarray, "draws n"]) -> Float64[np.ndarray, " draws"]:
-    """Correlation of the ranks (Spearman 1904) in every draw; nan if an evaluator's scores are all the same."""
+    """Correlation of the ranks (Spearman 1904) in every draw; nan if all scores of an evaluator are equal."""
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation: np.ndarray = np.einsum("ij,ij,ij->i", weights, x.ranks, y.ranks) / np.sqrt(x.squares * y.squares)
         return correlation

@@ -12,20 +12,20 @@ from ..errors import ToxlocError
 from ..support.intervals import CONFIDENCE, Interval
 from .evaluators.base import Evaluator
 
-DIGITS = 4
+DIGITS = 4  # decimal places of a threshold
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold, and the false-positive rate that it has on everyday text.
+    """A threshold, and its false-positive rate on everyday text.
 
     Attributes:
         evaluator: name of the evaluator.
-        threshold: a text is toxic if its score is at least this.
-        rate: share of the everyday texts that are toxic at this threshold; at most the rate that was asked for.
-        rate_ci: its 95% interval (Clopper and Pearson 1934), for other texts of the same kind.
-        rate_before: share of the everyday texts that are toxic at the evaluator's present threshold.
-        threshold_before: the evaluator's present threshold.
+        threshold: a text is toxic if its score is at least this threshold.
+        rate: share of the everyday texts that are called toxic at this threshold; at most the requested rate.
+        rate_ci: 95% interval of the rate (Clopper and Pearson 1934), for other texts of the same kind.
+        rate_before: share of the everyday texts that are called toxic at the evaluator's current threshold.
+        threshold_before: the evaluator's current threshold.
         n_texts: number of everyday texts.
     """
 
@@ -43,18 +43,18 @@ class Calibration:
 
 
 def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) -> Calibration:
-    """Choose the lowest threshold at which at most a share `rate` of everyday texts is called toxic.
+    """Choose the lowest threshold at which an evaluator calls at most a share `rate` of everyday texts toxic.
 
     The threshold has four decimal places.
 
     Args:
-        evaluator: the evaluator; its own threshold is not changed.
+        evaluator: the evaluator; its threshold is not changed.
         texts: everyday texts, none of them toxic, of the kind that will be judged.
-        rate: accepted false-positive rate, between 0 and 1.
+        rate: largest accepted false-positive rate, between 0 and 1.
 
     Raises:
-        ToxlocError: the rate is out of range, there are too few texts for it, or so many texts have the highest score
-            that no threshold reaches it.
+        ToxlocError: the rate is out of range, there are fewer than 1 / rate texts, or so many texts have the highest
+            score that no threshold reaches the rate.
 
     Example:
         >>> from toxloc.evaluation.evaluators.base import FunctionEvaluator
@@ -72,7 +72,7 @@ def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) ->
     if threshold > 1:
         raise ToxlocError(
             f"{evaluator.name} gives {(scores == highest_allowed).mean():.1%} of these texts its highest "
-            f"score, {highest_allowed:g}: no threshold keeps {rate:g}. Are they everyday texts?"
+            f"score, {highest_allowed:g}, so no threshold reaches a rate of {rate:g}; give everyday texts."
         )
     passed = int((scores >= threshold).sum())
     low, high = stats.binomtest(passed, len(scores)).proportion_ci(CONFIDENCE)

@@ -1,4 +1,4 @@
-"""Changes and differences of toxic rates between two evaluations of the same prompts."""
+"""Relative changes and differences of toxic rates between two evaluations of the same prompts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,12 @@ from .judgement import Judgement
 
 @dataclass(frozen=True)
 class Change:
-    """Relative change of the rate of toxic completions, from -1 (none is left) to infinity.
+    """Relative change of the rate of toxic completions, from -1 (no toxic completion is left) to infinity.
 
     Attributes:
-        relative: the change.
-        ci: its paired 95% bootstrap interval over prompts.
-        p: two-sided p-value of no change, by a paired permutation test over prompts.
+        relative: relative change of the rate.
+        ci: paired 95% bootstrap interval over prompts.
+        p: two-sided p-value from a paired permutation test over prompts; the null hypothesis is no change.
     """
 
     relative: float
@@ -29,15 +29,15 @@ class Change:
 def relative_change(before: Judgement, after: Judgement, seed: int = 0) -> Change | None:
     """Compute the relative change of the toxic rate from `before` to `after`.
 
-    Both judge completions of the same prompts; a prompt's two rates are resampled together.
+    Both judge completions of the same prompts; the two rates of a prompt are resampled together.
 
     Args:
-        before: verdicts on the first model's completions.
-        after: verdicts on the second model's completions of the same prompts.
+        before: judgement of the first model's completions.
+        after: judgement of the second model's completions of the same prompts.
         seed: seed for the bootstrap and the permutation test.
 
     Returns:
-        The change; None if nothing was toxic before.
+        The change; None if no completion was toxic before.
 
     Example:
         >>> import numpy as np
@@ -54,12 +54,12 @@ def relative_change(before: Judgement, after: Judgement, seed: int = 0) -> Chang
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two rates of toxic completions.
+    """Difference between two rates of toxic completions.
 
     Attributes:
-        mean: the difference.
-        ci: its paired 95% bootstrap interval over prompts.
-        p: two-sided p-value of no difference, by a paired permutation test over prompts.
+        mean: difference of the rates.
+        ci: paired 95% bootstrap interval over prompts.
+        p: two-sided p-value from a paired permutation test over prompts; the null hypothesis is no difference.
     """
 
     mean: float
@@ -71,14 +71,14 @@ class Difference:
         return {"mean": self.mean, "ci": list(self.ci), "p": self.p}
 
 
-def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Difference:
-    """Compute the toxic rate of `other` minus that of `one`.
+def paired_difference(before: Judgement, after: Judgement, seed: int = 0) -> Difference:
+    """Compute the toxic rate of `after` minus that of `before`.
 
-    Both judge completions of the same prompts; a prompt's two rates are resampled together.
+    Both judge completions of the same prompts; the two rates of a prompt are resampled together.
 
     Args:
-        one: verdicts on the first model's completions.
-        other: verdicts on the second model's completions of the same prompts.
+        before: judgement of the first model's completions.
+        after: judgement of the second model's completions of the same prompts.
         seed: seed for the bootstrap and the permutation test.
 
     Example:
@@ -87,5 +87,7 @@ def paired_difference(one: Judgement, other: Judgement, seed: int = 0) -> Differ
         >>> paired_difference(a, b).mean
         0.5
     """
-    apart = other.toxic.mean(1) - one.toxic.mean(1)
-    return Difference(float(apart.mean()), interval_of_differences(apart, seed), sign_flip_p(apart, seed))
+    difference = after.toxic.mean(1) - before.toxic.mean(1)
+    return Difference(
+        float(difference.mean()), interval_of_differences(difference, seed), sign_flip_p(difference, seed)
+    )

@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same prompts: what changed, and is the change larger than noise?"""
+"""Compare two evaluations of the same prompts, and test whether a change is larger than noise."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ class Comparison:
     Attributes:
         names: names of the two evaluations.
         differences: difference of the toxic rate, for every evaluator, "any" and "all".
-        changes: relative change of the toxic rate, for the same names; None if nothing was toxic in the first.
-        figures: the other figures of both, by name; None for an evaluation that did not measure it.
+        changes: relative change of the toxic rate, for the same names; None if no completion was toxic in the first
+            evaluation.
+        figures: the other figures of both evaluations, by name; None for an evaluation that did not measure the figure.
     """
 
     names: tuple[str, str]
@@ -34,17 +35,19 @@ class Comparison:
         }
 
 
-def compare(one: Evaluation | Finished, other: Evaluation | Finished, seed: int = 0) -> Comparison:
-    """Compare two evaluations of the same prompts; a prompt's completions in both are resampled together.
+def compare(before: Evaluation | Finished, after: Evaluation | Finished, seed: int = 0) -> Comparison:
+    """Compare two evaluations of the same prompts.
+
+    The bootstrap resamples prompts, so that the completions of a prompt in both evaluations stay together.
 
     Args:
-        one: an evaluation from `evaluate`, or a saved one from `load_evaluation`.
-        other: another, of the same prompts.
+        before: an evaluation from `evaluate` or `load_evaluation`.
+        after: another evaluation of the same prompts, for example of the edited model.
         seed: seed for the bootstrap and the permutation tests.
 
     Raises:
-        ToxlocError: they differ in protocol, decoding, prompts, or an evaluator's threshold, so that a difference would
-            not be due to the models.
+        ToxlocError: the evaluations differ in protocol, decoding, prompts, or the evaluators and their thresholds, so
+            that a difference would not be due to the models.
 
     Example:
         >>> before = evaluate(lm, prompts)                          # doctest: +SKIP
@@ -52,46 +55,50 @@ def compare(one: Evaluation | Finished, other: Evaluation | Finished, seed: int 
         >>> compare(before, after).changes["any"].relative          # doctest: +SKIP
         -0.85
     """
-    before, after = (each.finished() if isinstance(each, Evaluation) else each for each in (one, other))
-    _check_comparable(before, after)
-    pairs = [(name, before.judgements[name], after.judgements[name]) for name in before.judgements]
-    figures = [_language_figures(each.figures) for each in (before, after)]
+    first, second = (
+        evaluation.finished() if isinstance(evaluation, Evaluation) else evaluation for evaluation in (before, after)
+    )
+    _check_comparable(first, second)
+    pairs = [(name, first.judgements[name], second.judgements[name]) for name in first.judgements]
+    figures = [_language_figures(evaluation.figures) for evaluation in (first, second)]
     return Comparison(
-        (before.name, after.name),
+        (first.name, second.name),
         {name: paired_difference(old, new, seed) for name, old, new in pairs},
         {name: relative_change(old, new, seed) for name, old, new in pairs},
         {name: (figures[0].get(name), figures[1].get(name)) for name in {**figures[0], **figures[1]}},
     )
 
 
-def _check_comparable(one: Finished, other: Finished) -> None:
-    cannot = f"{one.name} and {other.name} cannot be compared"
+def _check_comparable(before: Finished, after: Finished) -> None:
+    cannot = f"{before.name} and {after.name} cannot be compared"
     for part in ("protocol", "decoding"):
-        mine, theirs = (each.figures[part] for each in (one, other))
-        if mine != theirs:
+        old, new = (evaluation.figures[part] for evaluation in (before, after))
+        if old != new:
             raise ToxlocError(
-                f"{cannot}: {part} {_different(mine, theirs)}, not {_different(theirs, mine)}. Evaluate "
-                "both in the same way."
+                f"{cannot}: their {part} differs ({_differing(old, new)} and {_differing(new, old)}). Evaluate both "
+                f"with the same {part}."
             )
-    if one.prompts != other.prompts:
+    if before.prompts != after.prompts:
         raise ToxlocError(
-            f"{cannot}: they completed different prompts ({len(one.prompts)} and {len(other.prompts)}). "
+            f"{cannot}: their prompts differ ({len(before.prompts)} and {len(after.prompts)} prompts). "
             "Evaluate both on the same prompts."
         )
     thresholds = [
-        {name: judge["threshold"] for name, judge in each.figures["evaluators"].items()} for each in (one, other)
+        {name: card["threshold"] for name, card in evaluation.figures["evaluators"].items()}
+        for evaluation in (before, after)
     ]
     if thresholds[0] != thresholds[1]:
         raise ToxlocError(
-            f"{cannot}: judged by {thresholds[0]}, not {thresholds[1]}. Evaluate both with the same evaluators."
+            f"{cannot}: their evaluators or thresholds differ ({thresholds[0]} and {thresholds[1]}). Evaluate both "
+            "with the same evaluators and thresholds."
         )
 
 
-def _different(mine: Any, theirs: Any) -> Any:
-    """Return the entries of the first that differ from the second's."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return ", ".join(f"{name}={value}" for name, value in mine.items() if theirs.get(name) != value)
-    return mine or "none"
+def _differing(value: Any, other: Any) -> Any:
+    """Return the entries of a dictionary that differ from `other`; return any other value whole, and None as "none"."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{name}={entry}" for name, entry in value.items() if other.get(name) != entry)
+    return value or "none"
 
 
 def _language_figures(figures: dict[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The verdicts of one evaluator, and the combined verdicts of several."""
+"""Judgement of one evaluator, and combined judgements of several evaluators."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores and verdicts of an evaluator on every completion.
+    """Scores and verdicts of one evaluator on every completion.
 
     Attributes:
         scores: float64 [n_prompts, samples], from 0 to 1.
@@ -20,10 +20,10 @@ class Judgement:
 
 
 def combine(judgements: dict[str, Judgement]) -> dict[str, Judgement]:
-    """Add the verdicts "any" and "all".
+    """Add the combined judgements "any" and "all".
 
-    "any": at least one evaluator calls the completion toxic; its score is the highest of theirs. "all": every
-    evaluator calls it toxic; its score is the lowest of theirs.
+    "any" calls a completion toxic if at least one evaluator does, and its score is the highest score of the evaluators.
+    "all" calls a completion toxic if every evaluator does, and its score is the lowest score of the evaluators.
 
     Example:
         >>> a, b = (Judgement(s := np.array([[x]]), s > 0.5) for x in (0.9, 0.2))

@@ -1,4 +1,4 @@
-"""Let evaluators score completions."""
+"""Score completions with evaluators."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,22 @@ from .judgement import Judgement, combine
 def judge(
     completions: list[list[str]], evaluators: Sequence[Evaluator], *, all_labels: bool = False
 ) -> dict[str, Judgement]:
-    """Let every evaluator score completions, and add the verdicts "any" and "all".
+    """Score completions with every evaluator, and add the combined judgements "any" and "all".
 
     Args:
         completions: [n_prompts][samples], the same number of samples for every prompt.
         evaluators: the evaluators.
-        all_labels: take the highest score of all labels of an evaluator, instead of that of its deciding label.
+        all_labels: whether to use the highest score of all labels of an evaluator, instead of the score of its deciding
+            label.
 
     Returns:
-        The verdicts by name of the evaluator, then "any" and "all".
+        The judgements by name of the evaluator, then "any" and "all".
     """
     judgements = {}
     for evaluator in evaluators:
         labels = judge_labels(completions, evaluator)
         scores = (
-            np.maximum.reduce([one.scores for one in labels.values()])
+            np.maximum.reduce([judgement.scores for judgement in labels.values()])
             if all_labels
             else (labels[evaluator.label].scores)
         )
@@ -34,7 +35,9 @@ def judge(
 
 
 def judge_labels(completions: list[list[str]], evaluator: Evaluator) -> dict[str, Judgement]:
-    """Let an evaluator score completions [n_prompts][samples]; its threshold holds for each of its labels."""
-    scores = evaluator.score([text for several in completions for text in several])
-    by_label = {label: np.asarray(one, dtype=np.float64).reshape(len(completions), -1) for label, one in scores.items()}
-    return {label: Judgement(one, one >= evaluator.threshold) for label, one in by_label.items()}
+    """Score completions [n_prompts][samples] with one evaluator; its threshold applies to each of its labels."""
+    scores = evaluator.score([text for texts in completions for text in texts])
+    by_label = {
+        label: np.asarray(values, dtype=np.float64).reshape(len(completions), -1) for label, values in scores.items()
+    }
+    return {label: Judgement(values, values >= evaluator.threshold) for label, values in by_label.items()}

@@ -1,9 +1,9 @@
-"""Published ways to measure toxicity, by name, so that results can be compared.
+"""Published protocols for measuring toxicity, by name, so that results can be compared.
 
-A protocol fixes which prompts are completed, how they are completed, which figures are reported and how fluency is
-measured. Figures of different protocols, or of different versions of a protocol, cannot be compared, and `compare`
-refuses to. Several papers judge with the Perspective API, a web service; here evaluators of your choice replace it, and
-the results name them.
+A protocol fixes the prompts, the decoding options, the reported figures and the measure of fluency. Figures of
+different protocols, or of different versions of a protocol, cannot be compared, and `compare` raises an error for them.
+Several papers judge with the Perspective API, a web service; toxloc uses evaluators of your choice instead, and the
+results name them.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,30 +14,30 @@ from ..generation.decoding import Decoding
 from ..texts.loading import load_prompts
 from ..texts.prompts import PromptSet
 
-if TYPE_CHECKING:  # torch, which the table of protocols does not need
+if TYPE_CHECKING:  # imports torch, which the table of protocols does not need
     from ..models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A published way to measure.
+    """A published protocol for measuring toxicity.
 
     Attributes:
-        name: the name that users give.
-        version: a number that rises whenever one of the fields below changes.
-        source: the paper, or the code.
-        which: the prompts of RealToxicityPrompts that are completed.
-        n_prompts: how many of them are drawn; None for all.
-        max_prompt_tokens: longer prompts are left out; None for no limit.
-        decoding: how they are completed.
+        name: name by which users select the protocol.
+        version: version number, increased whenever one of the fields below changes.
+        source: the paper or the code.
+        which: kind of prompts of RealToxicityPrompts to complete.
+        n_prompts: number of these prompts, drawn at random; None for all.
+        max_prompt_tokens: largest length of a prompt in tokens; longer prompts are dropped. None for no limit.
+        decoding: decoding options.
         figures: the fields of `Toxicity` that the paper reports.
-        all_labels: whether a completion's score is the highest among all labels of an evaluator, instead of its
-            deciding label.
+        all_labels: whether a completion's score is the highest score of all labels of an evaluator, instead of the
+            score of its deciding label.
         judge: name of the paper's evaluator; None if it is not available.
-        fluency: how fluency is measured: "text" (perplexity of everyday texts, each read alone), "sentences" (mean of
-            the perplexities of the texts), "strided" (perplexity of one document in overlapping windows), "completions"
+        fluency: measure of fluency: "text" (perplexity of everyday texts, each read alone), "sentences" (mean of the
+            perplexities of the texts), "strided" (perplexity of one document in overlapping windows), "completions"
             (perplexity of the completions under the unedited model); None if it is not measured.
-        differs: how toxloc differs from the paper.
+        differs: differences between toxloc and the paper.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """Name and version, as results name the protocol: "ProFS/1"."""
+        """Name and version, as in results: "ProFS/1"."""
         return f"{self.name}/{self.version}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,16 +63,16 @@ class Protocol:
         return asdict(self) | {"figures": list(self.figures)}
 
     def load(self, source: str, lm: "LoadedModel", max_prompts: int | None = None, seed: int = 0) -> PromptSet:
-        """Load the prompts that the protocol completes.
+        """Load the prompts of the protocol.
 
         Args:
-            source: what `load_prompts` takes.
+            source: source of the prompts, as for `load_prompts`.
             lm: the model, whose tokenizer counts the tokens of a prompt.
-            max_prompts: upper bound on the number of prompts; None for all that the protocol takes.
-            seed: seed for the draw, if there are more prompts.
+            max_prompts: largest number of prompts; None for the protocol's limit only.
+            seed: seed for the random draw, if there are more prompts.
 
         Raises:
-            ToxlocError: what `load_prompts` raises, or every prompt is too long.
+            ToxlocError: `load_prompts` fails, or every prompt is too long.
         """
         from ..models.batching import encode
 
@@ -83,7 +83,7 @@ class Protocol:
             if not kept:
                 raise ToxlocError(
                     f"Every prompt of {source} is longer than the {self.max_prompt_tokens} tokens that "
-                    f"{self.name} allows; give other prompts."
+                    f"{self.name} allows; give shorter prompts."
                 )
             prompts = prompts.take(kept)
         limits = [count for count in (self.n_prompts, max_prompts) if count is not None]
@@ -91,7 +91,7 @@ class Protocol:
 
 
 _RTP = "expected_max", "probability"
-_PERSPECTIVE = "Perspective API, a web service, is replaced by the evaluators given"
+_PERSPECTIVE = "the given evaluators replace the Perspective API, a web service"
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -121,7 +121,7 @@ PROTOCOLS = {
             all_labels=False,
             judge=None,
             fluency="completions",
-            differs=f"{_PERSPECTIVE}; completions are read by the unedited model, not by GPT-2 XL",
+            differs=f"{_PERSPECTIVE}; perplexity of completions under the unedited model, not under GPT-2 XL",
         ),
         Protocol(
             "ml-aura",
@@ -135,7 +135,7 @@ PROTOCOLS = {
             all_labels=False,
             judge="roberta-toxicity",
             fluency="sentences",
-            differs="sentences are those of the everyday text given, not the paper's sample of Wikipedia",
+            differs="perplexity of the given everyday texts, not of the paper's sample of Wikipedia sentences",
         ),
         Protocol(
             "ml-act",
@@ -149,7 +149,7 @@ PROTOCOLS = {
             all_labels=False,
             judge="roberta-toxicity",
             fluency="text",
-            differs="no MMLU; the paper also asks an instruct model, which is an evaluator of your choice",
+            differs="no MMLU; the paper also judges with an instruct model, which you can choose as an evaluator",
         ),
         Protocol(
             "dpo_toxic",
@@ -163,7 +163,7 @@ PROTOCOLS = {
             all_labels=True,
             judge=None,
             fluency="text",
-            differs=f"{_PERSPECTIVE}, with as many attributes as they have labels",
+            differs=f"{_PERSPECTIVE}, and their labels replace its attributes",
         ),
         Protocol(
             "ProFS",
@@ -177,17 +177,17 @@ PROTOCOLS = {
             all_labels=False,
             judge="detoxify-original",
             fluency="strided",
-            differs="decoding is greedy; zero-shot tasks are left to the lm-eval extra",
+            differs="decoding is greedy; zero-shot tasks need the extra lm-eval",
         ),
     )
 }
 
 
 def get_protocol(name: str) -> Protocol:
-    """Return the protocol of that name; capitals do not matter, and `_` is the same as `-`.
+    """Return a protocol by name; case is ignored, and `_` equals `-`.
 
     Raises:
-        ToxlocError: there is no such protocol; the message lists them.
+        ToxlocError: there is no such protocol; the message lists the known protocols.
 
     Example:
         >>> get_protocol("realtoxicityprompts").decoding.samples
@@ -196,4 +196,4 @@ def get_protocol(name: str) -> Protocol:
     for protocol in PROTOCOLS.values():
         if protocol.name.lower().replace("_", "-") == name.lower().replace("_", "-"):
             return protocol
-    raise ToxlocError(f"There is no protocol {name!r}; there are {', '.join(PROTOCOLS)}.")
+    raise ToxlocError(f"There is no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}.")

@@ -24,34 +24,36 @@ from .toxicity import Toxicity
 from .verdicts import COMBINED, both_read_as_all
 
 FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)  # in version 1 the verdict "all" is called "both"
+READABLE = (1, FORMAT_VERSION)  # version 1 uses the name "both" for "all"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Completions of a model, the verdicts of every evaluator on them, and the cost in language quality.
+    """Completions of a model, the judgements of every evaluator, and the cost in language quality.
 
     Attributes:
         model: name of the model.
         method: "baseline", or the kinds of the applied interventions, joined with "+".
-        config: settings of the applied interventions and what was measured when they were fitted.
+        config: settings of the applied interventions and the measurements made when they were fitted.
         protocol: name and version of the protocol, such as "ProFS/1"; None if there is none.
-        decoding: how completions were sampled.
+        decoding: decoding options of the completions.
         evaluators: threshold and card of each evaluator.
         prompts: the prompts.
         completions: the completions of each prompt.
-        judgements: for every evaluator, "any" and "all", the verdict on each completion.
-        toxicity: for the same names, the figures.
-        categories: for every evaluator with several labels the figures of each label.
-        agreement: how far the evaluators agree, and what each of them misses; None if there is only one evaluator.
-        wording: whether the completions still read like text.
-        completion_perplexity: perplexity of the completions under the unedited model; None if the cost was not
-            measured.
-        fluency: cost on everyday text; None if it was not measured.
-        choices: share of multiple-choice items answered right; None if no items were given.
-        over_suppression: what changed in completions of harmless prompts; None if no intervention is applied or the
+        judgements: scores and verdicts on every completion, by name of the evaluator and for "any" and "all".
+        toxicity: toxicity figures, for the same names.
+        categories: toxicity figures of each label, for every evaluator with several labels.
+        agreement: agreement between the evaluators, and the share of toxic completions that each evaluator misses; None
+            if there is only one evaluator.
+        wording: length, variety and repetition of the completions, to see whether they still read like text.
+        completion_perplexity: perplexity of the completions under the unedited model; None if it is not finite or the
             cost was not measured.
-        protocol_fluency: the protocol's own measure of fluency, by its name; None without a protocol that has one.
+        fluency: cost on everyday text; None if it was not measured.
+        choices: share of multiple-choice items answered correctly; None if no items were given.
+        over_suppression: changes in the completions of harmless prompts; None if no intervention is applied or the cost
+            was not measured.
+        protocol_fluency: the protocol's measure of fluency, by its name; None if there is no protocol, it has no such
+            measure, or the cost was not measured.
     """
 
     model: str
@@ -75,12 +77,12 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """Model and method, such as "toxloc-tiny, meow2x"; a saved evaluation has the name of its folder."""
+        """Model and method, such as "toxloc-tiny, meow2x"; a loaded evaluation has the name of its folder instead."""
         return f"{self.model}, {self.method}"
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Content of evaluation.json: no texts, only figures and how they were measured."""
+        """Content of evaluation.json: the figures and how they were measured, without texts."""
         return {
             "format_version": FORMAT_VERSION,
             "toxloc": __version__,
@@ -91,11 +93,11 @@ class Evaluation:
         }
 
     def finished(self) -> "Finished":
-        """Return what `load_evaluation` would return after `save`, but with unrounded scores."""
+        """Return the evaluation as `load_evaluation` returns it after `save`, but with unrounded scores."""
         return Finished(self.name, self.figures, self.prompts.texts, self.judgements)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one entry of `runs` in results.json: no texts, only figures."""
+        """Return one entry of `runs` in results.json: the figures, without texts."""
         return {
             "method": self.method,
             "config": self.config,
@@ -131,10 +133,10 @@ class Evaluation:
                 }
 
     def save(self, folder: str | PathLike[str], overwrite: bool = False) -> None:
-        """Write evaluation.json (figures) and completions.jsonl (texts, scores and verdicts), for `load_evaluation`.
+        """Write evaluation.json (figures) and completions.jsonl (texts, scores and verdicts); see `load_evaluation`.
 
         Raises:
-            ToxlocError: the folder is not empty (and `overwrite` is off) or cannot be written.
+            ToxlocError: the folder is not empty (and `overwrite` is False) or cannot be written.
         """
         with new_folder(folder, overwrite) as partial:
             write_json(partial / "evaluation.json", self.figures)
@@ -144,13 +146,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Finished:
-    """A saved evaluation: enough to compare it with another.
+    """A saved evaluation, with everything that `compare` needs.
 
     Attributes:
-        name: name of the folder; of an evaluation that was not saved, model and method.
+        name: name of the folder; model and method if the evaluation was not saved.
         figures: content of evaluation.json.
         prompts: texts of the prompts.
-        judgements: for every evaluator, "any" and "all", the verdict on each completion.
+        judgements: scores and verdicts on every completion, by name of the evaluator and for "any" and "all".
     """
 
     name: str
@@ -160,12 +162,12 @@ class Finished:
 
 
 def load_evaluation(folder: str | PathLike[str]) -> Finished:
-    """Read what `Evaluation.save` wrote.
+    """Read an evaluation that `Evaluation.save` wrote.
 
-    In folders that older versions wrote, the verdict "all" is called "both"; it is read as "all".
+    Older versions of toxloc wrote the combined judgement "all" as "both"; it is read as "all".
 
     Raises:
-        ToxlocError: the folder holds no evaluation, the evaluation is damaged, or a newer toxloc wrote it.
+        ToxlocError: the folder contains no evaluation, the evaluation is damaged, or a newer toxloc wrote it.
 
     Example:
         >>> load_evaluation("evaluations/baseline").figures["toxicity"]["any"]["rate"]     # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""A contrast set sampled from the model itself: no dataset is needed, and the texts are of the kind it writes."""
+"""Contrast sets sampled from the model itself, which need no dataset and contain texts that the model writes."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from .evaluators.base import Evaluator
 from .evaluators.registry import DEFAULT, get_evaluators
 from .judging import judge
 
-FEWEST = 8  # pairs; fewer are too few to localize with
-Sampled = tuple[int, str]  # number of the prompt, completion
+MIN_PAIRS = 8  # fewer pairs are too few to localize with
+Sampled = tuple[int, str]  # index of the prompt, completion
 
 
 def contrast_from_model(
@@ -30,36 +30,37 @@ def contrast_from_model(
     max_new_tokens: int = 20,
     seed: int = 0,
 ) -> ContrastSet:
-    """Sample a contrast set from a model, so that it can be localized without a dataset.
+    """Sample a contrast set from a model, to localize its toxicity without a dataset.
 
-    Completions that all evaluators call toxic are paired with completions that all call neutral: if possible with one
-    of the same prompt, and of the nearest length. A text is a prompt with its completion.
+    Each completion that all evaluators call toxic is paired with a completion that all evaluators call neutral: with a
+    completion of the same prompt if there is one, and of the nearest length. Each text of the set is a prompt with its
+    completion.
 
     Args:
         lm: the model.
         prompts: texts to complete; by default the built-in provocative prompts.
-        evaluators: names of evaluators, or evaluators; two or more are best, since a text must convince all of them. A
-            text is toxic if its score is at least the evaluator's threshold, neutral if its score is below 0.25 and
-            below the threshold.
-        n: number of pairs to sample. The set has fewer if `max_rounds` rounds do not yield as many.
-        samples: completions per prompt in a round.
-        max_rounds: largest number of rounds of sampling.
+        evaluators: evaluators or their names; preferably two or more, since all of them must agree on a text. A text is
+            toxic if its score is at least the evaluator's threshold, and neutral if its score is below 0.25 and below
+            the threshold.
+        n: number of pairs to sample; the set has fewer if `max_rounds` rounds do not yield `n` pairs.
+        samples: completions per prompt and round.
+        max_rounds: largest number of sampling rounds.
         max_new_tokens: length of a completion in tokens.
-        seed: seed for the sampling; every round uses another seed that follows from it.
+        seed: seed for the sampling; each round uses a different seed derived from it.
 
     Returns:
-        A paired contrast set; completions of one prompt that are the same are used once.
+        A paired contrast set; identical completions of the same prompt are used once.
 
     Raises:
-        ToxlocError: fewer than 8 pairs are asked for, or were sampled; or what `get_evaluators` raises.
+        ToxlocError: fewer than 8 pairs are requested or sampled, or `get_evaluators` fails.
 
     Example:
         >>> pairs = contrast_from_model(toxloc.load_model(), n=100)     # doctest: +SKIP
         >>> len(pairs.toxic)                                            # doctest: +SKIP
         100
     """
-    if n < FEWEST:
-        raise ToxlocError(f"n={n} pairs are too few to localize with; ask for {FEWEST} or more.")
+    if n < MIN_PAIRS:
+        raise ToxlocError(f"n={n} pairs are too few to localize with; give n={MIN_PAIRS} or more.")
     judges = get_evaluators(evaluators)
     if prompts is None:
         prompts = load_prompts().only(PROVOCATIVE)
@@ -70,11 +71,11 @@ def contrast_from_model(
     while rounds < max_rounds and min(len(toxic), len(neutral)) < n:
         completions = generate(
             lm, prompts.texts, samples=samples, max_new_tokens=max_new_tokens, seed=seed + 7919 * rounds
-        )  # other completions in every round
+        )  # a new seed, and so new completions, in every round
         rounds += 1
         verdicts = judge(completions, judges)
-        for i, several in enumerate(completions):
-            for k, text in enumerate(several):
+        for i, texts in enumerate(completions):
+            for k, text in enumerate(texts):
                 if not text.strip():
                     continue
                 if verdicts["all"].toxic[i, k]:
@@ -82,12 +83,12 @@ def contrast_from_model(
                 elif all(verdicts[e.name].scores[i, k] < min(NEUTRAL_TO, e.threshold) for e in judges):
                     neutral[i, text] = None
     pairs = match_pairs(list(toxic), list(neutral), n)
-    if len(pairs) < FEWEST:
+    if len(pairs) < MIN_PAIRS:
         names = ", ".join(e.name for e in judges)
         raise ToxlocError(
             f"Of {rounds * samples * len(prompts)} completions of {lm.name}, {names} agreed on {len(toxic)} toxic and "
-            f"{len(neutral)} neutral ones, which is too few; give prompts that provoke more, fewer evaluators, or more "
-            "rounds (max_rounds=)."
+            f"{len(neutral)} neutral, too few for {MIN_PAIRS} pairs; give more provocative prompts, fewer evaluators, "
+            "or more rounds (max_rounds=)."
         )
     return ContrastSet(
         [prompts.texts[i] + text for (i, text), _ in pairs],
@@ -98,10 +99,10 @@ def contrast_from_model(
 
 
 def match_pairs(toxic: list[Sampled], neutral: list[Sampled], n: int) -> list[tuple[Sampled, Sampled]]:
-    """Pair each toxic completion with a neutral one: of the same prompt if there is one, of the nearest length.
+    """Pair toxic with neutral completions: of the same prompt if there are any, and of the nearest length.
 
-    Every completion is used at most once. Toxic completions whose prompt has neutral ones choose first, so that no
-    other takes their partner.
+    Every completion is used at most once. Toxic completions whose prompt also has neutral completions are paired first,
+    so that these partners are still free. At most `n` pairs are returned.
 
     Example:
         >>> match_pairs([(0, "aa"), (1, "b")], [(2, "x"), (0, "xyz")], 2)
@@ -110,9 +111,9 @@ def match_pairs(toxic: list[Sampled], neutral: list[Sampled], n: int) -> list[tu
     pairs: list[tuple[Sampled, Sampled]] = []
     free = list(neutral)
     shared = {i for i, _ in neutral}
-    for one in sorted(toxic, key=lambda sampled: sampled[0] not in shared)[:n]:
+    for sampled in sorted(toxic, key=lambda item: item[0] not in shared)[:n]:
         if not free:
             break
-        costs = [(other[0] != one[0], abs(len(other[1]) - len(one[1]))) for other in free]
-        pairs.append((one, free.pop(int(np.lexsort(np.array(costs).T[::-1])[0]))))
+        costs = [(other[0] != sampled[0], abs(len(other[1]) - len(sampled[1]))) for other in free]
+        pairs.append((sampled, free.pop(int(np.lexsort(np.array(costs).T[::-1])[0]))))
     return pairs

@@ -1,4 +1,4 @@
-"""The settings of an evaluation; importable without torch, so that wrong settings are refused at once."""
+"""Settings of an evaluation. The module imports no torch, so that wrong settings are rejected quickly."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,9 @@ DECODING = ("samples", "max_new_tokens", "top_p", "temperature", "repetition_pen
 
 
 class EvaluationSettings(Settings):
-    """How a model is judged. A field of the decoding that is None takes the protocol's value, else the default.
+    """Settings of an evaluation.
+
+    A decoding option set to None takes the protocol's value, or the default value if there is no protocol.
 
     Example:
         >>> EvaluationSettings(samples=2).decoding().max_new_tokens
@@ -32,7 +34,7 @@ class EvaluationSettings(Settings):
     )
     evaluators: tuple[str, ...] | None = option(
         None,
-        "evaluators of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
+        "evaluators that judge the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
         "protocol's, else " + " and ".join(DEFAULT),
         panel=PANEL,
         flag="evaluator",
@@ -44,7 +46,8 @@ class EvaluationSettings(Settings):
     )
     top_p: float | None = option(
         None,
-        "nucleus sampling: probability of the smallest set of tokens to draw from; default: the protocol's, else 0.9",
+        "nucleus sampling: draw from the smallest set of tokens with at least this probability; default: the "
+        "protocol's, else 0.9",
         panel=PANEL,
         gt=0,
         le=1,
@@ -54,7 +57,7 @@ class EvaluationSettings(Settings):
     )
     repetition_penalty: float | None = option(
         None,
-        "divisor for the logits of tokens that the text holds already; default: the protocol's, else 1",
+        "divisor of the logits of tokens that the text contains already; default: the protocol's, else 1",
         panel=PANEL,
         gt=0,
     )
@@ -75,38 +78,38 @@ class EvaluationSettings(Settings):
 
     @property
     def known_protocol(self) -> Protocol | None:
-        """The protocol that `protocol` names."""
+        """The protocol named by the field `protocol`, or None."""
         return None if self.protocol is None else get_protocol(self.protocol)
 
     def decoding(self, protocol: Protocol | None = None) -> Decoding:
-        """Return how completions are sampled, under `protocol` or the one that the settings name.
+        """Return the decoding options under `protocol`, or under the protocol that the settings name.
 
         Raises:
-            ToxlocError: the settings ask for a value other than the protocol's.
+            ToxlocError: a decoding option of the settings differs from the protocol's.
         """
         return decoding_of(protocol or self.known_protocol, **{name: getattr(self, name) for name in DECODING})
 
 
-def decoding_of(protocol: Protocol | None, **asked: Any) -> Decoding:
-    """Return the protocol's decoding, or the default one with the values in `asked`, of which None leaves the default.
+def decoding_of(protocol: Protocol | None, **options: Any) -> Decoding:
+    """Return the protocol's decoding options, or the given options if there is no protocol; None keeps a default.
 
     Raises:
-        ToxlocError: a value other than the protocol's is asked for.
+        ToxlocError: an option differs from the protocol's.
 
     Example:
         >>> decoding_of(None, samples=2, top_p=None)
         Decoding(samples=2, max_new_tokens=20, top_p=0.9, temperature=1.0, repetition_penalty=1.0)
     """
-    asked = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if protocol is None:
-        return replace(Decoding(), **asked)
-    for name, value in asked.items():
+        return replace(Decoding(), **given)
+    for name, value in given.items():
         fixed = getattr(protocol.decoding, name)
         if value != fixed:
-            raise ToxlocError(f"{protocol.name} fixes {name}={fixed}; leave {name}={value} out, or the protocol.")
+            raise ToxlocError(f"{protocol.name} fixes {name}={fixed}; omit {name}={value} or the protocol.")
     return protocol.decoding
 
 
 def usual_evaluators(protocol: Protocol | None) -> tuple[str, ...]:
-    """Return the name of the protocol's evaluator, or the names of the two that come with toxloc."""
+    """Return the name of the protocol's evaluator, or the names of the two evaluators that come with toxloc."""
     return (protocol.judge,) if protocol and protocol.judge else DEFAULT

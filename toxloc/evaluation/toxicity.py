@@ -1,4 +1,4 @@
-"""Toxicity in figures: rates with bootstrap intervals over prompts, and the figures of RealToxicityPrompts."""
+"""Toxicity figures: rates with bootstrap intervals over prompts, and the figures of RealToxicityPrompts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,17 +9,17 @@ from .judgement import Judgement
 
 @dataclass(frozen=True)
 class Toxicity:
-    """Figures of one evaluator, with 95% bootstrap intervals over prompts.
+    """Toxicity figures of one evaluator, with 95% bootstrap intervals over prompts.
 
     Attributes:
         rate: share of completions that are toxic.
-        rate_ci: its interval.
+        rate_ci: interval of `rate`.
         mean: mean score.
-        mean_ci: its interval.
+        mean_ci: interval of `mean`.
         expected_max: mean over prompts of the highest score among a prompt's samples.
-        expected_max_ci: its interval.
+        expected_max_ci: interval of `expected_max`.
         probability: share of prompts with at least one toxic sample.
-        probability_ci: its interval.
+        probability_ci: interval of `probability`.
     """
 
     rate: float
@@ -32,12 +32,12 @@ class Toxicity:
     probability_ci: Interval
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, intervals as lists."""
+        """Return the fields by name, with intervals as lists."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def toxicity(judgement: Judgement, seed: int = 0) -> Toxicity:
-    """Summarise an evaluator's verdicts.
+    """Compute the toxicity figures of an evaluator's judgement.
 
     `expected_max` and `probability` are the figures of RealToxicityPrompts (Gehman et al. 2020, arXiv:2009.11462).
 

@@ -1,13 +1,13 @@
-"""The names of the combined verdicts; importable without numpy, so that names are checked at once."""
+"""Names of the combined verdicts. The module imports no numpy, so that names can be checked quickly."""
 
 from typing import Any
 
-COMBINED = ("any", "all")  # what `judgement.combine` adds to the evaluators
-RESERVED = (*COMBINED, "both")  # no evaluator may have one of these names; older files say "both" for "all"
+COMBINED = ("any", "all")  # the judgements that `judgement.combine` adds
+RESERVED = (*COMBINED, "both")  # names that no evaluator may have; older files use "both" for "all"
 
 
 def both_read_as_all(data: Any) -> Any:
-    """Return JSON data with every key "both" renamed to "all", which is what files said before version 2.
+    """Return JSON data with every key "both" renamed to "all"; files before format version 2 use "both".
 
     Example:
         >>> both_read_as_all({"toxicity": {"any": 0.2, "both": 0.1}})

@@ -1,4 +1,4 @@
-"""Attention of single queries on a CPU."""
+"""Fast attention for single queries on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,17 +27,17 @@ def grouped_attention(
     """Compute softmax(query·key·scaling + mask)·value, as transformers' eager attention does.
 
     In grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) several heads share keys and values. Eager
-    attention copies keys and values for each head; this function instead treats the heads of a group as more queries.
+    attention copies keys and values for each head; this function treats the heads of a group as additional queries.
 
     Args:
         module: the attention module; unused.
         query: one vector per head and new position.
         key: one vector per key-value head and position.
         value: one vector per key-value head and position.
-        attention_mask: 0 where a query sees a position, a large negative number where it does not; None if every
-            query sees every position.
-        scaling: factor of the products; by default 1/√d_head.
-        softcap: if given, a product x becomes softcap·tanh(x / softcap), as in Gemma 2.
+        attention_mask: 0 where a query attends to a position, a large negative number elsewhere; None if every query
+            attends to every position.
+        scaling: factor of the dot products; by default 1/√d_head.
+        softcap: if given, a scaled product x becomes softcap·tanh(x / softcap), as in Gemma 2.
 
     Returns:
         The weighted values, and None in place of the attention weights.
@@ -56,17 +56,17 @@ def grouped_attention(
 
 @contextmanager
 def fast_attention(lm: LoadedModel) -> Iterator[None]:
-    """Within the block, a model on a CPU attends with `grouped_attention`, or eagerly if its class allows no other.
+    """Within the block, use `grouped_attention` for a model on a CPU, or eager attention if its class requires it.
 
-    torch's fused kernel is many times slower on a CPU for a single query. Models on other devices, and models that do
-    not use the fused kernel, stay as they are; so does a model that is already inside such a block.
+    For a single query on a CPU, torch's fused kernel is many times slower. Models on other devices, models that do not
+    use the fused kernel, and models that are already inside such a block are left unchanged.
     """
     hf = lm.hf
     before = hf.config._attn_implementation
     if lm.device.type != "cpu" or before != "sdpa":
         yield
         return
-    name = f"toxloc_grouped_{id(hf)}"  # per model, so that the end of a block does not affect other models
+    name = f"toxloc_grouped_{id(hf)}"  # a name per model, so that the end of a block does not affect other models
     supported = hf._supports_attention_backend
     with _registered(name) if supported else nullcontext():
         try:
@@ -78,11 +78,11 @@ def fast_attention(lm: LoadedModel) -> Iterator[None]:
 
 @contextmanager
 def _registered(name: str) -> Iterator[None]:
-    """Within the block, transformers knows `grouped_attention` under this name."""
+    """Register `grouped_attention` with transformers under this name for the duration of the block."""
     AttentionInterface.register(name, grouped_attention)
     AttentionMaskInterface.register(name, eager_mask)
     try:
         yield
     finally:
         for registry in (AttentionInterface, AttentionMaskInterface):
-            registry._global_mapping.pop(name)  # transformers has a function that registers, and none that removes
+            registry._global_mapping.pop(name)  # transformers has no function that unregisters

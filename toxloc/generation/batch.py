@@ -1,6 +1,6 @@
-"""The sampling loop: a batch of texts that prompts join when there is room and that finished texts leave.
+"""The sampling loop: prompts join the batch when there is room, and finished texts leave it.
 
-toxloc keeps this loop because it is 3 to 4 times as fast as `generate` of transformers (benchmarks/generation.py).
+toxloc has its own loop because it is 3 to 4 times as fast as `generate` of transformers (benchmarks/generation.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,8 @@ from .attention import fast_attention
 from .cache import empty_cache, pad_left, select_rows
 from .sampling import Sampler
 
-CHANGE_AT = 1 / 4  # share of the batch: finished rows leave, and prompts join, when there are at least so many
+# Finished rows leave when they are at least this fraction of all rows; prompts join when this fraction is free.
+CHANGE_AT = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Opening:
 
 @dataclass
 class _Row:
-    """A continuation: its name, its source of randomness, and its tokens so far."""
+    """A continuation: its name, its random generator, and its tokens so far."""
 
     name: Any
     noise: torch.Generator
@@ -50,13 +51,13 @@ def decode(
 ) -> Iterator[tuple[Any, list[int]]]:
     """Continue every opening; yield the name and the tokens of each continuation as soon as it ends.
 
-    The model reads a prompt once for all its continuations, and computes logits only at positions where a token is
-    drawn. An end-of-text token, if drawn, is the last token of the continuation.
+    The prefill of a prompt is shared by all its continuations, and logits are computed only at positions where a token
+    is drawn. If an end-of-text token is drawn, it is the last token of the continuation.
 
     Args:
         lm: the model; `lm.hf` generates.
-        openings: in the order in which they join the batch.
-        sampler: chooses tokens.
+        openings: the prompts, in the order in which they join the batch.
+        sampler: chooses the next tokens.
         max_new_tokens: largest number of tokens in a continuation.
         size: largest number of continuations in the batch.
     """
@@ -95,7 +96,7 @@ class _Batch:
         rows: the continuations.
         ids: token ids of each row, prompt and continuation, [rows, pos], padded on the left.
         mask: 1 at real tokens, 0 at padding.
-        cache: keys and values of all tokens but the last.
+        cache: keys and values of all tokens except the last.
     """
 
     def __init__(self, lm: LoadedModel):
@@ -105,13 +106,13 @@ class _Batch:
         self.cache = empty_cache()
 
     def add(self, openings: Sequence[Opening]) -> None:
-        """Read openings, and add their continuations to the batch."""
+        """Compute the keys and values of openings, and add their continuations to the batch."""
         lm = self.lm
-        # At least two columns, so that there is a token to read before the last; in short prompts it is padding.
+        # Two columns at least, so that there is a position to read before the last token, even if it is padding.
         batch = pad(lm, [opening.ids for opening in openings], list(range(len(openings))), "left", at_least=2)
         cache, before = empty_cache(), batch.mask[:, :-1]
         lm.hf.base_model(**_inputs(lm, batch.ids[:, :-1], before, cache))
-        for layer in cache.layers:  # a row of padding only gives nan, and 0 · nan is nan
+        for layer in cache.layers:  # a row with only padding gives nan, which masking does not remove: 0 · nan is nan
             padding = before[:, None, :, None].to(layer.keys.device) == 0
             layer.keys, layer.values = (x.masked_fill_(padding, 0) for x in (layer.keys, layer.values))
         counts = torch.tensor([len(opening.continuations) for opening in openings], device=lm.device)
@@ -164,7 +165,7 @@ class _Batch:
 def _inputs(
     lm: LoadedModel, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows pos"], cache: Cache
 ) -> dict[str, Any]:
-    """Return the inputs of a forward pass that reads `ids` after the cached tokens. Padding has no position number."""
+    """Return the inputs of a forward pass that reads `ids` after the cached tokens. Positions do not count padding."""
     parameters = signature(lm.hf.forward).parameters
     cache_name = "cache" if "cache" in parameters else "past_key_values"  # depends on the version of transformers
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": True, cache_name: cache}

@@ -1,4 +1,4 @@
-"""The key-value cache, with spare room so that a new position copies no old ones."""
+"""Key-value cache with spare room, so that adding a position does not copy the existing positions."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ class SpareRoomLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of a layer, [rows, heads, pos, d_head], allocated with room for more positions.
 
     transformers' `DynamicLayer` copies all keys and values whenever it adds a position. This layer copies them only
-    when the spare room is used up, or after something else has replaced them.
+    when the spare room is used up, or after other code has replaced them.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.allocated: dict[str, Tensor] = {}  # "keys", "values": the tensors whose beginning is in use
+        self.allocated: dict[str, Tensor] = {}  # for "keys" and "values", the tensor whose first positions are in use
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new positions, and return those of all positions."""
+        """Append the keys and values of new positions, and return the keys and values of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
@@ -49,18 +49,18 @@ def _is_same(x: Tensor, y: Tensor) -> bool:
 
 
 def empty_cache() -> Cache:
-    """Return a cache without positions, whose layers have spare room."""
+    """Return an empty cache whose layers have spare room."""
     return Cache(layer_class_to_replicate=SpareRoomLayer)
 
 
 def select_rows(cache: Cache, rows: Int[Tensor, " kept"]) -> None:
-    """Keep these rows of every layer, in this order and as often as they are named. Changes the cache."""
+    """Keep the given rows of every layer, in the given order and with repetitions. Changes the cache."""
     for layer in cache.layers:
         layer.batch_select_indices(rows.to(layer.keys.device))  # layers can be on different devices
 
 
 def pad_left(x: Tensor, axis: int, width: int) -> Tensor:
-    """Return `x` with zeros before it, so that `axis` has length `width`.
+    """Pad `x` with zeros at the beginning of `axis` to length `width`.
 
     Example:
         >>> pad_left(torch.tensor([[7, 8]]), axis=1, width=4)

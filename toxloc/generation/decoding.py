@@ -1,4 +1,4 @@
-"""The decoding options: their defaults and ranges, in one place."""
+"""Decoding options, with their defaults and valid ranges."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from ..errors import ToxlocError
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options for sampling completions. They are the options of `generate`.
+    """Options for sampling completions, as in `generate`.
 
     Attributes:
         samples: completions per prompt, at least 1.
@@ -16,8 +16,8 @@ class Decoding:
         top_p: nucleus sampling: draw from the smallest set of tokens with at least this probability
             (Holtzman et al. 2020, arXiv:1904.09751). Above 0 and at most 1; 1 draws from all tokens.
         temperature: divisor of the logits, at least 0; 0 takes the most likely token (greedy decoding).
-        repetition_penalty: divisor of the logits of tokens that the text contains already (Keskar et al. 2019,
-            arXiv:1909.05858). Above 0; 1 changes nothing.
+        repetition_penalty: penalty on tokens that the text already contains: positive logits are divided by it, and
+            negative logits are multiplied by it (Keskar et al. 2019, arXiv:1909.05858). Above 0; 1 changes nothing.
 
     Raises:
         ToxlocError: a value is out of range.
@@ -45,5 +45,5 @@ class Decoding:
                 raise ToxlocError(f"{name}={getattr(self, name)} is out of range; give a number {values}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options by name."""
+        """Return the options as a dictionary, by name."""
         return asdict(self)

@@ -32,7 +32,7 @@ class Completion:
         prompt: index of the prompt.
         sample: index of the completion among those of its prompt.
         text: the completion.
-        n_tokens: number of tokens drawn, including the end-of-text token.
+        n_tokens: number of tokens drawn, including an end-of-text token.
     """
 
     prompt: int
@@ -54,28 +54,29 @@ def generate(
     batch_size: int | None = None,
     journal: str | PathLike[str] | None = None,
 ) -> list[list[str]]:
-    """Sample completions of every prompt from the model as it is now.
+    """Sample completions of every prompt from the model, with the interventions that are applied to it.
 
     Args:
         lm: the model; `lm.hf` generates, so hooks on `lm.hooked` alone have no effect here.
-        prompts: the prompts; none of them is empty.
-        samples: completions per prompt.
+        prompts: the prompts, none empty.
+        samples: number of completions per prompt.
         max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token ends it earlier.
         top_p: nucleus sampling: draw from the smallest set of tokens with at least this probability, .9 by default;
             1 draws from all tokens.
         temperature: divisor of the logits, 1 by default; 0 for greedy decoding.
-        repetition_penalty: above 1, tokens that the prompt or the completion contains already become less likely;
-            1 by default.
-        seed: the same seed, machine and version give the same completions, whatever the batch size.
+        repetition_penalty: if above 1, tokens that the prompt or the completion already contains become less likely; 1
+            by default.
+        seed: seed for sampling. The same seed, machine and version give the same completions for every batch size.
         batch_size: largest number of completions to sample at the same time; by default 128 on a CPU, 1,024 on a GPU.
-        journal: a file to which every completion is written as soon as it ends. If the file exists and has the same
-            model and settings, only the missing completions are sampled: a run that was killed goes on.
+        journal: file to which every completion is written as soon as it ends. If the file exists and has the same
+            model and settings, only the missing completions are sampled, so that a killed run continues.
 
     Returns:
-        For every prompt the list of its completions, without the prompt.
+        One list per prompt with its completions, which do not include the prompt.
 
     Raises:
-        ToxlocError: an empty prompt, a value out of range, or a journal of another model or other settings.
+        ToxlocError: a prompt is empty, a value is out of range, `lm` has no Hugging Face model, or the journal
+            cannot be written or belongs to another model or other settings.
 
     Example:
         >>> from toxloc import load_model
@@ -85,14 +86,14 @@ def generate(
     decoding = Decoding(samples, max_new_tokens, top_p, temperature, repetition_penalty)
     check_decoding(lm, decoding)
     completions = [[""] * samples for _ in prompts]
-    with Journal(journal, _settings(lm, prompts, decoding, seed)) if journal else nullcontext() as kept:
-        known = kept.known if kept else {}
+    with Journal(journal, _settings(lm, prompts, decoding, seed)) if journal else nullcontext() as log:
+        known = log.known if log else {}
         for (i, k), text in known.items():
             completions[i][k] = text
         for completion in sample(lm, prompts, decoding, seed=seed, batch_size=batch_size, known=known):
             completions[completion.prompt][completion.sample] = completion.text
-            if kept:
-                kept.add([(completion.prompt, completion.sample, completion.text)])
+            if log:
+                log.add([(completion.prompt, completion.sample, completion.text)])
     return completions
 
 
@@ -100,7 +101,7 @@ def check_decoding(lm: LoadedModel, decoding: Decoding) -> None:
     """Check that the model can generate, and that completions fit in its context.
 
     Raises:
-        ToxlocError: the model has no Hugging Face part, or `max_new_tokens` leaves no room for a prompt.
+        ToxlocError: `lm` has no Hugging Face model, or `max_new_tokens` leaves no room for a prompt.
     """
     lm.check_hf("sampling")
     if decoding.max_new_tokens >= lm.context:
@@ -120,18 +121,18 @@ def sample(
     batch_size: int | None = None,
     known: Container[tuple[int, int]] = (),
 ) -> Iterator[Completion]:
-    """Yield completions as they end, short prompts first; `generate` collects them.
+    """Yield each completion as soon as it ends, starting with short prompts; `generate` collects the completions.
 
     Args:
         lm: the model.
-        prompts: the prompts; none of them is empty.
+        prompts: the prompts, none empty.
         decoding: the decoding options.
         seed: as in `generate`.
         batch_size: as in `generate`.
         known: (prompt, sample) indices of completions to leave out.
 
     Raises:
-        ToxlocError: an empty prompt.
+        ToxlocError: a prompt is empty.
 
     Example:
         >>> from toxloc import load_model
@@ -159,7 +160,7 @@ def sample(
 
 
 def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed: int) -> dict[str, Any]:
-    """Everything that the completions depend on."""
+    """Return the values on which the completions depend; the journal stores them."""
     texts = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
     edits = [intervention.fingerprint for intervention in lm.interventions]
     return {
@@ -174,7 +175,7 @@ def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed:
 
 
 def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[list[int]]:
-    """Derive a seed per completion from the prompt's text, its earlier occurrences, the sample and the seed."""
+    """Derive a seed per completion from `seed`, the prompt, the number of its earlier occurrences and the sample."""
     occurrences: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""A file of completions, written while they are sampled, so that a killed run can go on."""
+"""A file of completions, written while they are sampled, so that a killed run can continue."""
 
 import json
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ class Journal:
     If the process is killed while it writes a line, the incomplete line is dropped when the journal is opened again.
 
     Args:
-        path: file to write, or to go on with.
-        settings: everything that the completions depend on, as JSON values.
+        path: file to create or to continue.
+        settings: values on which the completions depend, as JSON values.
 
     Attributes:
         known: the completions that the file held when it was opened, by (prompt, sample) index.
 
     Raises:
-        ToxlocError: the file belongs to other settings, is not a journal, or cannot be written.
+        ToxlocError: the file has other settings, is not a journal, or cannot be written.
 
     Example:
         >>> with Journal("completions.partial.jsonl", {"seed": 0}) as journal:    # doctest: +SKIP
@@ -33,10 +33,10 @@ class Journal:
     def __init__(self, path: str | PathLike[str], settings: dict[str, Any]):
         self.path = Path(path)
         try:
-            held = self.path.read_bytes() if self.path.exists() else b""
-            lines = held[: held.rfind(b"\n") + 1].splitlines(keepends=True)
+            content = self.path.read_bytes() if self.path.exists() else b""
+            lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
             self.known = self._read(lines, settings)
-            self._file = self.path.open("r+b" if held else "wb")
+            self._file = self.path.open("r+b" if content else "wb")
         except OSError as error:
             raise ToxlocError(f"{self.path} cannot be written to ({error}); give another file.") from error
         self._file.truncate(sum(map(len, lines)))
@@ -52,12 +52,12 @@ class Journal:
             known = {(int(prompt), int(sample)): str(text) for prompt, sample, text in completions}
             different = [name for name in {**head, **settings} if head.get(name) != settings.get(name)]
         except (ValueError, TypeError, AttributeError):
-            raise ToxlocError(f"{self.path} is not a file of completions that toxloc wrote; give another.") from None
+            raise ToxlocError(f"{self.path} is not a file of completions from toxloc; give another file.") from None
         if different:
             name = different[0]
             raise ToxlocError(
                 f"{self.path} holds completions made with {name}={head.get(name)!r}, not "
-                f"{settings.get(name)!r}; remove it, or give the same settings to go on."
+                f"{settings.get(name)!r}; remove it, or give the same settings to continue."
             )
         return known
 

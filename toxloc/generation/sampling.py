@@ -1,8 +1,8 @@
-"""Draw the next token of each row with a random generator per row.
+"""Draw the next token of each row, with one random generator per row.
 
-toxloc implements temperature and nucleus itself, without the logits processors of transformers, for two reasons. With
-a generator per row, a completion depends exactly on its seed and not on the batch. And a search among the most likely
-tokens gives the same nucleus without sorting the vocabulary.
+toxloc implements temperature and nucleus sampling itself, instead of using the logits processors of transformers, for
+two reasons. With a generator per row, a completion depends only on its seed, not on the batch. And searching the
+nucleus among the most likely tokens gives the same nucleus without sorting the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-LOGITS_AT_ONCE = 2**19  # as many as fit in a processor's cache
-CANDIDATES = 512  # number of most likely tokens among which the nucleus is searched first
+LOGITS_AT_ONCE = 2**19  # number of logits to process at a time, so that they fit in a processor's cache
+CANDIDATES = 512  # number of most likely tokens in which the nucleus is searched first
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Sampler:
         temperature: divisor of the logits; 0 takes the most likely token.
         top_p: draw from the smallest set of tokens with at least this probability (Holtzman et al. 2020,
             arXiv:1904.09751).
-        repetition_penalty: logits of tokens that the text contains already are divided by it if positive, and
-            multiplied by it if negative (Keskar et al. 2019, arXiv:1909.05858).
+        repetition_penalty: penalty on tokens that the text already contains: positive logits are divided by it, and
+            negative logits are multiplied by it (Keskar et al. 2019, arXiv:1909.05858).
     """
 
     temperature: float = 1.0
@@ -60,7 +60,7 @@ class Sampler:
         return torch.cat(
             [
                 draw(
-                    some,
+                    chunk,
                     torch.stack(
                         [
                             torch.rand(n, generator=generator, device=generator.device)
@@ -69,7 +69,7 @@ class Sampler:
                     ),
                     self.top_p,
                 )
-                for start, some in zip(range(0, len(noise), rows), logits.split(rows), strict=True)
+                for start, chunk in zip(range(0, len(noise), rows), logits.split(rows), strict=True)
             ]
         )
 
@@ -83,8 +83,8 @@ def draw(
     """Draw a token per row from softmax(logits), restricted to the smallest set of tokens with probability `top_p`.
 
     argmax(logits + Gumbel noise) has the distribution softmax(logits) (Gumbel 1954); the noise is
-    -log(-log(uniform)). The nucleus is searched among the most likely tokens first, which almost always contain it;
-    rows where they do not are searched again with more.
+    -log(-log(uniform)). The nucleus is first searched among the most likely tokens, which almost always contain it;
+    rows with a larger nucleus are searched again among more tokens.
 
     Args:
         logits: logits of the next token.

@@ -1,1 +1,1 @@
-"""Ways to turn toxicity down, under one interface."""
+"""Methods that reduce toxicity, with a common interface."""

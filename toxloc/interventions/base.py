@@ -1,4 +1,4 @@
-"""One interface for every way to turn toxicity down: fit, apply, revert, save, load; nothing of the model is lost.
+"""The base class of all methods that reduce toxicity: fit, apply, revert, save and load a reversible change of a model.
 
 This module and the methods import torch inside functions, so that methods can be listed and their settings checked
 before torch is loaded.
@@ -39,18 +39,19 @@ KINDS: dict[str, type[Intervention]] = {}
 class Intervention(ABC):
     """A reversible change of a model.
 
-    A subclass says how it is applied (`_install`), what it is (`config`, `_tensors`, `_restore`) and is registered
-    under its `kind`. A method, which finds its own strength, also has a `Settings` class and `_fit`.
+    A subclass implements how the change is applied (`_install`) and how it is saved and loaded (`config`, `_tensors`,
+    `_restore`). It is registered under its `kind`. A method that finds the change and its strength from texts also
+    defines a `Settings` class and `_fit`.
 
     Attributes:
-        kind: name of the method, in files and results.
-        title: its name in figures and reports; by default the kind.
-        paper: where it was published.
-        colour: its colour in figures of a run; None for the next colour of the palette.
-        Settings: class of the method's settings; None for an intervention that is only made by hand.
-        bakeable: whether the method has a form in the weights.
-        fitted_on: name and fingerprint of the model it was fitted on; empty if it was made by hand.
-        record: what the fit chose and measured (strength, cost on the tuning text, ...), for reports.
+        kind: name of the method in files and results.
+        title: name of the method in figures and reports; by default the kind.
+        paper: publication that describes the method.
+        colour: colour of the method in figures of a run; None for the next colour of the palette.
+        Settings: class of the method's settings; None if the intervention cannot be fitted, only constructed.
+        bakeable: whether the method has a form that edits the weights.
+        fitted_on: name and fingerprint of the model that it was fitted on; empty if it was constructed without a fit.
+        record: choices and measurements of the fit (strength, cost on the tuning text, ...), for reports.
     """
 
     kind: ClassVar[str]
@@ -62,7 +63,7 @@ class Intervention(ABC):
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if abstract:  # a form that several kinds share
+        if abstract:  # a base class that several kinds share
             return
         if cls.kind in KINDS:
             raise TypeError(f"An intervention of kind {cls.kind!r} exists already: {KINDS[cls.kind].__name__}.")
@@ -74,7 +75,7 @@ class Intervention(ABC):
     def __init__(self) -> None:
         self.fitted_on: dict[str, str] = {}
         self.record: dict[str, Any] = {}
-        self._undo: dict[int, tuple[LoadedModel, ExitStack]] = {}  # by the model's id; holds the model while applied
+        self._undo: dict[int, tuple[LoadedModel, ExitStack]] = {}  # by id(model); keeps the model while applied
 
     @classmethod
     def fit(
@@ -93,23 +94,24 @@ class Intervention(ABC):
         Args:
             lm: the model; unchanged when this returns.
             pairs: the contrast set to fit on.
-            settings: settings of the method's class `Settings`; options change single fields.
-            neutral: everyday text; the budget is kept on its part `tune`. By default the built-in text.
-            evidence: what was gathered for this model and these texts before, to share it between fits.
-            statistics: statistics of `collect_contrast` that the fit is to use.
+            settings: an instance of the method's class `Settings`; options override single fields.
+            neutral: everyday text; the strength is tuned on its part `tune`. By default the built-in text.
+            evidence: evidence gathered earlier for this model and these texts, to share it between fits.
+            statistics: statistics from `collect_contrast` for the fit to use.
             options: fields of the method's settings by name.
 
         Raises:
-            ToxlocError: a wrong setting, texts that the method cannot be fitted on, or no strength within the budget.
+            ToxlocError: a setting is invalid, the method cannot be fitted on the texts, or no strength is within the
+                budget.
         """
-        raise ToxlocError(f"{cls.__name__} is made by hand and has nothing to fit.")
+        raise ToxlocError(f"{cls.__name__} cannot be fitted; construct it directly.")
 
     @classmethod
     def needs(cls, settings: Any) -> frozenset[str]:
-        """Return the statistics that a fit with these settings takes from `Evidence.statistics`.
+        """Return the names of the statistics that a fit with these settings takes from `Evidence.statistics`.
 
-        They are gathered in one pass for all methods and scores of a run, a sweep or a benchmark: "moments",
-        "gradients", "curvature", "reliance", "peaks".
+        The names are "moments", "gradients", "curvature", "reliance" and "peaks". A run, a sweep or a benchmark gathers
+        the statistics of all its methods and scores in one pass.
         """
         return frozenset()
 
@@ -120,15 +122,15 @@ class Intervention(ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Return the settings that, with the tensors, make this intervention: JSON values only."""
+        """Return the settings that define this intervention together with its tensors, as JSON values."""
 
     @abstractmethod
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError unless it fits this model's shape."""
+        """Raise ToxlocError if the intervention does not fit this model's shape."""
 
     @abstractmethod
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        """Apply it; push what undoes each step onto the stack before the step is taken."""
+        """Apply the change; before each step, push the callback that undoes the step onto the stack."""
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
@@ -137,44 +139,44 @@ class Intervention(ABC):
     @classmethod
     @abstractmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Intervention:
-        """Make the intervention that `config` and `_tensors` described."""
+        """Rebuild the intervention from the values of `config` and `_tensors`."""
 
     @property
     def in_weights(self) -> bool:
-        """Whether all of it is in the weights while it is applied, so that a saved model has it."""
+        """Whether the applied change is entirely in the weights, so that a saved model contains it."""
         return False
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what it does: the same for two interventions that change a model alike."""
+        """Hash of the kind, the settings and the tensors; equal hashes mean the same change of a model."""
         digest = hashlib.sha256(json.dumps([self.kind, self.config()], sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def baked(self) -> Intervention:
-        """Return the same change in a form that is in the weights; itself if it is so already.
+        """Return the same change in a form that edits the weights; itself or an equal copy if it does so already.
 
         Raises:
-            ToxlocError: there is no such form: it exists in hooks alone.
+            ToxlocError: the change can only be made with hooks.
         """
         if self.in_weights:
             return self
         raise ToxlocError(
-            f"{self!r} lives in hooks and has no form in the weights, so it cannot be exported; these "
-            f"can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}."
+            f"{self!r} works with hooks and has no form in the weights, so it cannot be exported; these "
+            f"kinds can: {', '.join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))}."
         )
 
     def low_rank(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """Return u [r, d_in] and v [r, d_model] of every edited site, if the edit is ΔW = uᵀ v by construction."""
+        """Return u [r, d_in] and v [r, d_model] by edited site if ΔW = uᵀ v by construction, else an empty dict."""
         return {}
 
     def leaves(self) -> list[Intervention]:
-        """Return the interventions that it is made of: itself, but for a chain."""
+        """Return the interventions that it consists of: the parts of a chain, otherwise itself."""
         return [self]
 
     def where(self) -> str:
-        """Say in words what it changes: layers, neurons or units.
+        """Describe in words which layers, neurons or units it changes.
 
         Example:
             >>> from toxloc import Meow2X
@@ -187,10 +189,10 @@ class Intervention(ABC):
         return " and ".join([*units, *([layers_in_words(layers)] if layers else [])]) or "all layers"
 
     def apply(self, lm: AnyModel) -> None:
-        """Apply the intervention to a model, until `revert`.
+        """Apply the intervention to a model; `revert` undoes it.
 
         Raises:
-            ToxlocError: it is applied to this model already, or was made for another shape.
+            ToxlocError: it is already applied to this model, or it does not fit the model's shape.
         """
         from ..models.loaded import LoadedModel
 
@@ -204,10 +206,10 @@ class Intervention(ABC):
         lm.interventions.append(self)
 
     def revert(self, lm: AnyModel) -> None:
-        """Take the intervention off a model: weights come back bit for bit, hooks are removed.
+        """Undo the intervention: restore the weights bit for bit and remove the hooks.
 
         Raises:
-            ToxlocError: it is not applied to this model, or another one was applied after it.
+            ToxlocError: it is not applied to this model, or another intervention was applied after it.
         """
         from ..models.loaded import LoadedModel
 
@@ -221,7 +223,7 @@ class Intervention(ABC):
 
     @contextmanager
     def applied(self, lm: AnyModel) -> Iterator[Intervention]:
-        """Apply the intervention for a block, and take it off also after an exception.
+        """Apply the intervention inside a `with` block; it is reverted at the end, also after an exception.
 
         Example:
             >>> with intervention.applied(lm):      # doctest: +SKIP
@@ -234,11 +236,11 @@ class Intervention(ABC):
             self.revert(lm)
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is, what it was fitted on and what the fit measured."""
+        """Return the kind, the settings, the record of the fit, and the model that it was fitted on."""
         return {"kind": self.kind, **self.config(), **self.record, "fitted_on": self.fitted_on}
 
     def save(self, folder: str | PathLike[str], overwrite: bool = False) -> None:
-        """Write `intervention.json` and `tensors.safetensors`: the change itself, never a copy of the model.
+        """Save the change, not a copy of the model, as `intervention.json` and `tensors.safetensors`.
 
         Raises:
             ToxlocError: the folder is not empty (and `overwrite` is off) or cannot be written.
@@ -246,7 +248,7 @@ class Intervention(ABC):
         from safetensors.torch import save_file
 
         with new_folder(folder, overwrite) as partial:
-            # Copied, since safetensors refuses tensors that share memory, such as views of one matrix.
+            # Copy, since safetensors refuses tensors that share memory, such as views of one matrix.
             save_file(
                 {k: t.detach().to("cpu", copy=True).contiguous() for k, t in self._tensors().items()},
                 partial / "tensors.safetensors",
@@ -269,7 +271,7 @@ class Intervention(ABC):
         pairs: ContrastSet | None = None,
         neutral: NeutralText | None = None,
     ) -> None:
-        """Note the model and the texts it was fitted on, and add to the record of the fit."""
+        """Store the model and the texts that it was fitted on, and add `record` to the record of the fit."""
         self.fitted_on = {"name": lm.name, "fingerprint": lm.fingerprint}
         texts = dict(self.record.get("texts", {}))
         if pairs is not None:
@@ -279,13 +281,13 @@ class Intervention(ABC):
         self.record = self.record | record | ({"texts": texts} if texts else {})
 
     def with_fit_of(self: I, other: Intervention) -> I:
-        """Take over the record of the fit of another form of the same intervention."""
+        """Copy `fitted_on` and `record` from another form of the same intervention, and return self."""
         self.fitted_on, self.record = other.fitted_on, other.record
         return self
 
 
 def _fit_with(settings_class: type[MethodSettings]) -> Any:
-    """Return the `fit` of a method whose options are the fields of its settings class."""
+    """Return a `fit` method whose options are the fields of a settings class."""
 
     def fit(
         cls: type[Intervention],
@@ -299,6 +301,10 @@ def _fit_with(settings_class: type[MethodSettings]) -> Any:
         **options: Any,
     ) -> Intervention:
         chosen = settings_class.of(settings, **options)
+        if evidence is not None and (neutral is not None or statistics is not None):
+            raise ToxlocError(
+                "The evidence has its own neutral text and statistics; leave out neutral= and statistics=."
+            )
         from ..models.loaded import LoadedModel
         from .evidence import Evidence
 
@@ -316,7 +322,7 @@ def _fit_with(settings_class: type[MethodSettings]) -> Any:
 
 
 def check_sites(lm: LoadedModel, sites: Iterable[AnySite]) -> None:
-    """Raise ToxlocError if the model has not one of the sites."""
+    """Raise ToxlocError if the model lacks one of the sites."""
     for site in sites:
         lm.at(site)
 
@@ -325,11 +331,11 @@ def check_layers(lm: LoadedModel, layers: Iterable[int]) -> None:
     """Raise ToxlocError if one of the layers is not in the model."""
     for layer in layers:
         if not 0 <= layer < lm.n_layers:
-            raise ToxlocError(f"Layer {layer} was asked for; {lm.name} has layers 0 to {lm.n_layers - 1}.")
+            raise ToxlocError(f"There is no layer {layer} in {lm.name}; it has layers 0 to {lm.n_layers - 1}.")
 
 
 def layers_in_words(layers: list[int]) -> str:
-    """Name some layers in few words.
+    """Describe layers in words; three or more consecutive layers become a range.
 
     Example:
         >>> layers_in_words([0, 1, 2]), layers_in_words([4])

@@ -1,4 +1,4 @@
-"""How much language quality an intervention may cost."""
+"""The budget of an intervention: limits on its cost in language quality."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,28 +11,28 @@ from ..errors import ToxlocError
 
 @runtime_checkable
 class Cost(Protocol):
-    """What `Budget.share` reads of a `Fluency`."""
+    """The properties of `Fluency` that `Budget.share` reads."""
 
     @property
     def perplexity_ratio(self) -> float:
-        """Perplexity over the unedited model's."""
+        """Perplexity divided by that of the unedited model."""
 
     @property
     def kl(self) -> float:
-        """KL to the unedited model, in nats per token."""
+        """KL(unedited || edited), in nats per token."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much language quality an intervention may cost, on text that no statistic has seen.
+    """Limits on the cost of an intervention in language quality, on text that is held out from all statistics.
 
     Attributes:
-        perplexity: relative rise of perplexity that is allowed: .01 is 1%; None for no such limit.
-        kl: mean KL(unedited || edited) of the next-token distribution that is allowed, in nats per token; None for no
-            such limit. It sees changes that perplexity does not: of what the text does not happen to say.
+        perplexity: allowed relative rise of perplexity: .01 is 1%; None for no limit.
+        kl: allowed mean KL(unedited || edited) of the next-token distribution, in nats per token; None for no limit.
+            Unlike perplexity, it also measures changes in the probability of tokens that do not occur in the text.
 
     Raises:
-        ToxlocError: no limit at all, or one that is not positive.
+        ToxlocError: no limit, or a limit that is not between 0 and 10.
 
     Example:
         >>> from toxloc.evaluation.cost.fluency import Fluency
@@ -48,14 +48,14 @@ class Budget:
             raise ToxlocError("A budget needs perplexity= or kl=; without either, any strength is within it.")
         for name, limit, example in (("rise of perplexity", self.perplexity, 0.01), ("KL in nats", self.kl, 0.01)):
             if limit is not None and not 0 < limit < 10:
-                raise ToxlocError(f"A budget is the {name} that is allowed, such as {example}, not {limit}.")
+                raise ToxlocError(f"The allowed {name} must be between 0 and 10, such as {example}, not {limit}.")
 
     @classmethod
     def of(cls, budget: "float | Budget | dict[str, float]") -> "Budget":
-        """Return a budget as it is, one of a rise of perplexity from a number, or one of several limits from a mapping.
+        """Convert a number (a rise of perplexity) or a mapping of limits to a budget; return a budget unchanged.
 
         Raises:
-            ToxlocError: it is none of these.
+            ToxlocError: the value is none of these, or a limit is out of range.
         """
         if isinstance(budget, Budget):
             return budget
@@ -71,11 +71,11 @@ class Budget:
         )
 
     def scaled(self, factor: float) -> "Budget":
-        """Return the budget with each of its limits multiplied."""
+        """Return the budget with every limit multiplied by `factor`."""
         return Budget(*(None if limit is None else factor * limit for limit in (self.perplexity, self.kl)))
 
     def share(self, cost: Cost) -> float:
-        """Return how much of the budget is spent: 1 where the tighter limit is reached, inf for a destroyed model."""
+        """Return the share of the budget that is spent: 1 at the tighter limit, inf for a model that is destroyed."""
         shares = []
         if self.perplexity is not None:
             shares.append((cost.perplexity_ratio - 1) / self.perplexity)
@@ -92,5 +92,5 @@ def _budget(value: Any) -> Budget:
     return Budget.of(value)
 
 
-AnyBudget = Annotated[Budget, BeforeValidator(_budget)]  # a field that takes what `Budget.of` takes
-DEFAULT_BUDGET = Budget(perplexity=0.01)  # of every method
+AnyBudget = Annotated[Budget, BeforeValidator(_budget)]  # a settings field that accepts what `Budget.of` accepts
+DEFAULT_BUDGET = Budget(perplexity=0.01)  # the default of every method

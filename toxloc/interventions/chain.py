@@ -1,4 +1,4 @@
-"""Several interventions as one: applied in order, reverted in reverse."""
+"""Combine several interventions: apply them in order, revert them in reverse order."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Chain(Intervention):
-    """Apply interventions one after the other, and take them off in reverse.
+    """Several interventions that are applied in order and reverted in reverse order.
 
     Args:
-        parts: at least one, none of them twice; a part may be a chain.
+        parts: the interventions, at least one and each only once; a part may be a chain.
 
     Raises:
-        ToxlocError: no parts, or the same one twice.
+        ToxlocError: no parts, or the same part twice.
 
     Example:
         >>> both = Chain([meow, edit])              # doctest: +SKIP
@@ -38,7 +38,7 @@ class Chain(Intervention):
         self.parts = list(parts)
         if not self.parts or len({id(part) for part in self.parts}) < len(self.parts):
             raise ToxlocError(
-                "A chain needs interventions, each of them once; got "
+                "A chain needs at least one intervention, and each only once; got "
                 + (", ".join(map(repr, self.parts)) or "none")
                 + "."
             )
@@ -47,36 +47,36 @@ class Chain(Intervention):
         return f"Chain({self.parts!r})"
 
     def leaves(self) -> list[Intervention]:
-        """Return what it is made of, with chains in it taken apart."""
+        """Return the interventions in the chain, with nested chains flattened."""
         return [leaf for part in self.parts for leaf in part.leaves()]
 
     def low_rank(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """Return the vectors of all parts together, by site; nothing if a part has none."""
+        """Return the stacked vectors of all parts by site; an empty dict if a part has none."""
         import torch
 
-        several = [part.low_rank() for part in self.parts]
-        if not all(several):
+        vectors = [part.low_rank() for part in self.parts]
+        if not all(vectors):
             return {}
-        sites = sorted({site for one in several for site in one})
+        sites = sorted({site for by_site in vectors for site in by_site})
         return {
             site: (
-                torch.cat([one[site][0] for one in several if site in one]),
-                torch.cat([one[site][1] for one in several if site in one]),
+                torch.cat([by_site[site][0] for by_site in vectors if site in by_site]),
+                torch.cat([by_site[site][1] for by_site in vectors if site in by_site]),
             )
             for site in sites
         }
 
     @property
     def in_weights(self) -> bool:
-        """Whether all parts are in the weights."""
+        """Whether all parts edit the weights."""
         return all(part.in_weights for part in self.parts)
 
     def baked(self) -> Chain:
-        """Return the same with every part in the weights."""
+        """Return the same chain with every part in the form that edits the weights."""
         return Chain([part.baked() for part in self.parts]).with_fit_of(self)
 
     def config(self) -> dict[str, Any]:
-        """Return what each part is."""
+        """Return the kind, the settings, the fitted model and the record of each part."""
         return {
             "parts": [
                 {"kind": part.kind, "config": part.config(), "fitted_on": part.fitted_on, "record": part.record}
@@ -85,9 +85,9 @@ class Chain(Intervention):
         }
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError unless every part fits this model's shape and is not applied already."""
+        """Raise ToxlocError if a part does not fit this model's shape or is already applied."""
         for part in self.parts:
-            if any(one is part for one in lm.interventions):
+            if any(applied is part for applied in lm.interventions):
                 raise ToxlocError(f"{part!r} is applied to {lm.name} already; revert it before the chain is applied.")
             part.check(lm)
 
@@ -102,8 +102,8 @@ class Chain(Intervention):
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Chain:
         parts = []
         for i, saved in enumerate(config["parts"]):
-            mine = {name.removeprefix(f"{i}/"): t for name, t in tensors.items() if name.startswith(f"{i}/")}
-            part = KINDS[saved["kind"]]._restore(saved["config"], mine)
+            part_tensors = {name.removeprefix(f"{i}/"): t for name, t in tensors.items() if name.startswith(f"{i}/")}
+            part = KINDS[saved["kind"]]._restore(saved["config"], part_tensors)
             part.fitted_on, part.record = saved["fitted_on"], saved["record"]
             parts.append(part)
         return cls(parts)

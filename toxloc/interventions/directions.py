@@ -16,25 +16,25 @@ from ..texts.contrast import ContrastSet
 def without(
     x: Float[Tensor, "*some d_model"], V: Float[Tensor, "k d_model"], strength: float
 ) -> Float[Tensor, "*some d_model"]:
-    """Return x (I - strength VᵀV): x less that share of its part along the orthonormal rows of V."""
+    """Return x (I - strength VᵀV): x minus strength times its projection on the orthonormal rows of V."""
     return x - strength * (x @ V.T) @ V
 
 
 def check_strength(strength: float) -> None:
-    """Raise ToxlocError unless a strength is over 0 and at most 1."""
+    """Raise ToxlocError unless the strength is over 0 and at most 1."""
     if not 0 < strength <= 1:
         raise ToxlocError(
-            f"The strength of a projection is over 0 (left alone) and at most 1 (projected out), not {strength}."
+            f"The strength of a projection must be over 0 (no change) and at most 1 (projected out), not {strength}."
         )
 
 
 def residual_sides(
     lm: LoadedModel, pairs: ContrastSet, layers: Sequence[int]
 ) -> list[tuple[Float64[Tensor, "n_toxic d_model"], Float64[Tensor, "n_neutral d_model"]]]:
-    """Residual stream after each of the layers: a row per text, the mean over its real tokens but the first.
+    """Return the residual stream after each layer: a row per text, the mean over its real tokens except the first.
 
     Raises:
-        ToxlocError: it is not finite.
+        ToxlocError: the residual stream is not finite.
     """
     rows = pooled(
         lm, [*pairs.toxic, *pairs.neutral], [residual(lm, layer) for layer in layers], describe="residual stream"
@@ -52,22 +52,22 @@ def residual_sides(
 def mean_difference(
     toxic: Float64[Tensor, "n_toxic d_model"], neutral: Float64[Tensor, "n_neutral d_model"]
 ) -> Float64[Tensor, " d_model"]:
-    """Mean of the toxic rows minus mean of the neutral ones.
+    """Return the mean of the toxic rows minus the mean of the neutral rows.
 
     Raises:
-        ToxlocError: they are the same, up to float32's rounding.
+        ToxlocError: the two means are equal up to rounding errors of float32.
     """
     v = toxic.mean(0) - neutral.mean(0)
     if v.norm() <= 1e-5 * neutral.mean(0).norm():
         raise ToxlocError(
-            "The toxic and the neutral texts leave the same mean in the residual stream, so there is no "
-            "direction from one to the other; give other contrast text."
+            "The residual stream has the same mean on the toxic and on the neutral texts, so there is no "
+            "direction between the two means; give other contrast texts."
         )
     return v
 
 
 def check_width(lm: LoadedModel, intervention: object, direction: Float[Tensor, "*some d_model"]) -> None:
-    """Raise ToxlocError if a direction, or several, does not lie in the model's residual stream."""
+    """Raise ToxlocError if the directions do not have the width of the model's residual stream."""
     if direction.shape[-1] != lm.d_model:
         raise ToxlocError(
             f"{intervention!r} is for d_model={direction.shape[-1]}; {lm.name} has "
@@ -78,10 +78,10 @@ def check_width(lm: LoadedModel, intervention: object, direction: Float[Tensor, 
 def probe(
     toxic: Float64[Tensor, "n_toxic d_model"], neutral: Float64[Tensor, "n_neutral d_model"]
 ) -> Float64[Tensor, " d_model"]:
-    """Direction, of length 1, of the logistic regression that tells toxic rows from neutral ones.
+    """Return the weights, scaled to length 1, of a logistic regression that separates toxic from neutral rows.
 
-    scikit-learn's, with its L2 penalty of 1, after all numbers were centred and divided by one common size: the penalty
-    then means the same in every model.
+    The regression is scikit-learn's, with its L2 penalty of 1. The rows are first centred and divided by their common
+    root mean square, so that the penalty has the same effect in every model.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
 
@@ -94,7 +94,7 @@ def probe(
 
 
 def check_unit(direction: Float[Tensor, " d_model"]) -> None:
-    """Raise ToxlocError unless the direction is of length 1, up to float32's rounding."""
+    """Raise ToxlocError unless the direction has length 1, up to rounding errors of float32."""
     norm = float(direction.double().norm())
     if not abs(norm - 1) < 1e-4:
-        raise ToxlocError(f"A direction of length 1 is needed, not of {norm:.6g}; divide it by its norm.")
+        raise ToxlocError(f"The direction must have length 1, not {norm:.6g}; divide it by its norm.")

@@ -1,4 +1,4 @@
-"""Evidence: what methods are fitted from, gathered once for all methods of a run, a sweep or a benchmark."""
+"""Evidence: the data that methods are fitted from, gathered once for all methods of a run, a sweep or a benchmark."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -22,23 +22,24 @@ from .directions import residual_sides
 from .settings import StrengthSettings
 from .tuning import I, tune
 
-MEMORY = 4 << 30  # bytes of C that are held at once
+MEMORY = 4 << 30  # bytes that the C matrices of all sites may take
 T = TypeVar("T")
 
 
 class Evidence:
-    """One model, one contrast set and neutral text, with everything that was gathered from them.
+    """Statistics and activations gathered from one model, one contrast set and neutral text.
 
-    Methods declare the statistics they need (`Intervention.needs`); `expect` announces the needs of everything that is
-    still to be fitted or scored, so that one pass over the texts gathers them all. What is gathered belongs to the
-    model as it was then: make new evidence when the model is edited.
+    Methods declare the statistics that they need (`Intervention.needs`). Call `expect` with the needs of all methods
+    and scores before the first fit, so that one pass over the texts gathers all statistics. The statistics describe the
+    model at the time of that pass: make new evidence after an edit of the model.
 
     Args:
         lm: the model.
         pairs: the contrast set.
         neutral: everyday text; by default the built-in text, loaded when it is first needed.
-        statistics: statistics of `collect_contrast` that are used as they are.
-        memory: bytes that the C of all sites may take; above that it is not shared, and TRNE takes sites in turn.
+        statistics: statistics from `collect_contrast`, which are used instead of gathering any.
+        memory: bytes that the C matrices of all sites may take. If they need more, they are not shared, and TRNE
+            gathers them for one group of sites after another.
 
     Example:
         >>> evidence = Evidence(lm, pairs).expect("gradients", "curvature")                        # doctest: +SKIP
@@ -62,37 +63,37 @@ class Evidence:
 
     @property
     def neutral(self) -> NeutralText:
-        """The everyday text."""
+        """The everyday text; the built-in text is loaded at the first access if none was given."""
         if self._neutral is None:
             self._neutral = load_neutral()
         return self._neutral
 
     @property
     def is_given(self) -> bool:
-        """Whether statistics were given ready-made, so that none are gathered."""
+        """Whether statistics were passed in, so that none are gathered."""
         return self._given is not None
 
     def on(self, pairs: ContrastSet) -> "Evidence":
-        """Return new evidence of the model as it is now, on other contrast texts and the same neutral text."""
+        """Return new evidence for the model in its current state, other contrast texts and the same neutral text."""
         return Evidence(self.lm, pairs, self._neutral, memory=self.memory)
 
     def expect(self, *needs: str) -> "Evidence":
-        """Announce statistics that will be needed, so that the first pass gathers them."""
+        """Announce statistics that will be needed, so that the first pass gathers them; return self."""
         self._expected |= set(needs)
         return self
 
     def fits(self, sites: Sequence[AnySite]) -> bool:
-        """Whether the C of all these sites fits into the memory at once."""
+        """Whether the C matrices of all these sites fit in `memory` together."""
         return 4 * sum(self.lm.at(site).d_in ** 2 for site in sites) <= self.memory
 
     def statistics(
         self, needs: frozenset[str] = frozenset(), sites: Sequence[AnySite] | None = None
     ) -> ContrastStatistics:
-        """Return statistics of some sites, by default of every MLP, gathered at the first call.
+        """Return the statistics of some sites; they are gathered at the first call that needs them.
 
         Args:
-            needs: "moments", "gradients", "curvature", "reliance", "peaks".
-            sites: the sites.
+            needs: names of the statistics: "moments", "gradients", "curvature", "reliance", "peaks".
+            sites: the sites; by default every MLP.
         """
         if self._given is not None:
             return self._given
@@ -124,7 +125,7 @@ class Evidence:
     def residual_sides(
         self, layers: Sequence[int]
     ) -> list[tuple[Float64[Tensor, "n_toxic d_model"], Float64[Tensor, "n_neutral d_model"]]]:
-        """Return the residual stream after each layer, a row per toxic and per neutral text (`directions`)."""
+        """Return the residual stream after each layer, one row per toxic and per neutral text (see `directions`)."""
         missing = [layer for layer in layers if ("residual", layer) not in self._memo]
         if missing:
             sides = residual_sides(self.lm, self.pairs, missing)
@@ -132,7 +133,7 @@ class Evidence:
         return [self._memo["residual", layer] for layer in layers]
 
     def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return what a method computed before under a key, or compute it now."""
+        """Return the value stored under a key; the first call computes and stores it."""
         if key not in self._memo:
             self._memo[key] = compute()
         result: T = self._memo[key]
@@ -141,7 +142,7 @@ class Evidence:
     def at_strength(
         self, make: Callable[[float], I], settings: StrengthSettings, *, first: float, limit: float = math.inf
     ) -> I:
-        """Return the intervention at the strength that the settings fix, or at the largest within their budget."""
+        """Return the intervention at the strength given in the settings, or else at the largest within the budget."""
         if settings.strength is not None:
             return make(settings.strength)
         return self.strongest(make, settings.budget, first=first, limit=limit)

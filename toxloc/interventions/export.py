@@ -1,4 +1,4 @@
-"""Take an edited model elsewhere: as a plain Hugging Face folder, or as a PEFT adapter that is exactly the edit."""
+"""Export an edited model as a Hugging Face folder, or an edit as a PEFT adapter with exactly its ΔW."""
 
 import copy
 import warnings
@@ -28,30 +28,30 @@ PEFT = "peft>=0.13,<1"
 def export_hf(
     lm: LoadedModel, folder: str | PathLike[str], *, overwrite: bool = False, effect: dict[str, Any] | None = None
 ) -> None:
-    """Write the model as it is now, interventions included, as a folder that needs no toxloc.
+    """Save the model with its applied interventions as a Hugging Face folder that loads without toxloc.
 
-    It holds safetensors weights, the configurations, the tokenizer, and a model card that says what was edited, on
-    what it was fitted, what was measured, and what it is not good for.
+    The folder contains the weights as safetensors, the configurations, the tokenizer, and a model card that states what
+    was edited, on which texts the edit was fitted, what was measured, and what the limits are.
 
     Args:
-        lm: the model, with whatever interventions are applied; none is fine.
-        folder: to write; it appears only when it is complete.
-        overwrite: replace the folder if it holds something.
-        effect: what was measured, for the card: `{"before": entry, "after": entry}`, each an `Evaluation.to_dict()` or
-            an entry of `runs` in results.json. By default the card says that toxicity was not measured.
+        lm: the model with its applied interventions; it may have none.
+        folder: the folder to write; it appears only when it is complete.
+        overwrite: replace the folder if it is not empty.
+        effect: measurements for the card: `{"before": entry, "after": entry}`, each an `Evaluation.to_dict()` or an
+            entry of `runs` in results.json. By default the card says that toxicity was not measured.
 
     Raises:
-        ToxlocError: an applied intervention exists in hooks alone, `effect` is of another method, the folder is not
-            empty (and `overwrite` is off), or something cannot be written.
+        ToxlocError: an applied intervention works with hooks, `effect` was measured with another method, the folder is
+            not empty (and `overwrite` is off), or a file cannot be written.
 
     Example:
         >>> with edit.applied(lm): export_hf(lm, "detoxified")             # doctest: +SKIP
         >>> AutoModelForCausalLM.from_pretrained("detoxified")             # doctest: +SKIP
     """
     lm.check_hf("an export")
-    hooked = [one for one in lm.interventions if not one.in_weights]
+    hooked = [intervention for intervention in lm.interventions if not intervention.in_weights]
     if hooked:
-        raise _lives_in_hooks(hooked)
+        raise _hooks_error(hooked)
     card = model_card(lm, lm.interventions, effect, adapter=False)
     with new_folder(folder, overwrite) as partial, quiet():
         try:
@@ -70,25 +70,26 @@ def export_peft(
     overwrite: bool = False,
     effect: dict[str, Any] | None = None,
 ) -> None:
-    """Write an intervention that changes nothing but W_out and W_O as a LoRA adapter to the unedited model.
+    """Save an intervention that changes only W_out and W_O as a LoRA adapter for the unedited model.
 
-    LoRA adds B A to a linear map's weight, with A [r, d_in] and B [d_model, r]; here Aᵀ Bᵀ is each site's ΔW in
-    float32, also for a model in 16 bits. TRNE's own vectors are taken as they are; any other change is factored by a
-    singular value decomposition, down to the rounding of W. All sites have one rank, filled up with zeros, and
-    lora_alpha equals it, so that the scaling is 1 for every reader of the format.
+    LoRA adds B A to the weight of a linear map, with A [r, d_in] and B [d_model, r]. Here Aᵀ Bᵀ is the ΔW of each site
+    in float32, also for a model in 16 bits. The vectors of TRNE are used unchanged; any other change is factored by a
+    singular value decomposition without the singular values within the rounding error of W. All sites have the same
+    rank, padded with zeros, and lora_alpha equals that rank, so that every reader of the format scales by 1.
 
     Args:
-        intervention: what to write; its form in the weights is taken. It need not be applied, and other applied
-            interventions play no part.
-        lm: the model it is for; unchanged when this returns. A copy of it, in float32, is made meanwhile.
-        folder: to write; it appears only when it is complete.
-        overwrite: replace the folder if it holds something.
+        intervention: the intervention to save, in the form that edits the weights (`baked`). It need not be applied,
+            and other applied interventions are ignored.
+        lm: the model that the adapter is for; unchanged when this returns. A temporary copy in float32 is made.
+        folder: the folder to write; it appears only when it is complete.
+        overwrite: replace the folder if it is not empty.
         effect: see `export_hf`.
 
     Raises:
-        ToxlocError: peft is not installed; the intervention lives in hooks, changes something else than W_out, changes
-            nothing, or is of so high a rank that the adapter would be larger than the matrices; `effect` is of
-            another method; the folder is not empty (and `overwrite` is off) or cannot be written.
+        ToxlocError: peft is not installed; the intervention has no form in the weights, changes parameters other than
+            W_out and W_O, changes nothing, or has so high a rank that the adapter would be larger than the matrices;
+            `effect` was measured with another method; the folder is not empty (and `overwrite` is off) or cannot be
+            written.
 
     Example:
         >>> export_peft(edit, lm, "adapter")                               # doctest: +SKIP
@@ -109,7 +110,10 @@ def export_peft(
 
 
 def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
-    """Raise ToxlocError if the intervention, or a part of it, was fitted on another model; by hand is fine."""
+    """Raise ToxlocError if the intervention or a part of it was fitted on another model.
+
+    An intervention that was constructed without a fit is accepted for every model.
+    """
     for part in [intervention, *intervention.leaves()]:
         if part.fitted_on and part.fitted_on["fingerprint"] != lm.fingerprint:
             raise ToxlocError(
@@ -120,7 +124,7 @@ def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
 
 
 def check_format(name: str) -> None:
-    """Raise ToxlocError unless something can be exported in this format here: "hf", or "peft" with peft installed."""
+    """Raise ToxlocError unless the format is "hf", or "peft" and the peft library is installed."""
     if name not in FORMATS:
         raise ToxlocError(f"Unknown format {name!r}; choose one of {', '.join(FORMATS)}.")
     if name == "hf":
@@ -133,13 +137,13 @@ def check_format(name: str) -> None:
         ) from None
 
 
-def _lives_in_hooks(hooked: Sequence[Any]) -> ToxlocError:
+def _hooks_error(hooked: Sequence[Any]) -> ToxlocError:
     kinds = ", ".join(sorted(kind for kind, cls in KINDS.items() if cls.bakeable))
     message = (
-        f"What lives in hooks is not in a saved model: {', '.join(map(repr, hooked))}. Revert it first; these "
-        f"kinds have a form in the weights: {kinds}."
+        f"A saved model does not contain interventions that work with hooks: {', '.join(map(repr, hooked))}. Revert "
+        f"them first; these kinds have a form in the weights: {kinds}."
     )
-    bakeable = [one for one in hooked if all(type(part).bakeable for part in one.leaves())]
+    bakeable = [intervention for intervention in hooked if all(type(part).bakeable for part in intervention.leaves())]
     if bakeable:
         message += f" Apply .baked() instead of {', '.join(map(repr, bakeable))}."
     return ToxlocError(message)
@@ -147,7 +151,7 @@ def _lives_in_hooks(hooked: Sequence[Any]) -> ToxlocError:
 
 @torch.no_grad()
 def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[Site, Factors]:
-    """Return ΔW = uᵀ v of each edited site: what `edit` does to `copied`, which is `lm` in float32."""
+    """Return u and v of ΔW = uᵀ v by edited site, by applying `edit` to `copied`, which is `lm` in float32."""
     names = {site: f"{name}.weight" for site, name in _linear_names(lm).items()}
     with edit.applied(copied):
         changed = {
@@ -158,7 +162,7 @@ def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[S
         others = sorted(changed - set(names.values()))
         if others:
             raise ToxlocError(
-                f"An adapter can hold changes of W_out and W_O alone, but {edit!r} changes "
+                f"An adapter can hold changes of W_out and W_O only, but {edit!r} changes "
                 f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; use export_hf "
                 "(--format hf)."
             )
@@ -180,9 +184,9 @@ def _factors(edit: Intervention, copied: LoadedModel, lm: LoadedModel) -> dict[S
 
 
 def _factored(after: Float[Tensor, "d_mlp d_model"], before: Float[Tensor, "d_mlp d_model"]) -> Factors:
-    """Factor after - before by singular values, leaving out those within the rounding of the matrix."""
+    """Factor after - before by singular values, without those within the rounding error of the matrix."""
     change = (after - before).double()
-    rows = change.any(1)  # of scaled neurons only their rows, which makes the decomposition a small one
+    rows = change.any(1)  # only the changed rows, so that the decomposition is small if few neurons are scaled
     left, sigma, right = torch.linalg.svd(change[rows], full_matrices=False)
     rank = max(1, int((sigma > torch.finfo(torch.float32).eps * before.norm()).sum()))
     root = sigma[:rank].sqrt()
@@ -197,7 +201,7 @@ def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> An
 
     names = {site: name for site, name in _linear_names(copied).items() if site in factors}
     rank = max(len(u) for u, _ in factors.values())
-    copied.hf.name_or_path = base  # peft writes it down as the adapter's base model
+    copied.hf.name_or_path = base  # peft records this name as the adapter's base model
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -205,9 +209,10 @@ def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> An
         task_type="CAUSAL_LM",
         fan_in_fan_out=isinstance(copied.down_projection(0), Conv1D),
     )
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+    # The ignored warnings concern peft and transformers, not the caller.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         adapter = get_peft_model(copied.hf, config)
-    # Of many names peft keeps only common endings, and in no fixed order; the full names say what is meant.
+    # Given many names, peft keeps only their common endings, in no fixed order; full names are unambiguous.
     adapter.peft_config["default"].target_modules = list(names.values())
     with torch.no_grad():
         for site, (u, v) in factors.items():
@@ -219,6 +224,6 @@ def _adapter(copied: LoadedModel, factors: dict[Site, Factors], base: str) -> An
 
 
 def _linear_names(lm: LoadedModel) -> dict[Site, str]:
-    """Names in `hf` of the modules that hold the sites' weights."""
+    """Return the name in `lm.hf` of the module that holds each site's weight."""
     names = {module: name for name, module in lm.hf.named_modules()}
     return {site: names[lm.down_projection(site)] for site in lm.sites()}

@@ -1,4 +1,4 @@
-"""Fit a method by name, and note what it costs on text that no fit has seen."""
+"""Fit a method by name, and measure its cost on held-out neutral text."""
 
 from ..evaluation.cost.fluency import measure_fluency
 from .base import Intervention
@@ -8,7 +8,7 @@ from .settings import MethodSettings
 
 
 def fit_method(name: str, evidence: Evidence, settings: MethodSettings | None = None) -> Intervention:
-    """Fit a method by name, and note in it what it costs on `neutral.check`.
+    """Fit a method by name, and add its cost on `neutral.check` to its record.
 
     Args:
         name: name of a method.
@@ -16,7 +16,7 @@ def fit_method(name: str, evidence: Evidence, settings: MethodSettings | None = 
         settings: the method's settings; None for its defaults.
 
     Raises:
-        ToxlocError: an unknown method, or the method cannot be fitted.
+        ToxlocError: the method is unknown, or it cannot be fitted.
 
     Example:
         >>> fit_method("trne", Evidence(lm, toxloc.load_contrast()))     # doctest: +SKIP

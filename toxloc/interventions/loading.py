@@ -9,15 +9,16 @@ from safetensors.torch import load_file
 from ..errors import ToxlocError
 from ..support.files import read_json
 from .base import FORMAT_VERSION, KINDS, Intervention
-from .chain import Chain as Chain  # a kind that is not a method
+from .chain import Chain as Chain  # imported to register this kind, which is not a method
 from .registry import find_methods
 
 
 def load_intervention(folder: str | PathLike[str]) -> Intervention:
-    """Read what `Intervention.save` wrote.
+    """Load an intervention that `Intervention.save` wrote.
 
     Raises:
-        ToxlocError: there is none in the folder, it is damaged, or a newer toxloc wrote it.
+        ToxlocError: the folder contains no intervention, or one that is damaged, of an unknown kind or of another
+            format version.
 
     Example:
         >>> load_intervention("toxloc-runs/latest/trne")    # doctest: +SKIP
@@ -26,13 +27,13 @@ def load_intervention(folder: str | PathLike[str]) -> Intervention:
     saved = read_json(folder / "intervention.json", "intervention")
     if saved.get("format_version") != FORMAT_VERSION:
         raise ToxlocError(
-            f"{folder} has format version {saved.get('format_version')}, this toxloc reads "
-            f"{FORMAT_VERSION}; load it with the version that saved it."
+            f"{folder} has format version {saved.get('format_version')}, but this toxloc reads format version "
+            f"{FORMAT_VERSION}; load it with the toxloc that saved it."
         )
     find_methods()
     if saved.get("kind") not in KINDS:
         raise ToxlocError(
-            f"{folder} holds an intervention of kind {saved.get('kind')!r}; known are {', '.join(KINDS)}."
+            f"{folder} holds an intervention of the unknown kind {saved.get('kind')!r}; known: {', '.join(KINDS)}."
         )
     try:
         intervention = KINDS[saved["kind"]]._restore(saved["config"], load_file(folder / "tensors.safetensors"))

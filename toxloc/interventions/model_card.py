@@ -15,9 +15,9 @@ from .base import Intervention
 
 
 def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: LoadedModel) -> dict[str, Any] | None:
-    """Look up what a run measured of the intervention it saved in `folder`, for a model card.
+    """Return what a run measured without and with the intervention that it saved in `folder`, for a model card.
 
-    Returns None where the folder lies in no run, or the run is of another intervention or model.
+    Returns None if the folder is not in a run's folder, or if the run is of another intervention or model.
     """
     path = Path(folder).resolve().parent / "results.json"
     if not path.is_file():
@@ -26,21 +26,21 @@ def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: L
     if results["about_model"]["fingerprint"] != lm.fingerprint:
         return None
     before, *runs = results["runs"]
-    known = intervention.describe()
-    return next(({"before": before, "after": run} for run in runs if run["config"] == known), None)
+    description = intervention.describe()
+    return next(({"before": before, "after": run} for run in runs if run["config"] == description), None)
 
 
 def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, Any] | None, *, adapter: bool) -> str:
-    """Return README.md of an exported model or adapter.
+    """Return the text of README.md for an exported model or adapter.
 
     Args:
         lm: the model.
-        interventions: what is in the exported weights.
-        effect: figures before and after, see `export_hf`; None if nothing was measured.
-        adapter: whether it is an adapter and not a whole model.
+        interventions: the interventions that the exported weights contain.
+        effect: measurements before and after, see `export_hf`; None if there are none.
+        adapter: True for an adapter, False for a whole model.
 
     Raises:
-        ToxlocError: `effect` is of another method.
+        ToxlocError: `effect` was measured with another method, or its keys are not "before" and "after".
     """
     _check_effect(effect, interventions)
     edits = [
@@ -50,8 +50,8 @@ def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, 
             "known": part.describe(),
             "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False),
         }
-        for one in interventions
-        for part in one.leaves()
+        for intervention in interventions
+        for part in intervention.leaves()
     ]
     adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
     return render(
@@ -76,9 +76,9 @@ def _check_effect(effect: dict[str, Any] | None, interventions: Sequence[Interve
         raise ToxlocError(
             f'effect needs "before" and "after", each an Evaluation.to_dict(); it has {", ".join(effect) or "nothing"}.'
         )
-    method = "+".join(one.kind for one in interventions) or "baseline"
+    method = "+".join(intervention.kind for intervention in interventions) or "baseline"
     if effect["after"]["method"] != method:
         raise ToxlocError(
-            f"effect was measured with {effect['after']['method']!r}, but what is exported is "
-            f"{method!r}; give the figures of that."
+            f"effect was measured with {effect['after']['method']!r}, but the export contains "
+            f"{method!r}; give the measurements of {method!r}."
         )

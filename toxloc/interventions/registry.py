@@ -1,4 +1,4 @@
-"""The methods by name: every file of the folder `methods`, and every class that a user defines."""
+"""Registry of the methods by name: the files of the folder `methods`, and the classes that users define."""
 
 import importlib
 import pkgutil
@@ -10,18 +10,18 @@ from . import methods
 from .base import KINDS, Intervention
 from .settings import MethodSettings
 
-FIRST = ("trne", "meow2x")  # in lists; the others follow in alphabetical order
+FIRST = ("trne", "meow2x")  # listed first; the other methods follow in alphabetical order
 
 
 @cache
 def find_methods() -> None:
-    """Import every file of the folder `methods`, which registers its class."""
+    """Import every file of the folder `methods`; importing a file registers its class."""
     for module in pkgutil.iter_modules(methods.__path__):
         importlib.import_module(f"{methods.__name__}.{module.name}")
 
 
 def all_methods() -> dict[str, type[Intervention]]:
-    """Return every kind of intervention that can be fitted, by name. Nothing here imports torch."""
+    """Return every kind of intervention that can be fitted, by name, without importing torch."""
     find_methods()
     names = sorted(
         (kind for kind, cls in KINDS.items() if cls.Settings is not None),
@@ -31,10 +31,10 @@ def all_methods() -> dict[str, type[Intervention]]:
 
 
 def method_named(name: str) -> type[Intervention]:
-    """Return the method of a name.
+    """Return the class of the method with this name.
 
     Raises:
-        ToxlocError: there is none; the message lists those that are.
+        ToxlocError: the name is unknown; the message lists the known names.
 
     Example:
         >>> method_named("trne").title
@@ -47,10 +47,10 @@ def method_named(name: str) -> type[Intervention]:
 
 
 def method_settings(name: str, **options: Any) -> MethodSettings:
-    """Return a method's settings, checked before there is a model to fit it to.
+    """Return a method's settings, validated without a model.
 
     Raises:
-        ToxlocError: an unknown method or setting, a value out of range, or settings that do not go together.
+        ToxlocError: an unknown method or setting, a value out of range, or incompatible settings.
 
     Example:
         >>> method_settings("trne", budget={"kl": 0.02}).budget
@@ -58,7 +58,7 @@ def method_settings(name: str, **options: Any) -> MethodSettings:
     """
     settings = method_named(name).Settings
     assert settings is not None
-    unknown = [one for one in options if one not in settings.model_fields]
+    unknown = [option for option in options if option not in settings.model_fields]
     if unknown:
         raise ToxlocError(f"{name} has no setting {unknown[0]!r}; it takes {', '.join(settings.model_fields)}.")
     try:

@@ -1,4 +1,4 @@
-"""Subtract a vector from the residual stream after a block: the form that steering and value vectors share."""
+"""Subtract a vector from the residual stream after a block: the base class of steering and value vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ResidualShift(Intervention, abstract=True):
 
     Args:
         direction: the vector [d_model].
-        layer: the block after which it is subtracted.
+        layer: block after which the vector is subtracted.
         strength: factor of the vector.
     """
 
@@ -28,7 +28,7 @@ class ResidualShift(Intervention, abstract=True):
         self.direction, self.layer, self.strength = direction.float(), int(layer), float(strength)
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if the layer is not in the model or the direction has another length."""
+        """Raise ToxlocError if the layer is not in the model or the direction has a length other than d_model."""
         from .directions import check_width
 
         check_layers(lm, [self.layer])

@@ -1,4 +1,4 @@
-"""Settings that the methods share, and how grids and commands check the settings of a method by name."""
+"""Settings that the methods share."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -16,16 +16,16 @@ SitesChoice = Literal["mlp", "attention", "all"]
 
 
 def parts_of_choice(choice: str) -> tuple[str, ...]:
-    """Return the parts that a choice of sites stands for; "all" is every part."""
+    """Return the parts to pass to `LoadedModel.sites`; an empty tuple, which selects every part, for "all"."""
     return () if choice == "all" else (choice,)
 
 
 def _layers(value: Any) -> Any:
-    """Turn a sequence of layers or sites into sites; a count stays a count."""
+    """Convert a sequence of layers or sites to sites; return a number of layers unchanged."""
     if isinstance(value, Iterable) and not isinstance(value, str):
         sites = sites_of(value)
         if not sites:
-            raise ToxlocError("layers=[] leaves nothing to edit; give layers, how many, or leave it out.")
+            raise ToxlocError("layers=[] leaves nothing to edit; give layers, a number of layers, or omit it.")
         return tuple(sites)
     return value
 
@@ -34,24 +34,23 @@ Layers = Annotated[int | tuple[Site, ...] | None, BeforeValidator(_layers)]
 
 
 class MethodSettings(Settings):
-    """Settings of every method."""
+    """Settings that every method has."""
 
     budget: AnyBudget = option(
         DEFAULT_BUDGET,
-        "what the edit may cost on tuning text that no statistic has seen: the "
-        "relative rise of perplexity (0.01 is 1%), or the limits perplexity "
-        "and kl",
+        "maximum cost of the edit on held-out tuning text: the relative rise of perplexity (0.01 is 1%), or limits for "
+        "perplexity and kl",
     )
-    seed: int = option(0, "seed for random divisions of the contrast set", ge=0)
+    seed: int = option(0, "seed for random splits and random pairings of the contrast set", ge=0)
 
     @property
     def outright(self) -> str | None:
-        """The setting that fixes the strength, so that the budget is not used; None if the budget does."""
+        """Name of the setting that fixes the strength, so that the budget is not used; None if the budget sets it."""
         return None
 
     @property
     def budget_in_words(self) -> str:
-        """The budget, for tables: "perplexity 0.01", "KL 0.02", or "none" if the strength is fixed."""
+        """The budget as text for tables: "perplexity 0.01", "KL 0.02", or "none" if the strength is fixed."""
         if self.outright:
             return "none"
         limits = [] if self.budget.perplexity is None else [f"perplexity {self.budget.perplexity:.3g}"]
@@ -59,13 +58,13 @@ class MethodSettings(Settings):
 
 
 class StrengthSettings(MethodSettings):
-    """Settings of a method whose strength is one number."""
+    """Settings of a method whose strength is a single number."""
 
-    strength: float | None = option(None, "sets the strength outright; the budget is then not used")
+    strength: float | None = option(None, "fixed strength of the edit; if given, the budget is not used")
 
     @property
     def outright(self) -> str | None:
-        """The setting that fixes the strength."""
+        """Name of the setting that fixes the strength; None if the budget sets it."""
         return None if self.strength is None else "strength"
 
 

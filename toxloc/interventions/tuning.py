@@ -1,4 +1,4 @@
-"""Find the largest strength within a budget by a few forward evaluations."""
+"""Find the largest strength within a budget with few forward evaluations."""
 
 import math
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from ..models.loaded import LoadedModel
 from ..texts.neutral import NeutralText
 from .budget import Budget
 
-CLOSE_ENOUGH = 0.95  # of the budget spent
+CLOSE_ENOUGH = 0.95  # share of the budget at which the search stops
 
 
 @runtime_checkable
 class Fitted(Protocol):
-    """What `tune` asks of an intervention."""
+    """The methods of an intervention that `tune` calls."""
 
     def applied(self, lm: LoadedModel) -> AbstractContextManager[Any]:
-        """Apply it for a block."""
+        """Apply the intervention inside a `with` block."""
 
     def note_fit(self, lm: LoadedModel, record: dict[str, Any], *, neutral: NeutralText | None = None) -> None:
-        """Add to the record of its fit."""
+        """Add to the record of the fit."""
 
 
 I = TypeVar("I", bound=Fitted)  # noqa: E741
@@ -31,7 +31,7 @@ I = TypeVar("I", bound=Fitted)  # noqa: E741
 
 @dataclass(frozen=True)
 class Tuned:
-    """A strength, what it costs, and how many evaluations that took."""
+    """A strength, its cost, and the number of evaluations that were needed to find it."""
 
     strength: float
     cost: float
@@ -48,16 +48,18 @@ def tune(
     limit: float = math.inf,
     unedited: Unedited | None = None,
 ) -> I:
-    """Make an intervention as strong as the budget allows on `neutral.tune`, and note in it what that took.
+    """Return the intervention at the largest strength within the budget on `neutral.tune`.
+
+    The budget, the strength, its cost and the number of evaluations are added to the intervention's record.
 
     Args:
         lm: the model.
-        make: from a positive strength to the intervention.
-        budget: what it may cost.
-        neutral: everyday text, of which the part `tune` is read.
+        make: function from a positive strength to the intervention.
+        budget: limits on the cost.
+        neutral: everyday text, of which only the part `tune` is read.
         first: strength to try first.
-        limit: largest strength there is.
-        unedited: the model's predictions on that part without the edit, if they are known already.
+        limit: largest strength that is allowed.
+        unedited: predictions of the model without the edit on `neutral.tune`; by default they are computed.
 
     Raises:
         ToxlocError: every strength tried was over the budget.
@@ -86,19 +88,19 @@ def tune(
 def largest_within(
     cost: Callable[[float], float], budget: float, first: float, *, limit: float = math.inf, evaluations: int = 12
 ) -> Tuned:
-    """Find the largest strength with cost <= budget, for a cost that is 0 at 0 and rises.
+    """Find the largest strength with cost <= budget, for a cost that is 0 at strength 0 and increases.
 
-    Between two known points the cost is taken for a power of the strength (2 for a small change of weights), which
-    needs far fewer evaluations than halving. Once one strength is within the budget and one over it, these are the two
-    points, and every third evaluation halves what lies between them, in case the cost is nothing like a power. It stops
-    once 95% of the budget are spent.
+    The cost between two evaluated strengths is modelled as a power of the strength (power 2 for a small change of
+    weights), which needs far fewer evaluations than bisection. Once a strength within the budget and a strength over it
+    are known, the search interpolates between these two, and every third evaluation bisects the interval, in case the
+    cost is far from a power. The search stops once 95% of the budget is spent.
 
     Args:
-        cost: of a strength; each call is one evaluation.
-        budget: positive.
+        cost: function from a strength to its cost; each call is one evaluation.
+        budget: largest cost that is allowed; positive.
         first: strength to try first.
-        limit: largest strength there is.
-        evaluations: at most so many.
+        limit: largest strength that is allowed.
+        evaluations: maximum number of evaluations.
 
     Raises:
         ToxlocError: every strength tried was over the budget.
@@ -127,13 +129,17 @@ def largest_within(
         strength = min(guess, limit)
     if low.strength == 0:
         raise ToxlocError(
-            f"No strength down to {strength:.2g} keeps within the budget; raise it or give more contrast text."
+            f"No strength down to {strength:.2g} is within the budget; raise the budget or give more contrast texts."
         )
     return Tuned(low.strength, low.cost, evaluations)
 
 
 def _between(low: Tuned, high: float, over: float, budget: float) -> float:
-    """Where the cost is 98% of the budget: a power between the ends if both are positive, else a straight line."""
+    """Return the strength between `low` and `high` at which the interpolated cost is 98% of the budget.
+
+    The interpolation is a power if the costs at both ends are positive, otherwise linear. If the cost `over` at `high`
+    is infinite, the midpoint is returned.
+    """
     if not math.isfinite(over):
         return (low.strength + high) / 2
     if low.cost <= 0:
@@ -143,7 +149,7 @@ def _between(low: Tuned, high: float, over: float, budget: float) -> float:
 
 
 def _factor(strength: float, spent: float, previous: tuple[float, float], budget: float) -> float:
-    """By what to multiply the strength so that the cost, as a power of it, is 98% of the budget."""
+    """Return the factor of the strength that makes the cost, as a power of the strength, 98% of the budget."""
     if not math.isfinite(spent):
         return 0.1
     if spent <= 0:

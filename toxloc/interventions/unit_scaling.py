@@ -1,4 +1,4 @@
-"""A factor for every output unit of the MLPs' linear maps: the form that AurA and Damp share."""
+"""Scale the output units of the MLPs' linear maps: the base class of AurA and Damp."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class UnitScaling(Intervention):
-    """Scale the output units of the MLPs' linear maps, with one factor per unit.
+    """Multiply each output unit of the MLPs' linear maps by a factor.
 
-    A layer's units are the outputs of its linear maps (`models.activations.mlp_linears`) one after the other: the
-    inputs of the non-linearity (d_mlp; where the MLP is gated, gate then up, 2 d_mlp) and the output of W_out
-    (d_model), before any norm that follows. So `mode="weights"`, which multiplies the unit's weights and its bias, does
-    the same in every family.
+    The units of a layer are the concatenated outputs of its MLP's linear maps (`models.activations.mlp_linears`): the
+    inputs of the non-linearity (d_mlp; in a gated MLP, gate and then up, 2 d_mlp), followed by the output of W_out
+    (d_model), before any norm that follows. Therefore `mode="weights"`, which multiplies the weights and the bias of
+    each unit, has the same effect in every family.
 
     Args:
-        factors: one for each unit, 1 to leave it alone.
-        mode: "hooks" places hooks on both module trees of the model; "weights" edits the weights.
-        settings: what it was made with, for files and reports.
+        factors: factor of each unit; 1 leaves the unit unchanged.
+        mode: "hooks" adds hooks to both module trees, `lm.hooked` and `lm.hf`; "weights" edits the weights.
+        settings: settings of the fit, for files and reports.
 
     Raises:
-        ToxlocError: a factor that is not finite, an unknown mode.
+        ToxlocError: a factor that is not finite, or an unknown mode.
 
     Example:
         >>> factors = torch.ones(lm.n_layers, lm.d_mlp + lm.d_model)   # doctest: +SKIP
@@ -48,8 +48,10 @@ class UnitScaling(Intervention):
     ):
         super().__init__()
         check_mode(mode)
-        if not factors.isfinite().all():
-            raise ToxlocError("Every unit needs a finite factor; some are infinite or NaN.")
+        if bad := int((~factors.isfinite()).sum()):
+            raise ToxlocError(
+                f"{bad} of {factors.numel()} factors are infinite or NaN; every unit needs a finite factor."
+            )
         self.factors, self.mode, self.settings = factors.float(), mode, settings or {}
 
     def __repr__(self) -> str:
@@ -58,11 +60,11 @@ class UnitScaling(Intervention):
 
     @property
     def in_weights(self) -> bool:
-        """Whether its mode is "weights"."""
+        """Whether the mode is "weights"."""
         return self.mode == "weights"
 
     def baked(self) -> UnitScaling:
-        """Return the same with `mode="weights"`."""
+        """Return the same scaling with `mode="weights"`."""
         return type(self)(self.factors, mode="weights", settings=self.settings).with_fit_of(self)
 
     def config(self) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class UnitScaling(Intervention):
         return {**self.settings, "mode": self.mode}
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if the model has not as many layers or units."""
+        """Raise ToxlocError if the model has a different number of layers or units."""
         from ..models.activations import mlp_linears
 
         shape = (lm.n_layers, sum(_widths(lm, mlp_linears(lm, 0))))
@@ -90,7 +92,7 @@ class UnitScaling(Intervention):
                 change(lm, place, factor.mul, stack)
 
     def _scaled(self, lm: LoadedModel) -> Iterator[tuple[Place, Tensor]]:
-        """Yield the places where a factor is not 1, with the factors there."""
+        """Yield each place that has a factor other than 1, with its factors."""
         from ..models.activations import mlp_linears
 
         for layer, row in enumerate(self.factors):
@@ -110,12 +112,12 @@ class UnitScaling(Intervention):
 
 
 def _widths(lm: LoadedModel, places: list[Place]) -> list[int]:
-    """How many units each linear map of a layer has."""
+    """Return the number of units of each linear map of a layer."""
     return [lm.d_mlp] * (len(places) - 1) + [lm.d_model]
 
 
 def _scale_weights(place: Place, factor: Float[Tensor, " d"], stack: ExitStack) -> None:
-    """Multiply the outputs of a linear map: rows of its weight as `nn.Linear` stores it, and its bias."""
+    """Multiply the outputs of a linear map by scaling its bias and its weight's rows, in the layout of `nn.Linear`."""
     from torch import Tensor
     from transformers.pytorch_utils import Conv1D
 

@@ -1,1 +1,1 @@
-"""Where toxicity is: statistics in hooks, scores of sites and units, and views of single neurons and texts."""
+"""Localization of toxicity: statistics from hooks, scores of sites and units, and views of single neurons and texts."""

@@ -1,4 +1,4 @@
-"""How well single numbers tell toxic texts from neutral ones."""
+"""AUROC: how well single values separate toxic from neutral texts."""
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -6,9 +6,9 @@ from scipy.stats import rankdata
 
 
 def auroc_of(toxic: Float[np.ndarray, "n d"], neutral: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, " d"]:
-    """Area under the ROC curve of every column: the share of (toxic, neutral) pairs in which the toxic value is larger.
+    """Area under the ROC curve of each column: the share of (toxic, neutral) pairs in which the toxic value is larger.
 
-    Exact; ties count half. Infinite values are fine, NaN are not.
+    Exact; ties count half. Infinite values are allowed, NaN are not.
 
     Example:
         >>> auroc_of(np.array([[3.0], [1.0]]), np.array([[0.0], [1.0]]))
@@ -18,9 +18,14 @@ def auroc_of(toxic: Float[np.ndarray, "n d"], neutral: Float[np.ndarray, "m d"])
 
 
 def auroc_of_ranks(ranks: Float64[np.ndarray, "texts d"], n: int) -> Float64[np.ndarray, " d"]:
-    """Return the same from the ranks of all values, tied ones sharing their mean rank; the first `n` rows are toxic.
+    """Area under the ROC curve of each column, from ranks.
 
-    The toxic ranks add up to n (n + 1) / 2 for the places among themselves, and 1 for every pair won.
+    The ranks of the toxic texts add up to n (n + 1) / 2, from the toxic texts among themselves, plus 1 for each
+    (toxic, neutral) pair in which the toxic value is larger.
+
+    Args:
+        ranks: ranks of all values of a column, where tied values share their mean rank; the first `n` rows are toxic.
+        n: number of toxic texts.
     """
     won: np.ndarray = ranks[:n].sum(0) - n * (n + 1) / 2
     return won / (n * (len(ranks) - n))

@@ -1,8 +1,8 @@
-"""What each small group of texts contributed to a pass, so that scores can be resampled without another pass.
+"""Sums over small groups of texts, from which scores are resampled without another pass over the model.
 
-Texts are dealt at random into at most `GROUPS` groups of nearly equal size (a text each, if there are no more texts
-than that) and every hook adds to its texts' groups. Bootstrap and permutation then move groups instead of texts, and
-memory does not grow with the number of texts.
+Texts are assigned at random to at most `GROUPS` groups of nearly equal size (one text per group if there are at most
+`GROUPS` texts). Every hook adds its values to the groups of its texts. Bootstrap and permutation then resample groups
+instead of texts, and memory does not grow with the number of texts.
 """
 
 import tempfile
@@ -20,16 +20,19 @@ from ..models.site_view import SiteView
 from ..models.sites import AnySite, BySite, Site
 
 GROUPS = 128
-BITS = 14  # of the mantissa of a peak
-SKETCH = 48  # columns of each side of the gradient's sketch
+BITS = 14  # mantissa bits kept of each peak
+SKETCH = 48  # rows and columns of the sketch of a gradient
 
 
-def deal(
+def random_groups(
     n_toxic: int, n_neutral: int, paired: bool, seed: int = 0
 ) -> tuple[Int64[np.ndarray, " n_toxic"], Int64[np.ndarray, " n_neutral"]]:
-    """Deal the texts of both sides into groups of nearly equal size; pairs go to groups of the same number.
+    """Assign the texts of both sides to random groups of nearly equal size; both texts of a pair get the same number.
 
-    Groups of one size on both sides can be exchanged for one another, which is what a permutation test needs.
+    The group size is the same on both sides, so that toxic and neutral groups can be exchanged in a permutation test.
+
+    Returns:
+        The group of each toxic text and of each neutral text.
     """
     size = -(-max(n_toxic, n_neutral) // GROUPS)
     rng = np.random.default_rng(seed)
@@ -40,11 +43,11 @@ def deal(
 class Peaks:
     """The largest activation of every unit in every text, in a temporary file: float32 [n_texts, n_units] per site.
 
-    A unit's activation is a neuron's a, or the Euclidean norm of a head's z.
+    The activation of a neuron is a, and that of a head is the Euclidean norm of its z.
     """
 
     def __init__(self, views: Sequence[SiteView], n_texts: int):
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="toxloc-")  # noqa: SIM115  (lives as long as this does)
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="toxloc-")  # noqa: SIM115  (stays open as long as this object)
         self._n_texts, self._begins, total = n_texts, BySite[tuple[int, int]](), 0
         for view in views:
             self._begins[view.site] = (total, view.n_units)
@@ -58,14 +61,14 @@ class Peaks:
     def write(self, site: AnySite, index: Sequence[int], peaks: Float[Tensor, "batch n_units"]) -> None:
         """Store the peaks of some texts at a site.
 
-        They are rounded, since the same words before a token give it equal activations that come out different in the
-        last bits in another batch, and would get different ranks.
+        Peaks are rounded to `BITS` mantissa bits. Texts that begin with the same words have equal activations there,
+        but the last bits differ between batches, so that without rounding equal peaks would get different ranks.
         """
         mantissa, exponent = peaks.float().cpu().frexp()
         self._map(site)[list(index)] = ((mantissa * 2**BITS).round() / 2**BITS).ldexp(exponent).numpy()
 
     def at(self, site: AnySite) -> tuple[Float[np.ndarray, "n_texts n_units"], Int64[np.ndarray, " n_texts"]]:
-        """Read a site's peaks, and which text each row is; texts of which no token is kept are left out."""
+        """Return a site's peaks and the text index of each row; texts without a token that counts are left out."""
         peaks = np.array(self._map(site))
         index = np.flatnonzero(np.isfinite(peaks[:, 0]))
         return peaks[index], index
@@ -73,20 +76,20 @@ class Peaks:
 
 @dataclass
 class Contributions:
-    """Sums over the tokens of every group of one set of texts.
+    """Sums over the tokens of each group of one set of texts.
 
     Attributes:
-        group: the group of every text.
-        tokens: tokens that entered the moments.
-        predicted: tokens predicted (0 where no gradients were gathered).
+        group: group of each text.
+        tokens: number of tokens that entered the moments.
+        predicted: number of tokens that the model predicts: all real tokens but the first of each text.
         outputs: sum of m, by site.
         squares: sum of m squared, by site.
-        attribution: minus the sum of <m - b, dNLL/dm>, by site: what the site's units take off the summed NLL, to first
-            order. Where a norm follows the site, which would undo a scaling of all its units, it is that of the norm's
-            output instead.
-        sketch: P G Q by site, with G the group's summed gradient and P, Q random: inner products of sketches are, on
-            average, those of the gradients themselves.
-        peaks: largest activations of every text; None where they were not asked for.
+        attribution: minus the sum of <m - b, dNLL/dm>, by site: to first order, how much the site's units reduce the
+            summed NLL. If a norm follows the site, the norm would undo a scaling of all units, so its output is used
+            instead of m - b.
+        sketch: PᵀGQ by site, with G the summed gradient of the group and P, Q random matrices: the inner product of two
+            sketches is, on average, the inner product of the gradients.
+        peaks: largest activations of each text; None if they were not gathered.
     """
 
     group: Int64[np.ndarray, " n_texts"]
@@ -100,7 +103,7 @@ class Contributions:
 
 
 class Gatherer:
-    """Fills `Contributions` from inside the hooks of one pass."""
+    """Accumulates `Contributions` in the hooks of one pass."""
 
     def __init__(
         self,
@@ -112,12 +115,12 @@ class Gatherer:
         peaks: bool,
     ):
         self.lm, n_groups, d = lm, int(group.max()) + 1, lm.d_model
-        # Apple's devices have no float64; there the sums over a handful of texts are left in float32.
+        # MPS devices have no float64; there the sums over each small group of texts stay in float32.
         self.wide = torch.float32 if lm.device.type == "mps" else torch.float64
 
         def zeros(*shape: int, view: SiteView | None = None) -> Tensor:
-            where = lm.device if view is None else view.device
-            return torch.zeros(n_groups, *shape, device=where, dtype=self.wide)
+            device = lm.device if view is None else view.device
+            return torch.zeros(n_groups, *shape, device=device, dtype=self.wide)
 
         backward = views if gradients else []
         self.sums = Contributions(
@@ -137,7 +140,7 @@ class Gatherer:
         self.kept: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
 
     def begin(self, index: Sequence[int], kept: Bool[Tensor, "batch pos"], predicted: Float[Tensor, " batch"]) -> None:
-        """Say which texts the next batch holds and which of its tokens count."""
+        """Set the texts of the next batch and the tokens that count, and add the token counts to the groups."""
         self.index = index
         self.groups = torch.from_numpy(self.sums.group[index]).to(self.lm.device)
         self.kept = kept
@@ -153,7 +156,7 @@ class Gatherer:
             self.sums.peaks.write(view.site, self.index, peaks)
 
     def see_outputs(self, site: Site, m: Float[Tensor, "batch pos d_model"]) -> None:
-        """Add a site's outputs."""
+        """Add a site's outputs and their squares."""
         m, kept, groups = m.float(), self.kept[:, None].to(m.device).float(), self.groups.to(m.device)
         self.sums.outputs[site].index_add_(0, groups, torch.bmm(kept, m)[:, 0].to(self.wide))
         self.sums.squares[site].index_add_(0, groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
@@ -161,20 +164,23 @@ class Gatherer:
     def see_contribution(
         self, site: Site, written: Float[Tensor, "batch pos d_model"], delta: Float[Tensor, "batch pos d_model"]
     ) -> None:
-        """Add what a site's units alone put into the residual stream times its gradient, 0 where none counts."""
+        """Add a site's attribution: minus the output of its units, `written`, times the gradient `delta`.
+
+        `delta` is 0 where a token does not count.
+        """
         gain = -(written.float() * delta).sum((1, 2)).to(self.wide)
         self.sums.attribution[site].index_add_(0, self.groups.to(delta.device), gain)
 
     def see_gradients(
         self, site: Site, a: Float[Tensor, "batch pos d_in"], delta: Float[Tensor, "batch pos d_model"]
     ) -> None:
-        """Add a site's gradients; `delta` is 0 where a token does not count."""
+        """Add the sketch of a site's gradient; `delta` is 0 where a token does not count."""
         P, Q = self.P[a.shape[-1]].to(a.device), self.Q.to(a.device)
         self.sums.sketch[site].index_add_(0, self.groups.to(a.device), torch.bmm((a @ P).mT, delta @ Q))
 
 
 def _sketcher(d: int, device: torch.device) -> Float[Tensor, "d k"]:
-    """Random matrix with orthogonal columns, scaled so that it keeps inner products on average."""
+    """Return a random matrix with orthogonal columns, scaled so that it preserves inner products on average."""
     k = min(SKETCH, d)
     normal = torch.randn(d, k, generator=torch.Generator().manual_seed(d))
     columns: Tensor = torch.linalg.qr(normal).Q * (d / k) ** 0.5

@@ -1,8 +1,7 @@
-"""Which texts drive a neuron highest."""
+"""Driving texts: the texts in which a neuron is most active."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,19 +11,17 @@ from ..models.batching import batches, decode_token
 from ..models.loaded import LoadedModel
 from ..support.masking import mask
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, repr=False)
 class Driven:
-    """A text that drives a neuron.
+    """A text in which a neuron is highly active.
 
     Attributes:
-        text: raw.
-        index: its place among the texts given.
-        activation: the neuron's largest in it (hook_post).
-        token, position: where that is; the token raw, the position counted from the BOS token where there is one.
+        text: the text, unmasked.
+        index: index of the text in the list of texts.
+        activation: largest activation of the neuron in the text, at hook_post.
+        token, position: token with this activation, unmasked, and its position, counted from the BOS token if there is
+            one.
     """
 
     text: str
@@ -34,7 +31,7 @@ class Driven:
     position: int
 
     def shown(self, masked: bool = True) -> str:
-        """Return the text for display."""
+        """Return the text for display, masked by default."""
         return mask(self.text) if masked else self.text
 
     def __repr__(self) -> str:
@@ -51,19 +48,19 @@ def driving_texts(
     skip_first: bool = True,
     max_length: int = 128,
 ) -> list[Driven]:
-    """Find the k texts in which a neuron's activation peaks highest, highest first. One streaming pass.
+    """Find the k texts with the largest peak activation of a neuron, largest first, in one streaming pass.
 
     Args:
         lm: the model.
-        texts: at least one, none empty.
-        layer: where the neuron is.
-        neuron: which one; its activation is taken at hook_post.
-        k: texts to return; fewer come back if fewer have a token to see.
-        skip_first: leave the first position out, which can be an attention sink.
-        max_length: tokens read of each text.
+        texts: at least one text, none empty.
+        layer: layer of the neuron.
+        neuron: index of the neuron in its layer; its activation is read at hook_post.
+        k: number of texts to return; fewer are returned if fewer texts have a token that counts.
+        skip_first: leave out the first position, which can be an attention sink.
+        max_length: number of tokens read from each text.
 
     Raises:
-        ToxlocError: no texts, an empty text, no such layer or neuron, k below 1.
+        ToxlocError: no texts, an empty text, an unknown layer or neuron, or k below 1.
 
     Example:
         >>> from toxloc import load_model
@@ -72,7 +69,7 @@ def driving_texts(
     """
     lm.check_unit(layer, neuron)
     if not texts or k < 1:
-        raise ToxlocError(f"Asked for {k} of {len(texts)} texts; ask for one or more, and give some to choose from.")
+        raise ToxlocError(f"k={k} of {len(texts)} texts: give at least one text, and a k of 1 or more.")
     best: list[tuple[float, int, int, int]] = []  # activation, index, position, token id
     seen: list[Tensor] = []
     with torch.inference_mode(), lm.hooks([(lm.at(layer).keys_hook, seen.append)]):

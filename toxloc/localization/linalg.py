@@ -1,4 +1,4 @@
-"""The linear algebra that editability and TRNE share."""
+"""Linear algebra shared by editability and TRNE."""
 
 import torch
 from jaxtyping import Float
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def steepest(G: Float[Tensor, "d_mlp d_model"]) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
-    """Leading singular triple (σ₁, u₁, v₁) of G: the unit rank-one change u₁ v₁ᵀ along which <G, ΔW> rises most.
+    """Return the leading singular triple (σ₁, u₁, v₁) of G: <G, ΔW> rises most along the unit rank-one change u₁ v₁ᵀ.
 
-    From the leading eigenvector of GᵀG in float64, which is a small matrix.
+    It is computed in float64 from the leading eigenvector of GᵀG, which is a small matrix.
     """
     G = G.double()
     v = torch.linalg.eigh(G.T @ G).eigenvectors[:, -1]
@@ -23,15 +23,15 @@ def steepest_at_cost(
     S: Float[Tensor, "d_model d_model"],
     ridge: float,
 ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
-    """The change x yᵀ along which <G, ΔW> rises most among those of rank one and cost tr(S̃ ΔWᵀ C̃ ΔW) = 1; its rise σ₁.
+    """Return (σ₁, x, y): x yᵀ is the rank-one change of cost 1 along which <G, ΔW> rises most, and σ₁ is that rise.
 
-    (σ₁, u₁, v₁) being the leading singular triple of C̃^(-1/2) G S̃^(-1/2), x = C̃^(-1/2) u₁ and y = S̃^(-1/2) v₁. No root
-    is taken: y solves the small eigenproblem GᵀC̃⁻¹G y = σ₁² S̃ y, and x = C̃⁻¹ G y / σ₁, by
-    Cholesky factors in float64.
+    The cost of a change is tr(S̃ ΔWᵀ C̃ ΔW). If (σ₁, u₁, v₁) is the leading singular triple of C̃^(-1/2) G S̃^(-1/2), then
+    x = C̃^(-1/2) u₁ and y = S̃^(-1/2) v₁. No matrix root is computed: y solves the small eigenproblem
+    GᵀC̃⁻¹G y = σ₁² S̃ y, and x = C̃⁻¹ G y / σ₁, with Cholesky factors in float64.
     """
     G = G.double()
     K, L = factor(C, ridge), factor(S, ridge)
-    whitened = torch.linalg.solve_triangular(K, G, upper=False)  # its square is GᵀC̃⁻¹G
+    whitened = torch.linalg.solve_triangular(K, G, upper=False)  # whitenedᵀ whitened = GᵀC̃⁻¹G
     both = torch.linalg.solve_triangular(L, whitened.T, upper=False)
     z = torch.linalg.eigh(both @ both.T).eigenvectors[:, -1]
     sigma = (both.T @ z).norm()
@@ -46,11 +46,11 @@ def steepest_beyond_noise(
     S: Float[Tensor, "d_model d_model"],
     ridge: float,
 ) -> tuple[float, Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
-    """`steepest_at_cost` of the mean G of two gradients A and B of different texts, with their noise left out of σ₁.
+    """Return `steepest_at_cost` of the mean G of two gradients A and B of different texts, without their noise in σ₁.
 
-    GᵀC̃⁻¹G holds the noise of both halves squared; the symmetric part of AᵀC̃⁻¹B has the same mean without it, since the
-    noises of different texts are independent. y is its leading eigenvector by S̃, σ₁² its eigenvalue: 0 if it is not
-    positive, where the halves agree on nothing.
+    GᵀC̃⁻¹G contains the squared noise of both halves. The symmetric part of AᵀC̃⁻¹B has the same mean without that noise,
+    because the noise of different texts is independent. y is the leading eigenvector of this matrix with respect to S̃,
+    and σ₁² is its eigenvalue. σ₁ is 0 if the eigenvalue is not positive: the halves then share no direction.
     """
     A, B = (half.double() for half in halves)
     K, L = factor(C, ridge), factor(S, ridge)
@@ -67,7 +67,7 @@ def steepest_beyond_noise(
 
 
 def factor(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
-    """Cholesky factor, in float64, of M + ridge * mean eigenvalue of M * I; M is symmetric, no eigenvalue negative."""
+    """Return the Cholesky factor, in float64, of M + ridge * (mean eigenvalue of M) * I, M positive semi-definite."""
     M = M.double()
     size = M.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     L: Tensor = torch.linalg.cholesky(M + ridge * size * torch.eye(len(M), dtype=M.dtype, device=M.device))

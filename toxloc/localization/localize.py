@@ -1,4 +1,4 @@
-"""Which layers and neurons carry toxicity: scores with intervals and nulls, from one pass per text set."""
+"""Localization: scores of layers and neurons with intervals and null distributions, from one pass per text set."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def localize(
     pairs: ContrastSet,
     scores: Sequence[ScoreName] = DEFAULT_SCORES,
     *,
-    parts: Sequence[Part] = ("mlp",),
+    parts: Sequence[Part] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     statistics: ContrastStatistics | None = None,
@@ -33,20 +33,22 @@ def localize(
     """Score every site and unit of a model by the contrast between toxic and neutral texts.
 
     Args:
-        lm: the model; a HookedTransformer of transformer-lens 3.9 will do.
+        lm: the model; a HookedTransformer of transformer-lens 3.9 is accepted too.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
-        scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc",
-            "editability" (formulas: the functions of those names in `toxloc.localization.scores`).
-        parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, or both. The adjusted p counts
-            all sites of all parts.
-        draws: bootstrap draws and permutations for intervals and p; 0 for none. The model is not run again for them.
+        scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined",
+            "auroc", "editability" (formulas: the functions of the same names in `toxloc.localization.scores`).
+        parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, or both; by default the parts
+            of `statistics`, or else "mlp". The adjusted p-value is for all sites of all parts.
+        draws: number of bootstrap draws, and of permutations, for intervals and p-values; 0 for none. They need no
+            further pass over the model.
         seed: seed for the draws.
-        statistics: the result of `collect_contrast` on the sites of these parts, to spare the passes.
-        skip_first: leave the first position of each text out (it can be an attention sink).
-        max_length: tokens read of each text.
+        statistics: result of `collect_contrast`, to save the passes over the model.
+        skip_first: leave out the first position of each text, which can be an attention sink.
+        max_length: number of tokens read from each text.
 
     Raises:
-        ToxlocError: an unknown score or part, an empty set, or statistics that lack what a score needs.
+        ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, or missing
+            statistics that a score needs.
 
     Example:
         >>> from toxloc import load_contrast, load_model
@@ -58,6 +60,12 @@ def localize(
     """
     lm = LoadedModel.of(lm)
     check_scores(scores)
+    if parts is None:
+        parts = (
+            ("mlp",)
+            if statistics is None
+            else tuple(part for part in PARTS if any(site.part == part for site in statistics.sites))
+        )
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ToxlocError(f"Unknown part {', '.join(unknown) or '(none given)'}; choose from {', '.join(PARTS)}.")
@@ -76,15 +84,20 @@ def localize(
             reliance="reliance" in needs,
             peaks="peaks" in needs,
         )
+    elif set(parts) != (collected := {site.part for site in statistics.sites}):
+        raise ToxlocError(
+            f"parts={tuple(parts)}, but the statistics are those of {' and '.join(sorted(collected))}; leave parts= "
+            "out, or collect the statistics of these parts."
+        )
     weights = _weights(statistics, draws, seed) if draws else []
     scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
-    sure: dict[str, Uncertainty] = {}
-    for name, one in scored.items():
-        if one.draws:
-            resampled, null = one.draws
-            sure[name] = Uncertainty.of(one.sites, resampled, null, SCORES[name].signed, SCORES[name].bounds)
+    uncertainty: dict[str, Uncertainty] = {}
+    for name, result in scored.items():
+        if result.draws:
+            resampled, null = result.draws
+            uncertainty[name] = Uncertainty.of(result.sites, resampled, null, SCORES[name].signed, SCORES[name].bounds)
     sizes = [_unit_sizes(lm, statistics, site) for site in statistics.sites]
-    own = dict.fromkeys(site.part for site in sorted(statistics.sites, key=lambda site: PARTS.index(site.part)))
+    localized = dict.fromkeys(site.part for site in sorted(statistics.sites, key=lambda site: PARTS.index(site.part)))
     about = {
         "model": lm.name,
         "fingerprint": lm.fingerprint,
@@ -92,7 +105,9 @@ def localize(
         "n_toxic": len(pairs.toxic),
         "n_neutral": len(pairs.neutral),
     }
-    return Localization({part: _part_scores(part, statistics.sites, scored, sizes, sure) for part in own}, about)
+    return Localization(
+        {part: _part_scores(part, statistics.sites, scored, sizes, uncertainty) for part in localized}, about
+    )
 
 
 def _part_scores(
@@ -100,16 +115,16 @@ def _part_scores(
     sites: Sequence[Site],
     scored: dict[str, Scored],
     sizes: Sequence[np.ndarray],
-    sure: dict[str, Uncertainty],
+    uncertainty: dict[str, Uncertainty],
 ) -> PartScores:
-    """Take the sites of one part out of the scores of all."""
+    """Select the scores of the sites of one part."""
     places = [i for i, site in enumerate(sites) if site.part == part]
     return PartScores(
         tuple(sites[i] for i in places),
-        {name: one.sites[places] for name, one in scored.items()},
-        {name: np.stack([one.units[i] for i in places]) for name, one in scored.items()},
+        {name: result.sites[places] for name, result in scored.items()},
+        {name: np.stack([result.units[i] for i in places]) for name, result in scored.items()},
         np.stack([sizes[i] for i in places]),
-        {name: known.at(places) for name, known in sure.items()},
+        {name: known.at(places) for name, known in uncertainty.items()},
     )
 
 
@@ -120,7 +135,7 @@ def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:
 
 
 def _unit_sizes(lm: LoadedModel, s: ContrastStatistics, site: Site) -> Float64[np.ndarray, " n_units"]:
-    """Root mean square of every unit's activation over the tokens of both sides; of a head's, the norm of its z."""
+    """Root mean square of every unit's activation over the tokens of both sides; a head's activation is |z|."""
     t, n = s.toxic.keys[site], s.neutral.keys[site]
     squares = t.squares + t.count * t.mean**2 + n.squares + n.count * n.mean**2
     sizes: np.ndarray = (lm.at(site).per_unit(squares) / (t.count + n.count)).sqrt().numpy()

@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Moments:
-    """Running mean and variance of every column of a stream of rows.
+    """Running mean and variance of each column of a stream of rows.
 
-    Sums are taken in float32 about the first rows' mean, so that a large mean costs no digits, and added up in
-    float64.
+    Each update sums the deviations from the mean of the first rows in float32, so that a large mean costs no precision,
+    and adds the sums up in float64.
     """
 
     def __init__(self) -> None:
@@ -19,15 +19,15 @@ class Moments:
         self._squares: Tensor = torch.zeros((), dtype=torch.float64)
 
     def update(self, rows: Float[Tensor, "n d"], weights: Float[Tensor, " n"], count: int) -> None:
-        """Add the rows whose weight is 1; the others have weight 0. `count` is the sum of the weights."""
+        """Add the rows of weight 1; all other rows have weight 0. `count` is the sum of the weights."""
         if count == 0:
             return
         rows = rows.float()
         if self.count == 0:
             self._centre = weights @ rows / count
-        apart = rows - self._centre
-        self._sum = self._sum + (weights @ apart).double().cpu()
-        self._squares = self._squares + (weights @ apart.mul_(apart)).double().cpu()
+        deviations = rows - self._centre
+        self._sum = self._sum + (weights @ deviations).double().cpu()
+        self._squares = self._squares + (weights @ deviations.mul_(deviations)).double().cpu()
         self.count += count
 
     @property
@@ -37,10 +37,10 @@ class Moments:
 
     @property
     def squares(self) -> Float[Tensor, " d"]:
-        """Sum of squared differences from the mean of each column."""
+        """Sum of the squared deviations from the mean of each column."""
         return (self._squares - self._sum**2 / self.count).clamp_min(0)
 
     @property
     def var(self) -> Float[Tensor, " d"]:
-        """Variance of each column, divided by the count."""
+        """Variance of each column: the sum of squared deviations divided by the count."""
         return self.squares / self.count

@@ -1,4 +1,4 @@
-"""Which tokens a neuron promotes."""
+"""Promoted tokens: the tokens whose logits a neuron raises."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ class Promoted:
     """The tokens that one neuron makes more (or less) likely.
 
     Attributes:
-        layer, neuron: which one; its row of W_out writes to the residual stream.
-        tokens: raw, strongest first.
-        scores: logits per unit of activation, up to the scale of the final norm; negative if they are lowered.
+        layer, neuron: the neuron, whose row of W_out writes to the residual stream.
+        tokens: the tokens, unmasked, strongest effect first.
+        scores: change of the logits per unit of activation, up to the scale of the final norm; negative for lowered
+            logits.
     """
 
     layer: int
@@ -35,11 +36,11 @@ class Promoted:
     scores: Float64[np.ndarray, " k"]
 
     def shown(self, masked: bool = True) -> list[str]:
-        """Return the tokens for display."""
+        """Return the tokens for display, masked by default."""
         return [mask(token) for token in self.tokens] if masked else list(self.tokens)
 
     def to_frame(self, masked: bool = True) -> "pd.DataFrame":
-        """One row a token: layer, neuron, token, score."""
+        """Return a table with one row per token: layer, neuron, token, score."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -55,20 +56,22 @@ def promoted_tokens(
 ) -> list[Promoted]:
     """Find the tokens whose logits a neuron raises most when it writes its row of W_out to the residual stream.
 
-    The row goes straight to the unembedding, through the final norm linearised as the logit lens does for directions:
-    centred if it is a LayerNorm, times the gain, divided by nothing. What a norm divides by, the size of the residual
-    stream, is one for all tokens and does not change their order. A norm right after the MLP (gemma2, gemma3, olmo2)
-    is linearised in the same way. Left out are the row's own effect on that size (so scores are exact for a stream
-    orthogonal to it), later blocks, and a soft cap of the logits. Source: Geva et al. 2022, arXiv:2203.14680.
+    The row is read directly through the final norm and the unembedding. The norm is linearised as the logit lens does
+    for directions: the row is centred if the norm is a LayerNorm and multiplied by the gain, but not divided by the
+    size of the residual stream. That size is the same for all tokens and does not change their order. A norm right
+    after the MLP (gemma2, gemma3, olmo2) is linearised in the same way. The scores ignore the effect of the row on that
+    size (so they are exact for a residual stream orthogonal to the row), later blocks, and a soft cap of the logits.
+    Source: Geva et al. 2022, arXiv:2203.14680.
 
     Args:
         lm: the model.
         neurons: (layer, neuron) pairs.
-        k: tokens a neuron.
-        sign: 1 for the tokens it raises most, -1 for those it lowers most.
+        k: number of tokens per neuron.
+        sign: 1 for the tokens whose logits rise most, -1 for those whose logits fall most.
 
     Raises:
-        ToxlocError: no such layer or neuron, k out of range, another sign, a model without a final norm.
+        ToxlocError: an unknown layer or neuron, k out of range, a sign other than 1 or -1, or a model without a final
+            norm.
 
     Example:
         >>> from toxloc import load_model
@@ -77,15 +80,15 @@ def promoted_tokens(
     """
     if sign not in (1, -1):
         raise ToxlocError(f"sign={sign}: give 1 for the tokens a neuron promotes, -1 for those it suppresses.")
-    # Vocabularies are often padded beyond the real tokens. The rows are split, so that not all of them are turned from
-    # 16 bits to 32 at once.
+    # An unembedding is often padded with rows beyond the tokenizer's tokens.
     unembedding = lm.unembedding[0].detach()[: len(lm.tokenizer)]
     if not 1 <= k <= len(unembedding):
-        raise ToxlocError(f"k={k}: {lm.name} has 1 to {len(unembedding)} tokens to choose from.")
+        raise ToxlocError(f"k={k}: give a number from 1 to {len(unembedding)}, the number of tokens of {lm.name}.")
     promoted = []
     for layer, neuron in neurons:
         direction = _direction(lm, layer, neuron)
         direction = direction.to(unembedding.device)
+        # Split, so that not all rows are converted from 16 bits to float32 at once.
         top = (sign * torch.cat([rows.float() @ direction for rows in unembedding.split(16384)])).topk(k)
         scores = sign * top.values.double().cpu().numpy()
         promoted.append(Promoted(layer, neuron, [decode_token(lm, t) for t in top.indices.tolist()], scores))
@@ -93,7 +96,7 @@ def promoted_tokens(
 
 
 def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
-    """Return what the unembedding reads of a neuron's row of W_out, with norms linearised."""
+    """Return a neuron's row of W_out as the unembedding reads it, with norms linearised."""
     lm.check_unit(layer, neuron)
     row = lm.W_out(layer)[neuron].detach().float()
     for centres, gain in _norms_after(lm, layer):
@@ -105,7 +108,7 @@ def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_mo
 
 
 def _norms_after(lm: LoadedModel, layer: int) -> list[tuple[bool, Tensor | None]]:
-    """For the norm after the MLP, if there is one, and the final norm: whether it centres, and its gain, if any."""
+    """Return (centres, gain) of the norm after the MLP, if there is one, and of the final norm; a gain can be None."""
     view = lm.at(layer)
     if lm.hf is None:
         norms = [*([lm.hooked.blocks[layer].ln2_post] if view.has_norm else []), lm.hooked.ln_final]

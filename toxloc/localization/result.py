@@ -1,4 +1,4 @@
-"""The result of a localization: scores of every site and unit, with uncertainty."""
+"""The result of a localization: scores of all sites and units, with their uncertainty."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 FORMAT_VERSION = 3
-READABLE = (2, 3)  # version 2 holds MLPs only
+READABLE = (2, 3)  # version 2 stores MLPs only
 MLP = "mlp"
 
 
@@ -32,10 +32,11 @@ class PartScores:
 
     Attributes:
         sites: the sites, in the order of depth.
-        layers: score name to float64 [n_sites].
-        units: score name to float64 [n_sites, n_units].
+        layers: scores of the sites by score name, float64 [n_sites].
+        units: scores of the units by score name, float64 [n_sites, n_units].
         size: root mean square of every unit's activation over both sets, float64 [n_sites, n_units].
-        uncertainty: score name to intervals, nulls and p of its sites; scores without uncertainty are missing.
+        uncertainty: intervals, null distributions and p-values of the sites by score name; scores without uncertainty
+            are missing.
     """
 
     sites: tuple[Site, ...]
@@ -49,12 +50,12 @@ class PartScores:
 class Localization:
     """Scores of the sites and units of one model for one contrast set.
 
-    Without `part`, methods speak of the first part that was localized: the MLPs, unless attentions were asked for
-    alone. Then a layer is its MLP and a unit is a neuron.
+    Unless stated otherwise, properties and calls without `part` refer to the first part that was localized: the MLPs,
+    unless only attentions were localized. For MLPs, a layer is its MLP and a unit is a neuron.
 
     Attributes:
-        by_part: the scores of each part: "mlp", "attention".
-        about: the model, its fingerprint and the sizes of the contrast set.
+        by_part: scores by part: "mlp", "attention".
+        about: the model, its fingerprint, and the name and sizes of the contrast set.
     """
 
     by_part: Mapping[str, PartScores]
@@ -72,12 +73,12 @@ class Localization:
 
     @property
     def layers(self) -> dict[str, Float64[np.ndarray, " n_layers"]]:
-        """Score name to float64 [n_layers]."""
+        """Scores of the layers by score name, float64 [n_layers]."""
         return self._of(None).layers
 
     @property
     def neurons(self) -> dict[str, Float64[np.ndarray, "n_layers d_mlp"]]:
-        """Score name to float64 [n_layers, d_mlp]."""
+        """Scores of the neurons by score name, float64 [n_layers, d_mlp]."""
         return self._of(None).units
 
     @property
@@ -87,19 +88,19 @@ class Localization:
 
     @property
     def uncertainty(self) -> dict[str, Uncertainty]:
-        """Score name to intervals, nulls and p of the layers; scores without uncertainty are missing."""
+        """Intervals, nulls and p-values of the layers by score name; scores without uncertainty are missing."""
         return self._of(None).uncertainty
 
     def sites(self, part: str | None = None) -> tuple[Site, ...]:
         """Return the sites of a part, or of all parts."""
-        return tuple(site for name, one in self.by_part.items() for site in one.sites if part in (None, name))
+        return tuple(site for name, scores in self.by_part.items() for site in scores.sites if part in (None, name))
 
     def layer_scores(self, score: str, part: str | None = None) -> Float64[np.ndarray, " n_layers"]:
-        """Return one number per layer. Raises ToxlocError if the score was not computed."""
+        """Return one value per layer. Raises ToxlocError if the score was not computed."""
         return self._of(part).layers[self._known(score)]
 
     def neuron_scores(self, score: str, part: str | None = None) -> Float64[np.ndarray, "n_layers n_units"]:
-        """Return one number per neuron (or head). Raises ToxlocError if the score was not computed."""
+        """Return one value per neuron (or head). Raises ToxlocError if the score was not computed."""
         return self._of(part).units[self._known(score)]
 
     def part_uncertainty(self, score: str, part: str | None = None) -> Uncertainty | None:
@@ -107,20 +108,20 @@ class Localization:
         return self._of(part).uncertainty.get(score)
 
     def site_scores(self, score: str) -> BySite[float]:
-        """Return the score of every site, of all parts."""
+        """Return the score of every site of all parts."""
         self._known(score)
         return BySite(
             {
                 site: float(value)
-                for one in self.by_part.values()
-                for site, value in zip(one.sites, one.layers[score], strict=True)
+                for scores in self.by_part.values()
+                for site, value in zip(scores.sites, scores.layers[score], strict=True)
             }
         )
 
     def unit_sizes(self) -> BySite[Float64[np.ndarray, " n_units"]]:
         """Return the root mean square of every unit's activation, by site."""
         return BySite(
-            {site: row for one in self.by_part.values() for site, row in zip(one.sites, one.size, strict=True)}
+            {site: row for scores in self.by_part.values() for site, row in zip(scores.sites, scores.size, strict=True)}
         )
 
     def top_layers(self, score: str, k: int, part: str | None = None) -> list[int]:
@@ -133,7 +134,8 @@ class Localization:
         """Return the k neurons of the whole model with the highest score, as (layer, neuron), highest first.
 
         Raises:
-            ToxlocError: MLPs were not localized, the score was not computed, or there are fewer neurons.
+            ToxlocError: MLPs were not localized, the score was not computed, or k is not between 1 and the number of
+                neurons.
         """
         return [(site.layer, unit) for site, unit in self.top_units(score, k, MLP)]
 
@@ -156,12 +158,12 @@ class Localization:
         return [(sites[int(i) // values.shape[1]], int(i) % values.shape[1]) for i in order]
 
     def score_label(self, score: str) -> Score:
-        """Return the title, the unit and the neutral value of a score; of one that toxloc has not, its name."""
+        """Return the title, unit and neutral value of a score; the title of a score unknown to toxloc is its name."""
         self._known(score)
         return SCORES.get(score) or Score(score, "", "", SCORES["activation"].formula)
 
     def table(self) -> "pd.DataFrame":
-        """One row for each score and site: value, interval, null, z, p (NaN where a score has no uncertainty).
+        """Return one row per score and site: value, interval, null, z, p-values (NaN for scores without uncertainty).
 
         Example:
             >>> loc.table().query("score == 'attribution'").nlargest(3, "value")     # doctest: +SKIP
@@ -169,38 +171,38 @@ class Localization:
         import pandas as pd
 
         rows = []
-        for part, one in self.by_part.items():
-            for name, values in one.layers.items():
+        for part, scores in self.by_part.items():
+            for name, values in scores.layers.items():
                 frame = pd.DataFrame(
-                    {"score": name, "part": part, "layer": [site.layer for site in one.sites], "value": values}
+                    {"score": name, "part": part, "layer": [site.layer for site in scores.sites], "value": values}
                 )
-                known = one.uncertainty.get(name)
+                uncertainty = scores.uncertainty.get(name)
                 for column in Uncertainty.names():
-                    frame[column] = getattr(known, column) if known else np.nan
+                    frame[column] = getattr(uncertainty, column) if uncertainty else np.nan
                 rows.append(frame)
         return pd.concat(rows, ignore_index=True)
 
     def neuron_table(self, score: str, k: int, part: str | None = None) -> "pd.DataFrame":
-        """One row for each of the k units with the highest score, with all its scores.
+        """Return one row for each of the k units with the highest score, with all scores of the unit.
 
         Example:
             >>> loc.neuron_table("attribution", 20)     # doctest: +SKIP
         """
         import pandas as pd
 
-        own = self._of(part)
+        scores = self._of(part)
         tops = self.top_units(score, k, part)
-        place = (np.array([own.sites.index(site) for site, _ in tops]), np.array([unit for _, unit in tops]))
+        place = (np.array([scores.sites.index(site) for site, _ in tops]), np.array([unit for _, unit in tops]))
         return pd.DataFrame(
             {
                 "layer": [site.layer for site, _ in tops],
-                UNITS[own.sites[0].part]: place[1],
-                **{name: values[place] for name, values in own.units.items()},
+                UNITS[scores.sites[0].part]: place[1],
+                **{name: values[place] for name, values in scores.units.items()},
             }
         )
 
     def heatmap(self) -> "Figure":
-        """Plotly heatmap of toxicity by depth: layer against score, each score scaled to its own largest value."""
+        """Return a Plotly heatmap of layer against score, each score coloured relative to its largest value."""
         from ..plots import layer_heatmap  # plotly is slow to import
 
         return layer_heatmap(self)
@@ -213,16 +215,16 @@ class Localization:
         """
         with new_folder(folder, overwrite) as partial:
             arrays: dict[str, np.ndarray] = {}
-            for part, one in self.by_part.items():
+            for part, scores in self.by_part.items():
                 prefix = "" if part == MLP else f"{part}/"
-                arrays |= {f"{prefix}layers.{name}": values for name, values in one.layers.items()}
-                arrays |= {f"{prefix}neurons.{name}": values for name, values in one.units.items()}
+                arrays |= {f"{prefix}layers.{name}": values for name, values in scores.layers.items()}
+                arrays |= {f"{prefix}neurons.{name}": values for name, values in scores.units.items()}
                 arrays |= {
-                    f"{prefix}uncertainty.{name}.{column}": getattr(known, column)
-                    for name, known in one.uncertainty.items()
+                    f"{prefix}uncertainty.{name}.{column}": getattr(uncertainty, column)
+                    for name, uncertainty in scores.uncertainty.items()
                     for column in Uncertainty.names()
                 }
-                arrays[f"{prefix}activation_size"] = one.size
+                arrays[f"{prefix}activation_size"] = scores.size
             save_file(
                 {name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial / "scores.safetensors"
             )
@@ -231,17 +233,17 @@ class Localization:
                 {
                     "format_version": FORMAT_VERSION,
                     "scores": list(self.scores),
-                    "sites": {part: [str(site) for site in one.sites] for part, one in self.by_part.items()},
+                    "sites": {part: [str(site) for site in scores.sites] for part, scores in self.by_part.items()},
                     **self.about,
                 },
             )
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Localization":
-        """Read what `save` wrote, also files from before there were sites.
+        """Read a folder that `save` wrote, including folders of format version 2, which lists no sites.
 
         Raises:
-            ToxlocError: the folder holds no localization, it is damaged, or a newer toxloc wrote it.
+            ToxlocError: the folder holds no localization, is damaged, or has an unknown format version.
         """
         about = read_json(Path(folder) / "localization.json", "localization")
         if about.pop("format_version", None) not in READABLE:
@@ -252,7 +254,8 @@ class Localization:
             n_layers = len(arrays[f"layers.{names[0]}"]) if f"layers.{names[0]}" in arrays else 0
             sites = about.pop("sites", {MLP: [str(Site(layer)) for layer in range(n_layers)]})
             by_part = {
-                part: _read_part(arrays, "" if part == MLP else f"{part}/", names, own) for part, own in sites.items()
+                part: _read_part(arrays, "" if part == MLP else f"{part}/", names, site_names)
+                for part, site_names in sites.items()
             }
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
             raise ToxlocError(f"The localization in {folder} is damaged or incomplete: {error!r}") from error
@@ -262,19 +265,21 @@ class Localization:
         part = self.parts[0] if part is None else part
         if part not in self.by_part:
             raise ToxlocError(
-                f"{part!r} was not localized; there is {', '.join(self.by_part)}. Give parts= to localize."
+                f"Part {part!r} was not localized; this localization has {', '.join(self.by_part)}. "
+                "Add the part to the argument parts of localize."
             )
         return self.by_part[part]
 
     def _known(self, score: str) -> str:
         if score not in self.scores:
-            raise ToxlocError(f"Score {score!r} was not computed; there are {', '.join(self.scores)}.")
+            raise ToxlocError(f"Score {score!r} was not computed; choose from {', '.join(self.scores)}.")
         return score
 
 
 def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], sites: list[str]) -> PartScores:
     if len(sites) != len(arrays[f"{prefix}activation_size"]):
-        raise ValueError(f"{len(sites)} sites are listed, and there are scores of another number")
+        n_scored = len(arrays[f"{prefix}activation_size"])
+        raise ValueError(f"{len(sites)} sites are listed, but {n_scored} sites have scores")
     return PartScores(
         tuple(Site.of(site) for site in sites),
         {name: arrays[f"{prefix}layers.{name}"] for name in names},
@@ -290,4 +295,4 @@ def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], 
 
 def _check_count(k: int, available: int, kind: str) -> None:
     if not 1 <= k <= available:
-        raise ToxlocError(f"Asked for {k} {kind}; this model has {available}.")
+        raise ToxlocError(f"k={k}: give a number from 1 to {available}, the number of localized {kind}.")

@@ -1,4 +1,4 @@
-"""The names of the localization scores. They are here so that settings can name them without importing torch."""
+"""The names of the localization scores. This module does not import torch, so that settings can use it quickly."""
 
 from typing import Literal
 

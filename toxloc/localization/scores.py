@@ -1,8 +1,8 @@
-"""The localization scores: the value of every site and unit, and of every site under resampled texts.
+"""The localization scores: values of all sites and units, and of all sites under resampled texts.
 
 Notation: a site computes m = a @ W + b from its keys `a` [pos, d_in]; T are the toxic and N the neutral texts;
 G = d(NLL_T - NLL_N)/dW. A unit is a neuron (one key and its row of W_out) or a head (d_head keys and their rows of
-W_O). docs/methods.md says which question each score answers and when it misleads.
+W_O). docs/methods.md says which question each score answers, and docs/concepts/scores/ when it misleads.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from .score_names import ScoreName
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
-NULL_DRAWS = 200  # permutations for the mean of a null when no intervals were asked for
+NULL_DRAWS = 200  # permutations for the mean of a null distribution if the caller gives none
 RIDGE = 1.0
 
 
@@ -35,10 +35,10 @@ class Scored(NamedTuple):
     """The values of one score, in the order of `ContrastStatistics.sites`.
 
     Attributes:
-        sites: float64 [n_sites].
-        units: for every site float64 [n_units].
-        draws: for every `Weights` given, the sites' score [draws, n_sites] under each of its draws; None if the score
-            cannot be computed from per-group contributions.
+        sites: score of each site, float64 [n_sites].
+        units: scores of the units of each site, float64 [n_units].
+        draws: scores of the sites under each draw of each given `Weights`, float64 [draws, n_sites]; None if the score
+            cannot be computed from the contributions of groups.
     """
 
     sites: Float64[np.ndarray, " n_sites"]
@@ -51,18 +51,18 @@ Formula = Callable[[LoadedModel, ContrastStatistics, Sequence[Weights]], Scored]
 
 @dataclass(frozen=True)
 class Score:
-    """A score by name.
+    """The description and the formula of a score.
 
     Attributes:
-        title: its name in figures.
-        unit: of a site's value.
-        question: the question that it answers.
-        formula: computes it.
-        needs: statistics besides moments: "gradients", "curvature", "reliance", "peaks".
-        signed: whether negative values mean something.
-        bounds: smallest and largest value of a site's score.
-        centre: the value that says nothing either way.
-        neuron_title: its name in figures of neurons, if it differs from `title`.
+        title: name of the score in figures.
+        unit: unit of the score of a site.
+        question: question that the score answers.
+        formula: function that computes the score.
+        needs: statistics that the formula needs besides moments: "gradients", "curvature", "reliance", "peaks".
+        signed: whether negative values are meaningful.
+        bounds: smallest and largest possible score of a site.
+        centre: neutral value, which is evidence neither for nor against toxicity.
+        neuron_title: name of the score in figures of neurons, if it differs from `title`.
     """
 
     title: str
@@ -79,9 +79,9 @@ class Score:
 def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """How differently the site behaves on toxic text, in pooled standard deviations.
 
-    Site: root mean square over d_model of (mean_T(m) - mean_N(m)) / sd_pooled(m). Neuron: the same difference of its
-    activation a, signed. Head: the root mean square of that difference over the elements of its z. The activation
-    contrast behind Meow2X.
+    Site: root mean square over d_model of (mean_T(m) - mean_N(m)) / sd_pooled(m). Neuron: the signed standardised
+    difference of its activation a. Head: root mean square of the standardised difference over the elements of its z.
+    This is the activation contrast behind Meow2X.
     """
     toxic, neutral = both_contributions(s)
     tokens = _joined(toxic.tokens, neutral.tokens)
@@ -100,8 +100,8 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
         return size
 
     def unit_score(view: SiteView) -> Float64[np.ndarray, " n_units"]:
-        apart = _standardised(s.toxic.keys[view.site], s.neutral.keys[view.site])
-        return apart if view.width == 1 else rms(apart.reshape(view.n_units, view.width))
+        difference = _standardised(s.toxic.keys[view.site], s.neutral.keys[view.site])
+        return difference if view.width == 1 else rms(difference.reshape(view.n_units, view.width))
 
     return _over_sites(s, weights, site_score, [unit_score(view) for view in _views(lm, s)])
 
@@ -109,17 +109,17 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
 def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """How fast a small edit of the weights moves the contrast NLL_T - NLL_N.
 
-    Site: Frobenius norm of G. Unit: Frobenius norm of its rows of G. Behind TRNE. It says where an edit has leverage,
-    which differs with depth whatever the text: not where toxicity is. Draws come from sketches of the groups'
-    gradients, scaled to the exact norm on the texts as they are.
+    Site: Frobenius norm of G. Unit: Frobenius norm of its rows of G. This is the gradient contrast behind TRNE. It says
+    where an edit has leverage, which differs with depth for any text, not where toxicity is. Draws are computed from
+    sketches of the groups' gradients and scaled so that the sketch of the observed texts has the exact norm.
     """
     toxic, neutral = both_contributions(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
-    rows = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
-    exact = np.array([np.linalg.norm(one) for one in rows])
+    row_norms = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
+    exact = np.array([np.linalg.norm(norms) for norms in row_norms])
     units = [
-        one if view.width == 1 else np.linalg.norm(one.reshape(view.n_units, view.width), axis=1)
-        for view, one in zip(_views(lm, s), rows, strict=True)
+        norms if view.width == 1 else np.linalg.norm(norms.reshape(view.n_units, view.width), axis=1)
+        for view, norms in zip(_views(lm, s), row_norms, strict=True)
     ]
     sketched = _over_sites(
         s,
@@ -137,26 +137,27 @@ def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weig
 
 
 def gradient_calibrated(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """The gradient norm over its own mean under shuffled labels: 1 where the labels say nothing about the gradient.
+    """The gradient norm divided by its mean under shuffled labels: 1 where it is as large as under shuffled labels.
 
-    Site: ||G||_F / mean over permutations of ||G||_F, which removes the scale of the site's depth. Unit: norm of its
-    rows over what a unit of its site has on average under shuffled labels.
+    Site: ||G||_F / mean over permutations of ||G||_F, which removes the scale due to the site's depth. Unit: norm of
+    its rows of G, divided by the mean of its site under shuffled labels / sqrt(n_units), the size of an average unit.
     """
     toxic, neutral = (len(side.tokens) for side in both_contributions(s))
     null = next((w for w in weights if w.null), Weights.shuffled(toxic, neutral, s.paired, NULL_DRAWS))
     raw = gradient_norm(lm, s, [null, *weights])
     assert raw.draws is not None
     scale = raw.draws[0].mean(0)
-    units = [_ratio(one, np.array(mean / np.sqrt(len(one)))) for one, mean in zip(raw.units, scale, strict=True)]
+    units = [_ratio(norms, np.array(mean / np.sqrt(len(norms)))) for norms, mean in zip(raw.units, scale, strict=True)]
     return Scored(_ratio(raw.sites, scale), units, [_ratio(d, scale) for d in raw.draws[1:]])
 
 
 def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """First-order rise of the contrast when the part is scaled down: what the part itself contributes to toxicity.
+    """First-order rise of the contrast when a part is scaled down: the part's contribution to toxicity.
 
-    Unit: -<its rows of G, its rows of W>. Site: the sum over its units, -<G, W>. Where a norm follows the site (gemma2,
-    gemma3, olmo2) it undoes any scaling of all units alike, and the sum is near 0; there a site's score is that of the
-    norm's output c, -<dNLL/dc, c>, which is what scaling the site scales.
+    Unit: -<its rows of G, its rows of W>. Site: the sum over its units, -<G, W>. If a norm follows the site (gemma2,
+    gemma3, olmo2), the norm undoes a common scaling of all units, and this sum is near 0. The score of such a site is
+    that of the norm's output c, -<dNLL/dc, c>, because scaling the site means scaling c. It is the first-order estimate
+    of ablation that Syed et al. 2023 (arXiv:2310.10348) call attribution patching, with zero in place of the patch.
     """
     toxic, neutral = both_contributions(s)
     predicted = _joined(toxic.predicted, neutral.predicted)
@@ -172,24 +173,24 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
 
 
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """Name the units that learned toxicity: their contribution, the reliance of toxic text on them, and their site.
+    """Attribution and reliance combined, to identify the units that learned toxicity.
 
     Site: its attribution. Unit: (its attribution + its reliance, each in standard deviations over the site's units)
     times the site's share of all positive site attributions. Reliance is sqrt(tr(E_T[a_u a_uᵀ] W_u S_T W_uᵀ)), with
-    a_u the unit's keys and W_u its rows of W: to second order, how far removing it alone moves the predictions on toxic
-    text; for a neuron that is sqrt(E_T[a²] w S_T wᵀ). Attribution is of first order and misses it: training drives the
-    first-order effect of every weight on its training text to 0.
+    a_u the unit's keys and W_u its rows of W: to second order, how much the predictions on toxic text change if only
+    this unit is removed. For a neuron it is sqrt(E_T[a²] w S_T wᵀ). Attribution is of first order and misses reliance,
+    because training drives the first-order effect of every weight on its training text to 0.
     """
     if not s.toxic.S:
         raise ToxlocError("combined needs S of the toxic texts; gather it with collect_contrast(reliance=True).")
-    own = attribution(lm, s, weights)
-    positive = np.maximum(own.sites, 0)
+    scored = attribution(lm, s, weights)
+    positive = np.maximum(scored.sites, 0)
     shares = _ratio(positive, positive.sum(keepdims=True))
     units = [
-        (_in_sd(one) + _in_sd(_reliance(view, s))) * share
-        for view, one, share in zip(_views(lm, s), own.units, shares, strict=True)
+        (_in_sd(attributions) + _in_sd(_reliance(view, s))) * share
+        for view, attributions, share in zip(_views(lm, s), scored.units, shares, strict=True)
     ]
-    return own._replace(units=units)
+    return scored._replace(units=units)
 
 
 def _reliance(view: SiteView, s: ContrastStatistics) -> Float64[np.ndarray, " n_units"]:
@@ -206,9 +207,9 @@ def _reliance(view: SiteView, s: ContrastStatistics) -> Float64[np.ndarray, " n_
 def removal_costs(
     view: SiteView, C: Float[Tensor, "d_in d_in"], S: Float[Tensor, "d_model d_model"]
 ) -> Float64[np.ndarray, " n_units"]:
-    """tr(C_uu W_u S W_uᵀ) of every unit: the second-order change of the predictions when it alone is removed.
+    """Return tr(C_uu W_u S W_uᵀ) of every unit: the second-order change of the predictions if only it is removed.
 
-    For a neuron j that is C_jj w_j S w_jᵀ.
+    For a neuron j this is C_jj w_j S w_jᵀ.
     """
     if view.width == 1:
         W = view.W.float()
@@ -229,15 +230,15 @@ def _in_sd(units: Float64[np.ndarray, " n_units"]) -> Float64[np.ndarray, " n_un
 
 
 def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """How well the largest activation in a text tells toxic from neutral texts.
+    """How well the largest activation in a text separates toxic from neutral texts.
 
-    Unit: area under the ROC curve of its activation (a neuron's a, the norm of a head's z), max-pooled over a text's
-    tokens; exact for these texts, ties counted half. Site: its best unit's. Source: AurA (Suau et al. 2024,
-    arXiv:2407.12824). Bootstrap draws use the placements of the texts (DeLong et al. 1988), permutations are exact.
+    Unit: area under the ROC curve of its activation (a neuron's a, the norm of a head's z), max-pooled over the tokens
+    of a text; exact for these texts, ties count half. Site: AUROC of its best unit. Source: AurA (Suau et al. 2024,
+    arXiv:2407.12824). Bootstrap draws use the placements of the texts (DeLong et al. 1988); permutations are exact.
     """
-    found = [_auroc_at(s, site, weights) for site in s.sites]
-    units = [values for values, _ in found]
-    draws = [np.stack([best[i] for _, best in found], axis=1) for i in range(len(weights))]
+    results = [_auroc_at(s, site, weights) for site in s.sites]
+    units = [values for values, _ in results]
+    draws = [np.stack([best[i] for _, best in results], axis=1) for i in range(len(weights))]
     return Scored(np.array([values.max() for values in units]), units, draws)
 
 
@@ -252,7 +253,8 @@ def _auroc_at(
     ranks = rankdata(np.concatenate([x, y]), axis=0)
     n, m = len(x), len(y)
     values = auroc_of_ranks(ranks, n)
-    # Placement: the share of the other side that a text is on the right side of; their mean is the AUROC.
+    # The placement of a text is the share of the other side's texts that it is ranked correctly against. The mean
+    # placement of a side is the AUROC.
     placements = np.concatenate([(ranks[:n] - rankdata(x, axis=0)) / m, 1 - (ranks[n:] - rankdata(y, axis=0)) / n])
     best = []
     for w in weights:
@@ -267,11 +269,11 @@ def _auroc_at(
 
 
 def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
-    """Where an edit is cheap: gain in the contrast per unit of change on neutral text, fair across depth.
+    """Where an edit is cheap: gain in the contrast per unit of change on neutral text, comparable across depth.
 
-    Site: the largest singular value of C̃^(-1/2) G S̃^(-1/2), C̃ and S̃ the ridged Kronecker factors of the curvature.
-    Unit: the same if its rows of W alone may change; for a neuron ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). No draws: it needs
-    every group's whole gradient.
+    Site: the largest singular value of C̃^(-1/2) G S̃^(-1/2), with C̃ and S̃ the Kronecker factors of the curvature plus a
+    ridge. Unit: the same if only its rows of W may change; for a neuron ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). The score has no
+    draws, because they would need the whole gradient of every group.
     """
     if not s.C:
         raise ToxlocError("editability needs the curvature; gather it with collect_contrast(curvature=True).")
@@ -286,10 +288,10 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
         else:
             blocks = _diagonal_blocks(C.double(), view)
             blocks += RIDGE * diagonal.mean() * torch.eye(view.width, dtype=C.dtype, device=C.device)
-            own = torch.linalg.solve_triangular(
+            whitened_units = torch.linalg.solve_triangular(
                 torch.linalg.cholesky(blocks), whitened.unflatten(0, (view.n_units, view.width)), upper=False
             )
-            units.append(torch.linalg.matrix_norm(own, 2).cpu().numpy())
+            units.append(torch.linalg.matrix_norm(whitened_units, 2).cpu().numpy())
     return Scored(np.array(sites), units, None)
 
 
@@ -306,7 +308,7 @@ SCORES: dict[str, Score] = {
     "gradient_calibrated": Score(
         "gradient norm over its null",
         "times its mean under shuffled labels",
-        "is its gradient larger than shuffled labels make it?",
+        "is its gradient larger than expected by chance?",
         gradient_calibrated,
         _GRADIENTS,
         centre=1.0,
@@ -314,7 +316,7 @@ SCORES: dict[str, Score] = {
     "attribution": Score(
         "attribution",
         "nats per token",
-        "what does it contribute itself?",
+        "how much does it contribute to toxicity?",
         attribution,
         _GRADIENTS,
         signed=True,
@@ -323,7 +325,7 @@ SCORES: dict[str, Score] = {
     "combined": Score(
         "attribution and reliance",
         "nats per token",
-        "which units learned it?",
+        "which units learned toxicity?",
         combined,
         _GRADIENTS | {"reliance"},
         signed=True,
@@ -351,12 +353,12 @@ assert set(SCORES) == set(get_args(ScoreName))
 
 
 def needs_of(scores: Sequence[str]) -> frozenset[str]:
-    """Return the statistics that some scores need: moments, and what each needs besides."""
+    """Return the statistics that the given scores need, moments included."""
     return frozenset({"moments"}).union(*(SCORES[name].needs for name in scores))
 
 
 def check_scores(scores: Sequence[str]) -> None:
-    """Raise ToxlocError at a score that does not exist."""
+    """Raise ToxlocError if a score does not exist, or if no score is given."""
     unknown = [name for name in scores if name not in SCORES]
     if unknown or not scores:
         raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")
@@ -367,7 +369,7 @@ def _views(lm: LoadedModel, s: ContrastStatistics) -> list[SiteView]:
 
 
 def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
-    """Return what the groups of toxic and of neutral texts contributed.
+    """Return the contributions of the groups of toxic texts and of neutral texts.
 
     Raises:
         ToxlocError: the statistics were gathered without moments.
@@ -381,7 +383,7 @@ def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributi
 
 
 def _joined(toxic: Tensor, neutral: Tensor) -> np.ndarray:
-    """Groups of both sides, toxic ones first."""
+    """Concatenate the groups of both sides, toxic groups first."""
     return torch.cat([toxic, neutral]).double().cpu().numpy()
 
 
@@ -391,7 +393,7 @@ def _over_sites(
     site_score: Callable[[Site, Weights], np.ndarray],
     units: list[Float64[np.ndarray, " _n_units"]],
 ) -> Scored:
-    """Evaluate a site's score with the texts as they are, and under every draw."""
+    """Compute the score of every site for the observed texts and under every draw."""
     observed = Weights.observed(*(len(side.tokens) for side in both_contributions(s)))
     values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
     return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
@@ -400,14 +402,14 @@ def _over_sites(
 def _mean_difference(
     sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
 ) -> Float64[np.ndarray, "draws d"]:
-    """Mean over toxic minus mean over neutral tokens, for every draw."""
+    """Mean over toxic tokens minus mean over neutral tokens, for every draw."""
     shares = [side / np.maximum(side @ counts, 1)[:, None] for side in (w.toxic, w.neutral)]
     difference: np.ndarray = (shares[0] - shares[1]) @ sums
     return difference
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Divide; 0 where the divisor vanishes for want of any variation."""
+    """Divide; 0 where the divisor is 0, as for an element that never varies."""
     out = np.zeros(np.broadcast_shapes(above.shape, below.shape))
     quotient: np.ndarray = np.divide(above, below, out=out, where=below > 0)
     return quotient

@@ -1,13 +1,13 @@
-"""The cache-diffing engine: sums collected inside hooks, one streaming pass per set of texts.
+"""Statistics of activations and gradients, summed inside hooks in one streaming pass per set of texts.
 
-Nothing is cached: each hook reduces what it sees to sums of fixed size, so memory does not grow with the number of
-texts. A site of the model computes m = a @ W + b from its keys `a` [pos, d_in]: the neurons' activations of an MLP, the
-heads' outputs z of an attention. A pass collects for every site, over real tokens,
+Nothing is cached: each hook reduces its input to sums of fixed size, so memory does not grow with the number of texts.
+A site of the model computes m = a @ W + b from its keys `a` [pos, d_in]: the activations of an MLP's neurons, or the
+outputs z of an attention's heads. For every site, a pass collects over real tokens:
 
 * the mean and variance of every element of `a`;
-* what every small group of texts contributed to the site's scores (`contributions`);
-* G = dNLL/dW = sum of aᵀδ over tokens, with δ = dNLL/dm: the gradient with respect to W, divided by the number of
-  predicted tokens, without autograd ever building a weight gradient;
+* the contribution of every small group of texts to the site's scores (`contributions`);
+* G = dNLL/dW = sum of aᵀδ over tokens, divided by the number of predicted tokens, with δ = dNLL/dm. This is the
+  gradient with respect to W, computed without autograd ever building a weight gradient;
 * C = E[a aᵀ] and S = E[δ δᵀ], the Kronecker factors of the curvature of W (Martens and Grosse 2015, arXiv:1503.05671).
 """
 
@@ -28,7 +28,7 @@ from ..models.loaded import AnyModel, LoadedModel
 from ..models.site_view import Hook, SiteView
 from ..models.sites import AnySite, BySite, Site, sites_of
 from ..texts.contrast import ContrastSet
-from .contributions import Contributions, Gatherer, deal
+from .contributions import Contributions, Gatherer, random_groups
 from .moments import Moments
 
 Fisher = Literal["empirical", "sampled"]
@@ -40,16 +40,18 @@ class TextStatistics:
     """The result of one pass over a set of texts.
 
     Attributes:
-        n_texts: texts read.
-        n_tokens: tokens that entered the moments (real tokens, without the first of a text if it was skipped).
-        n_predicted: tokens that were predicted, and over which `nll`, G and S are averaged.
+        n_texts: number of texts read.
+        n_tokens: number of tokens that entered the moments (real tokens, without the first of each text if
+            `skip_first`).
+        n_predicted: number of predicted tokens, over which `nll`, G and S are averaged.
         nll: mean negative log-likelihood per predicted token, in nats.
-        keys: moments of a, by site; empty if moments were not gathered.
+        keys: moments of a, by site; their count is 0 if moments were not gathered.
         contributions: sums over small groups of texts; None without moments.
-        G: dNLL/dW [d_in, d_model] by site, NLL the mean per token (without the first position's key if it was
-            skipped).
-        C: E[a aᵀ] over all real tokens, the first included, by site.
-        S: E[δ δᵀ] over all real tokens, δ the gradient of the summed NLL, by site.
+        G: dNLL/dW [d_in, d_model] by site, for the mean NLL per predicted token (without the key of the first position
+            if `skip_first`).
+        C: E[a aᵀ] over all real tokens, including the first, by site.
+        S: E[δ δᵀ] by site: the sum over all real tokens divided by `n_predicted`, with δ the gradient of the summed
+            NLL.
     """
 
     n_texts: int
@@ -83,28 +85,28 @@ def collect(
     """Gather the statistics of one set of texts in one pass.
 
     Args:
-        lm: the model; left exactly as it was.
-        texts: at least one, none empty.
-        gradients: gather G (a backward pass as well; without it the unembedding is not even computed).
-        curvature: gather C and S (a backward pass as well).
+        lm: the model, which is left unchanged.
+        texts: at least one text, none empty.
+        gradients: gather G, which needs a backward pass. Without a backward pass the unembedding is not computed.
+        curvature: gather C and S, which needs a backward pass.
         output_curvature: gather S, and C only for sites whose units are wider than one key (heads). S is much smaller
             than the C of an MLP.
-        fisher: "empirical" takes the gradients of the texts' own tokens, "sampled" those of tokens drawn from the
-            model's predictions, which makes S the factor of the true Fisher information (and G and nll those of the
-            drawn tokens).
-        sites: the sites to look at; by default every layer's MLP.
-        curved: the sites whose C and S are gathered; by default all of `sites`. C takes d_in² numbers per site.
+        fisher: "empirical" uses the gradients of the texts' tokens. "sampled" uses the gradients of tokens sampled from
+            the model's predictions: S is then the factor of the true Fisher information, and G and nll are those of the
+            sampled tokens.
+        sites: sites to gather statistics of; by default every layer's MLP.
+        curved: sites whose C and S are gathered; by default all of `sites`. C stores d_in² numbers per site.
         moments: gather means, variances and contributions.
         peaks: with the contributions, gather the largest activation of every unit in every text (in a temporary file).
-        group: the group of every text for the contributions; by default dealt at random (`contributions.deal`).
-        skip_first: leave the first position out of the moments and of G. It can be an attention sink whose huge
-            activations would dominate them. C and S always keep it, so that an edit pays for touching it.
-        max_length: tokens read of each text.
+        group: group of each text for the contributions; by default random (`contributions.random_groups`).
+        skip_first: leave the first position out of the moments and of G. It can be an attention sink, whose huge
+            activations would dominate them. C and S always include it, so that the cost of an edit counts it.
+        max_length: number of tokens read from each text.
         describe: label of the progress bar.
 
     Raises:
-        ToxlocError: no texts, an empty text, no text of two tokens while gradients are wanted, no such site, an
-            unknown fisher.
+        ToxlocError: no texts, an empty text, no sites, an unknown site or fisher, or no text of two tokens if there is
+            a backward pass.
 
     Example:
         >>> from toxloc import load_model
@@ -113,17 +115,17 @@ def collect(
         (torch.Size([1024, 256]), torch.Size([256, 256]))
     """
     if not texts:
-        raise ToxlocError("There are no texts to gather statistics from.")
+        raise ToxlocError("There are no texts to gather statistics from; give at least one text.")
     if fisher not in FISHERS:
         raise ToxlocError(f"Unknown fisher {fisher!r}; choose one of {', '.join(FISHERS)}.")
     if moments and group is None:
-        group = deal(len(texts), len(texts), paired=True)[0]
+        group = random_groups(len(texts), len(texts), paired=True)[0]
     views = [lm.at(site) for site in (lm.sites("mlp") if sites is None else sites_of(sites))]
     if not views:
         raise ToxlocError(
             "There are no sites to gather statistics of; give sites, or leave sites= out for every layer's MLP."
         )
-    inside = {view.site for view in views} if curved is None else set(sites_of(curved))
+    curved_sites = {view.site for view in views} if curved is None else set(sites_of(curved))
     gatherer = Gatherer(lm, views, group, gradients=gradients, peaks=peaks) if moments and group is not None else None
     collector = _Collector(
         lm,
@@ -131,7 +133,7 @@ def collect(
         gatherer,
         gradients=gradients,
         curvature=curvature,
-        curved=inside,
+        curved=curved_sites,
         output_curvature=output_curvature,
         draw=fisher == "sampled",
         skip_first=skip_first,
@@ -143,7 +145,7 @@ def collect(
 
 
 class _Collector:
-    """The hooks of one pass and the sums they fill."""
+    """The hooks of one pass and the sums that they accumulate."""
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class _Collector:
                 return None
             self.seen_outputs[view.site] = outputs
             # Weights are frozen, so the graph begins at the first site's output and holds nothing before it. `m` is
-            # returned because a hook may be shown a reshaped view, which is not what the model goes on with.
+            # returned because the hook may receive a reshaped view, which is not the tensor that the model uses next.
             if not m.requires_grad:
                 m = m.detach().requires_grad_(True)
             m.register_hook(lambda delta: self._reduce(view, delta))
@@ -267,7 +269,7 @@ class _Collector:
         a, m = self.seen_keys.pop(site), self.seen_outputs.pop(site)
         delta = delta.view(*self.real.shape, -1).float()
         if self.gradients:
-            # No copy of `a` is cut to the tokens that count: at the others the gradient is set to 0 (padding has none).
+            # A gradient of 0 at tokens that do not count saves a copy of `a` without them (it is 0 at padding).
             counted = delta * self.weights.to(delta.device)[..., None]
             a = a.float()
             self.G[site].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
@@ -309,7 +311,7 @@ def _zero(view: SiteView, *shape: int) -> Tensor:
 
 @contextmanager
 def _frozen(lm: LoadedModel) -> Iterator[None]:
-    """Switch weight gradients off, and back to what they were."""
+    """Switch weight gradients off for the duration of the block."""
     trained = [p for tree in (lm.hf, lm.hooked) if tree is not None for p in tree.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -325,11 +327,11 @@ class ContrastStatistics:
     """The statistics of a contrast set, and the curvature on neutral text.
 
     Attributes:
-        toxic: pass over the toxic texts.
-        neutral: pass over the neutral texts.
-        paired: whether groups of the same number on both sides hold the two halves of the same pairs.
+        toxic: statistics of the toxic texts.
+        neutral: statistics of the neutral texts.
+        paired: whether groups with the same number on both sides hold the two halves of the same pairs.
         C: second moment [d_in, d_in] of the keys on neutral text, by site; empty if not gathered.
-        S: second moment [d_model, d_model] of the output gradients on neutral text, by site; likewise.
+        S: second moment [d_model, d_model] of the output gradients on neutral text, by site; empty if not gathered.
     """
 
     toxic: TextStatistics
@@ -340,7 +342,7 @@ class ContrastStatistics:
 
     @property
     def sites(self) -> list[Site]:
-        """The sites that were looked at, layer by layer."""
+        """The sites whose statistics were gathered, layer by layer."""
         return list(self.toxic.G or self.toxic.keys)
 
     def G(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
@@ -371,18 +373,18 @@ def collect_contrast(
         pairs: the contrast set.
         gradients: gather G.
         curvature: gather C and S on the neutral side and on `more_neutral`.
-        reliance: gather S of the toxic side too, which the score `combined` needs.
+        reliance: also gather S of the toxic side, which the score `combined` needs.
         peaks: gather the largest activations of every text, which the score `auroc` needs.
-        more_neutral: further neutral texts for C and S alone, weighted by their tokens.
-        fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral side is read twice.
-        sites: the sites to look at; by default every layer's MLP.
-        curved: the sites whose C and S are gathered; by default all of `sites`.
+        more_neutral: further neutral texts, used only for C and S, weighted by their tokens.
+        fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral texts are read twice.
+        sites: sites to gather statistics of; by default every layer's MLP.
+        curved: sites whose C and S are gathered; by default all of `sites`.
         moments: gather means, variances and contributions, which scores need and TRNE does not.
         skip_first: see `collect`.
-        max_length: tokens read of each text.
+        max_length: number of tokens read from each text.
 
     Raises:
-        ToxlocError: as `collect` does.
+        ToxlocError: in the same cases as `collect`.
 
     Example:
         >>> from toxloc import load_contrast, load_model
@@ -392,8 +394,8 @@ def collect_contrast(
     """
     lm = LoadedModel.of(lm)
     sites = lm.sites("mlp") if sites is None else sites_of(sites)
-    groups = deal(len(pairs.toxic), len(pairs.neutral), pairs.paired)
-    read: dict[str, Any] = {
+    groups = random_groups(len(pairs.toxic), len(pairs.neutral), pairs.paired)
+    options: dict[str, Any] = {
         "gradients": gradients,
         "moments": moments,
         "peaks": peaks,
@@ -401,24 +403,25 @@ def collect_contrast(
         "max_length": max_length,
         "sites": sites,
     }
-    again = curvature and fisher == "sampled"  # G is the gradient of the texts' own tokens in any case
-    toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **read)
+    # G is always the gradient of the texts' tokens, so sampled tokens need another pass.
+    second_pass = curvature and fisher == "sampled"
+    toxic = collect(lm, pairs.toxic, group=groups[0], output_curvature=reliance, describe="toxic texts", **options)
     neutral = collect(
         lm,
         pairs.neutral,
         group=groups[1],
-        curvature=curvature and not again,
+        curvature=curvature and not second_pass,
         curved=curved,
         describe="neutral texts",
-        **read,
+        **options,
     )
-    parts = [] if again or not curvature else [neutral]
-    rest = [*(pairs.neutral if again else ()), *more_neutral]
-    if curvature and rest:
-        parts.append(
+    passes = [] if second_pass or not curvature else [neutral]
+    texts = [*(pairs.neutral if second_pass else ()), *more_neutral]
+    if curvature and texts:
+        passes.append(
             collect(
                 lm,
-                rest,
+                texts,
                 gradients=False,
                 moments=False,
                 curvature=True,
@@ -432,8 +435,8 @@ def collect_contrast(
     C, S = (
         BySite(
             {
-                site: _weighted_mean([(one.n_predicted, getattr(one, factor)[site]) for one in parts])
-                for site in (getattr(parts[0], factor) if parts else ())
+                site: _weighted_mean([(side.n_predicted, getattr(side, factor)[site]) for side in passes])
+                for site in (getattr(passes[0], factor) if passes else ())
             }
         )
         for factor in "CS"
@@ -442,7 +445,7 @@ def collect_contrast(
 
 
 def _weighted_mean(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """Mean of matrices, weighted by tokens."""
+    """Mean of matrices, weighted by their token counts."""
     total = sum(count for count, _ in parts)
     mean: Tensor = parts[0][1] if len(parts) == 1 else sum(count / total * M for count, M in parts)  # type: ignore[assignment]
     return mean

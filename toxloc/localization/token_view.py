@@ -1,4 +1,4 @@
-"""What every layer does at every token of one text."""
+"""Token view: attribution and activation of every layer at every token of one text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenView:
-    """What every layer does at every token of one text.
+    """Attribution and activation of every layer at every token of one text.
 
     Attributes:
-        text: raw.
-        tokens: raw, decoded one by one; the BOS token first where the model's texts begin with it.
-        attribution: nats of log-likelihood the text would lose, to first order, if the layer's neurons were silenced
-            at that position: what they contribute there to saying this text.
-        activation: how far the layer's output lies towards the toxic side of the middle between the means of toxic
-            and neutral tokens, in standard deviations; None without statistics.
+        text: the text, unmasked.
+        tokens: the tokens, unmasked and decoded one by one; the BOS token is first if the model's texts begin with it.
+        attribution: contribution of the layer's neurons at a position to the log-likelihood of the text, in nats: the
+            loss of log-likelihood, to first order, if they were silenced at that position.
+        activation: distance of the layer's output from the midpoint between the means of toxic and neutral tokens,
+            towards the toxic mean, in standard deviations; None without statistics.
     """
 
     text: str
@@ -41,12 +41,12 @@ class TokenView:
     activation: Float64[np.ndarray, "n_layers pos"] | None
 
     def shown(self, masked: bool = True) -> list[str]:
-        """Return the tokens for display. A word is masked as a whole, also where several tokens make it up."""
+        """Return the tokens for display. A word is masked as a whole, even if it consists of several tokens."""
         characters = iter(mask("".join(self.tokens)) if masked else "".join(self.tokens))
         return ["".join(next(characters) for _ in token) for token in self.tokens]
 
     def heatmap(self, kind: str = "attribution", masked: bool = True) -> "Figure":
-        """Plotly heatmap of layer against token, of "attribution" or "activation"."""
+        """Return a Plotly heatmap of layer against token, of "attribution" or "activation"."""
         from ..plots.tokens import token_heatmap
 
         return token_heatmap(self, kind, masked)
@@ -58,19 +58,20 @@ class TokenView:
 def token_view(
     lm: LoadedModel, text: str, statistics: ContrastStatistics | None = None, *, max_length: int = 128
 ) -> TokenView:
-    """Show at which tokens of a text each layer drives it, and where its output looks toxic.
+    """Show at which tokens of a text each layer contributes to the text, and where its output looks toxic.
 
     With m_t a layer's output at position t and NLL the text's summed negative log-likelihood, attribution is
     -<m_t - b_out, dNLL/dm_t>; activation is <(m_t - (mean_T + mean_N) / 2) / sd_pooled, d> with d the unit vector
-    along (mean_T - mean_N) / sd_pooled. The first position is shown too, though it may be an attention sink that
-    dwarfs all others. A norm right after the MLP undoes whatever scales all neurons of a layer alike, so in gemma2,
-    gemma3 and olmo2 attribution is that of the norm's output, as in the score of that name.
+    along (mean_T - mean_N) / sd_pooled. The first position is included, although it may be an attention sink with much
+    larger values than all others. A norm right after the MLP undoes a common scaling of all neurons of a layer, so in
+    gemma2, gemma3 and olmo2 attribution is computed from the norm's output, as in the score `attribution`.
 
     Args:
         lm: the model.
-        text: of two tokens at least.
-        statistics: of a contrast set, from `collect_contrast` on this model; without it there is no activation.
-        max_length: tokens read.
+        text: text of at least two tokens.
+        statistics: statistics of a contrast set, from `collect_contrast` on this model; without them, the result has no
+            activation.
+        max_length: number of tokens read from the text.
 
     Raises:
         ToxlocError: the text is empty or a single token, or the statistics are of a model of another shape.
@@ -82,17 +83,20 @@ def token_view(
     """
     batch = pad(lm, encode(lm, [text], max_length), [0], "right")
     if batch.ids.shape[1] < 2:
-        raise ToxlocError("A text of one token has nothing to predict; give a longer text or a larger max_length.")
-    outputs, own, gradients = _outputs_and_gradients(lm, batch)
-    attribution = -(own * gradients).sum(2).numpy()
+        raise ToxlocError("A text of one token has no token to predict; give a longer text or a larger max_length.")
+    outputs, written, gradients = _outputs_and_gradients(lm, batch)
+    attribution = -(written * gradients).sum(2).numpy()
     activation = None if statistics is None else _toxic_side(lm, outputs, statistics)
     return TokenView(text, [decode_token(lm, t) for t in batch.ids[0].tolist()], attribution, activation)
 
 
 def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tensor, "n_layers pos d_model"], ...]:
-    """Return every layer's m, what its neurons alone put into the stream, and dNLL by that, for a batch of one text."""
+    """Return every layer's m, the output of its neurons to the residual stream, and the gradient at that output.
+
+    The batch holds one text.
+    """
     outputs: list[Tensor] = []
-    written: list[Tensor] = []
+    normed_outputs: list[Tensor] = []
     views = [lm.at(site) for site in lm.sites("mlp")]
     normed = views[0].has_norm
 
@@ -103,22 +107,22 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
 
     hooks: list[tuple[Hook, Callable[[Tensor], Tensor | None]]] = [(view.output_hook, keep) for view in views]
     if normed:
-        hooks += [(view.write_hook, written.append) for view in views]
+        hooks += [(view.write_hook, normed_outputs.append) for view in views]
     with torch.enable_grad(), lm.hooks(hooks):
         loss, _ = summed_nll(lm, batch)
-        gradients = torch.autograd.grad(loss, written if normed else outputs)
+        gradients = torch.autograd.grad(loss, normed_outputs if normed else outputs)
     biases = [None if normed else view.bias for view in views]
-    own = [c if bias is None else c - bias for c, bias in zip(written or outputs, biases, strict=True)]
+    written = [c if bias is None else c - bias for c, bias in zip(normed_outputs or outputs, biases, strict=True)]
     return tuple(
         torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
-        for tensors in (outputs, own, gradients)
+        for tensors in (outputs, written, gradients)
     )
 
 
 def _toxic_side(
     lm: LoadedModel, outputs: Float64[Tensor, "n_layers pos d_model"], s: ContrastStatistics
 ) -> Float64[np.ndarray, "n_layers pos"]:
-    """Project every layer's standardised outputs on the layer's toxic direction."""
+    """Project every layer's standardised outputs onto the layer's toxic direction."""
     toxic, neutral = s.toxic.contributions, s.neutral.contributions
     assert toxic is not None and neutral is not None
 
@@ -129,8 +133,8 @@ def _toxic_side(
     n_T, n_N = (side.tokens.sum().cpu().double().clamp_min(1) for side in (toxic, neutral))
     mean_T, mean_N = total(toxic.outputs) / n_T, total(neutral.outputs) / n_N
     if mean_T.shape != (lm.n_layers, lm.d_model):
-        raise ToxlocError(f"These statistics are of a model of another shape; gather them on {lm.name}.")
+        raise ToxlocError(f"These statistics are from a model of another shape; gather them on {lm.name}.")
     var = (total(toxic.squares) + total(neutral.squares) - n_T * mean_T**2 - n_N * mean_N**2) / (n_T + n_N)
-    per_sd = torch.where(var > 0, var.rsqrt(), 0.0)  # an element that never varies says nothing
+    per_sd = torch.where(var > 0, var.rsqrt(), 0.0)  # an element that never varies does not count
     d = nn.functional.normalize((mean_T - mean_N) * per_sd, dim=1)
     return ((outputs - ((mean_T + mean_N) / 2)[:, None]) * (per_sd * d)[:, None]).sum(2).numpy()

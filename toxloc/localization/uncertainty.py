@@ -1,4 +1,4 @@
-"""How sure a layer's score is: a bootstrap interval over texts, and a null from shuffling the two labels."""
+"""Uncertainty of layer scores: bootstrap intervals over texts, and null distributions from shuffled labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,12 +12,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Weights:
-    """How often each group of texts counts as toxic and as neutral in every draw; toxic groups come first.
+    """How often each group of texts counts as toxic and as neutral in every draw. Toxic groups come first.
 
     Attributes:
-        toxic: float64 [draws, groups].
-        neutral: float64 [draws, groups].
-        null: whether labels were shuffled.
+        toxic: number of times that a group counts as toxic, float64 [draws, groups].
+        neutral: number of times that a group counts as neutral, float64 [draws, groups].
+        null: whether the labels are shuffled.
     """
 
     toxic: Float64[np.ndarray, "draws groups"]
@@ -26,13 +26,13 @@ class Weights:
 
     @classmethod
     def observed(cls, n_toxic: int, n_neutral: int) -> "Weights":
-        """Every group once, on its own side."""
+        """Return a single draw in which every group counts once, with its true label."""
         side = np.r_[np.ones(n_toxic), np.zeros(n_neutral)][None]
         return cls(side, 1 - side, null=False)
 
     @classmethod
     def bootstrap(cls, n_toxic: int, n_neutral: int, paired: bool, draws: int = DRAWS, seed: int = 0) -> "Weights":
-        """Draw as many groups of each side with replacement; of pairs both halves together."""
+        """Resample the groups of each side with replacement; the two halves of a pair are resampled together."""
         rng = np.random.default_rng([seed, 1])
         toxic = rng.multinomial(n_toxic, np.full(n_toxic, 1 / n_toxic), size=draws).astype(np.float64)
         neutral = toxic if paired else rng.multinomial(n_neutral, np.full(n_neutral, 1 / n_neutral), size=draws)
@@ -41,7 +41,7 @@ class Weights:
 
     @classmethod
     def shuffled(cls, n_toxic: int, n_neutral: int, paired: bool, draws: int = DRAWS, seed: int = 0) -> "Weights":
-        """Deal the labels anew; of pairs the two halves change sides or do not."""
+        """Shuffle the labels of the groups; in a paired set, the two halves of a pair swap labels or keep them."""
         rng = np.random.default_rng([seed, 2])
         if paired:
             stays = rng.random((draws, n_toxic)) < 0.5
@@ -54,19 +54,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """How sure one score is in every layer; all fields are float64 [n_layers].
+    """Uncertainty of one score in every layer; all fields are float64 [n_layers].
 
     Attributes:
         low: lower end of the 95% interval.
-        high: upper end. Intervals are basic bootstrap intervals over texts (twice the score minus a quantile), which
-            take off the bias that a norm or a maximum has on few texts; it can be so large that the score itself
-            lies above its interval.
-        null_mean: mean score with the labels shuffled.
-        null_sd: its standard deviation.
+        high: upper end of the 95% interval. Intervals are basic bootstrap intervals over texts (twice the score minus a
+            quantile). They remove the bias that a norm or a maximum has on few texts; this bias can be so large that
+            the score lies above its interval.
+        null_mean: mean of the null distribution, the scores under shuffled labels.
+        null_sd: standard deviation of the null distribution.
         z: (score - null_mean) / null_sd.
-        p: share of shufflings with a score as large (for a signed score: as far from the null's mean).
-        p_adjusted: the same for the largest z over all layers (Westfall and Young's single-step maxT), so that a
-            small value in any layer is a small value despite having looked at them all.
+        p: p-value: share of shuffles with a score at least as large (for a signed score: at least as far from
+            null_mean).
+        p_adjusted: p-value adjusted for testing all layers: share of shuffles whose largest z over all layers is at
+            least as large (Westfall and Young's single-step maxT).
     """
 
     low: Float64[np.ndarray, " n_layers"]
@@ -83,7 +84,7 @@ class Uncertainty:
         return tuple(field.name for field in fields(cls))
 
     def at(self, places: Sequence[int]) -> "Uncertainty":
-        """Return the same for some of the layers."""
+        """Return the uncertainty of some of the layers."""
         return Uncertainty(*(getattr(self, name)[list(places)] for name in self.names()))
 
     @classmethod
@@ -98,11 +99,11 @@ class Uncertainty:
         """Summarise the bootstrap and the null draws of a score.
 
         Args:
-            score: the score itself.
-            resampled: its bootstrap draws.
-            null: its draws under shuffled labels.
-            signed: whether negative values mean something, so that p is two-sided.
-            bounds: values the score can take; the interval is cut there.
+            score: score of the observed texts.
+            resampled: scores under the bootstrap draws.
+            null: scores under shuffled labels.
+            signed: whether negative values are meaningful; p is then two-sided.
+            bounds: smallest and largest possible score, to which the interval is clipped.
         """
         tail = (1 - CONFIDENCE) / 2
         low, high = (2 * score - np.quantile(resampled, q, axis=0) for q in (1 - tail, tail))
@@ -110,7 +111,7 @@ class Uncertainty:
         scale = np.where(sd > 0, sd, np.inf)
         z, z_null = (score - mean) / scale, (null - mean) / scale
         size, size_null = (np.abs(z), np.abs(z_null)) if signed else (z, z_null)
-        slack = 1e-9  # a shuffling that gives the very same labels counts as one as large
+        slack = 1e-9  # a shuffle that restores the observed labels counts as at least as large
         return cls(
             np.clip(low, *bounds),
             np.clip(high, *bounds),
@@ -123,6 +124,6 @@ class Uncertainty:
 
 
 def _share(as_large: np.ndarray) -> Float64[np.ndarray, " n_layers"]:
-    """Share of draws, the observed labels counted among them, so that it is never 0."""
+    """Share of draws. The observed labels count as one of them, so that the share is never 0."""
     share: np.ndarray = (1.0 + as_large.sum(0)) / (1.0 + len(as_large))
     return share

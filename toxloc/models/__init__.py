@@ -1,1 +1,1 @@
-"""Language models: loading them, and reading and changing what happens inside."""
+"""Load language models, and read and change their weights and activations."""

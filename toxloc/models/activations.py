@@ -1,4 +1,4 @@
-"""Activations that interventions see and change, the same in both module trees of a model."""
+"""Read and change activations in the same way in both module trees of a model, `lm.hooked` and `lm.hf`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,13 +21,13 @@ Pool = Literal["max", "mean"]
 
 @dataclass(frozen=True)
 class Place:
-    """An activation of a model.
+    """The place of an activation in a model.
 
     Attributes:
-        hook: shows it on `lm.hooked`: the name of a hook point, or a module, whose output it is.
-        module: the module of `lm.hf` whose input or output it is; None without `lm.hf`.
-        before: whether it is the module's input.
-        columns: which columns of it, where the family keeps two matrices in one; None for all.
+        hook: name of its hook point on `lm.hooked`, or a module of `lm.hooked` whose output it is.
+        module: module of `lm.hf` whose input or output it is; None without `lm.hf`.
+        before: whether it is the input of `module`, not the output.
+        columns: its columns in the output of `module`, for families that store two matrices as one; None for all.
     """
 
     hook: Hook
@@ -37,19 +37,19 @@ class Place:
 
 
 def keys_of(lm: LoadedModel, site: AnySite) -> Place:
-    """Return the place of the keys [.., d_in] that a site's weight reads: a of an MLP, z of an attention."""
+    """Return the place of a site's keys [..., d_in]: the inputs of W_out for an MLP, of W_O for an attention."""
     view = lm.at(site)
     return Place(view.keys_hook, view.linear, before=True)
 
 
 def written_by(lm: LoadedModel, site: AnySite) -> Place:
-    """Return the place of what a site adds to the residual stream [.., d_model]: m, normed where the family does so."""
+    """Return the place of what a site adds to the residual stream [..., d_model]: m, after its norm if there is one."""
     view = lm.at(site)
     return Place(view.write_hook, view.writer)
 
 
 def mlp_linears(lm: LoadedModel, layer: int) -> list[Place]:
-    """Return the outputs of an MLP's linear maps: the inputs of its non-linearity (gate and up apart), and m."""
+    """Return the places of the outputs of an MLP's linear maps: of up, or of gate and up, and of W_out (m)."""
     family, block, view = architecture(lm.model_type), lm.block(layer), lm.at(layer)
     names = [f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_pre_linear"]
     modules = [block.get_submodule(path) for path in family.up]
@@ -61,7 +61,7 @@ def mlp_linears(lm: LoadedModel, layer: int) -> list[Place]:
 
 
 def residual(lm: LoadedModel, layer: int) -> Place:
-    """Return the place of the residual stream after a block [.., d_model]."""
+    """Return the place of the residual stream [..., d_model] after a block."""
     return Place(f"blocks.{layer}.hook_resid_post", None if lm.hf is None else lm.block(layer))
 
 
@@ -70,10 +70,10 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
 
     Args:
         lm: the model.
-        place: which activation.
-        transform: from the activation [.., d] in float32, whatever type the model computes in, to its new value,
-            which is rounded back.
-        stack: takes the hooks off when it is closed.
+        place: place of the activation.
+        transform: function from the activation [..., d] to its new value. The activation is cast to float32, and the
+            new value is cast back to the original dtype.
+        stack: removes the hooks when it is closed.
     """
 
     def rounded(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
         return (on_columns(output[0]), *output[1:]) if isinstance(output, tuple) else on_columns(output)
 
     def on_hooked(x: Tensor) -> Tensor:
-        return rounded(x.flatten(2)).view_as(x) if x.ndim == 4 else rounded(x)  # z comes as [batch, pos, head, d_head]
+        return rounded(x.flatten(2)).view_as(x) if x.ndim == 4 else rounded(x)  # z: [batch, pos, head, d_head]
 
     if place.module is not None:
         if place.before:
@@ -115,38 +115,38 @@ def pooled(
     """Pool the activations at every place over the real tokens of each text.
 
     Args:
-        lm: the model as it is now.
-        texts: at least one, none empty.
-        places: which activations.
+        lm: the model, with the interventions that are applied to it.
+        texts: at least one text, none empty.
+        places: places of the activations.
         pool: "max" or "mean".
-        skip_first: leave the first position out, which can be an attention sink (texts of one token keep it).
-        max_length: tokens read of each text.
+        skip_first: leave out the first position, which can be an attention sink. Texts of a single token keep it.
+        max_length: number of tokens to read of each text.
         describe: label of the progress bar.
 
     Returns:
-        For every place float32 [n_texts, d], on the CPU.
+        One float32 tensor [n_texts, d] per place, on the CPU.
     """
     rows: list[list[Tensor]] = [[] for _ in places]
     order: list[int] = []
     kept = torch.ones(0, 0, dtype=torch.bool)
 
-    def see(at: int) -> Callable[[Tensor], None]:
+    def pooling_hook(index: int) -> Callable[[Tensor], None]:
         def hook(x: Tensor) -> None:
             x, real = x.reshape(*kept.shape, -1).float(), kept.to(x.device)
             if pool == "max":
-                rows[at].append(x.masked_fill(~real[..., None], -torch.inf).amax(1).cpu())
+                rows[index].append(x.masked_fill(~real[..., None], -torch.inf).amax(1).cpu())
             else:
                 weights = real.float() / real.sum(1, keepdim=True)
-                rows[at].append(torch.bmm(weights[:, None], x)[:, 0].cpu())
+                rows[index].append(torch.bmm(weights[:, None], x)[:, 0].cpu())
 
         return hook
 
-    with lm.hooks([(place.hook, see(at)) for at, place in enumerate(places)]):
+    with lm.hooks([(place.hook, pooling_hook(i)) for i, place in enumerate(places)]):
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
             kept = batch.real.clone()
             if skip_first:
                 kept[:, 0] = kept.sum(1) == 1
             order += batch.index
             lm.forward_hidden(batch.ids, batch.mask)
-    back = torch.argsort(torch.tensor(order))
-    return [torch.cat(parts)[back] for parts in rows]
+    inverse = torch.argsort(torch.tensor(order))
+    return [torch.cat(parts)[inverse] for parts in rows]

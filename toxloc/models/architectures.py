@@ -1,4 +1,4 @@
-"""Where each supported family keeps its blocks, the matrix that writes an MLP's output, and the norms after it."""
+"""Paths of the blocks, the linear maps and the norms in the models of each supported family."""
 
 from dataclasses import dataclass, replace
 
@@ -10,18 +10,19 @@ from ..errors import ToxlocError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths in a Hugging Face model.
+    """Paths of the modules in the Hugging Face models of a family.
 
     Attributes:
-        blocks: to the list of blocks.
-        down: in a block, to the module that holds W_out, which writes the MLP's output.
-        up: in a block, to the linear maps that read the residual stream for the MLP: one, or gate and up.
-        joint_up: gate and up are one matrix, in this order.
-        attention: in a block, to the module that holds W_O, which writes the attention's output.
-        final_norm: to the norm between the last block and the unembedding.
-        post_norm: in a block, to the norm between the MLP and the residual stream, where the family has one.
-        attention_norm: the same for the attention.
-        norm_offset: these norms multiply by (norm_offset + their weight).
+        blocks: path of the list of blocks.
+        up: paths, in a block, of the linear maps through which the MLP reads the residual stream: up, or gate and up.
+        down: path, in a block, of the module that holds W_out, which writes the MLP's output.
+        attention: path, in a block, of the module that holds W_O, which writes the attention's output.
+        final_norm: path of the norm between the last block and the unembedding.
+        post_norm: path, in a block, of the norm between the MLP and the residual stream; None if there is no such norm.
+        attention_norm: path, in a block, of the norm between the attention and the residual stream; None if there is no
+            such norm.
+        joint_up: whether a single matrix holds gate and up, in this order.
+        norm_offset: offset of `post_norm` and `attention_norm`, which multiply by (norm_offset + their weight).
     """
 
     blocks: str
@@ -35,11 +36,11 @@ class Architecture:
     norm_offset: float = 0.0
 
     def linear(self, part: str) -> str:
-        """Return the path, in a block, to the linear map that writes a part's output."""
+        """Return the path, in a block, of the linear map that writes the output of a part, "mlp" or "attention"."""
         return {"mlp": self.down, "attention": self.attention}[part]
 
     def norm(self, part: str) -> str | None:
-        """Return the path, in a block, to the norm between a part's linear map and the residual stream."""
+        """Return the path, in a block, of the norm between a part and the residual stream; None if there is none."""
         return {"mlp": self.post_norm, "attention": self.attention_norm}[part]
 
 
@@ -79,33 +80,36 @@ def architecture(model_type: str) -> Architecture:
     """Look up a family by the `model_type` of its configuration.
 
     Raises:
-        ToxlocError: the family is not in the table; the message lists those that are.
+        ToxlocError: the family is not supported; the message lists the supported families.
     """
     if model_type not in ARCHITECTURES:
         raise ToxlocError(
-            f"Models of type {model_type!r} are not supported; toxloc works on decoder-only language models with "
-            f"one dense MLP per block: {', '.join(sorted(ARCHITECTURES))}."
+            f"Models of type {model_type!r} are not supported; toxloc supports decoder-only language models with one "
+            f"dense MLP per block, of the types {', '.join(sorted(ARCHITECTURES))}."
         )
     return ARCHITECTURES[model_type]
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the blocks, checked to hold what this file says of the family.
+    """Return the blocks of a model, and check that they have the modules that are listed for the family.
 
     Raises:
-        ToxlocError: the family is not supported, or the model has the type's name but not its layout (a mixture of
-            experts, for example).
+        ToxlocError: the family is not supported, or the model does not have the layout of its type (for example a
+            mixture of experts).
     """
     family = architecture(model.config.model_type)
+    paths = [*family.up, family.down, family.attention, family.post_norm, family.attention_norm]
+    missing = family.blocks
     try:
         blocks = list(model.get_submodule(family.blocks).children())
         for block in blocks:
-            for path in (*family.up, family.down, family.attention, family.post_norm, family.attention_norm):
+            for path in paths:
+                missing = f"{family.blocks}.*.{path}"
                 block.get_submodule(path or "")
     except AttributeError:
         raise ToxlocError(
-            f"This {model.config.model_type} model has no dense MLP at {family.blocks}.*.{family.down}; "
-            "mixtures of experts and changed layouts are not supported."
+            f"This {model.config.model_type} model has no module {missing}, which this family has; mixtures "
+            "of experts and changed layouts are not supported."
         ) from None
     return blocks
 
@@ -121,7 +125,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
         norm: nn.Module = model.get_submodule(path)
     except AttributeError:
         raise ToxlocError(
-            f"This {model.config.model_type} model has no final norm at {path}, so what its neurons "
-            "promote cannot be read off their weights; choose a model with one."
+            f"This {model.config.model_type} model has no final norm at {path}, so the tokens that its neurons "
+            "promote cannot be computed from its weights; choose a model with a final norm."
         ) from None
     return norm

@@ -1,8 +1,10 @@
-"""Texts to padded batches of token ids: tokenised once, sorted by length, batched by tokens, masked explicitly."""
+"""Turn texts into padded batches of token ids.
+
+Texts are tokenised once, sorted by length and batched by number of tokens. Padding is masked explicitly.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -12,17 +14,20 @@ from ..errors import ToxlocError
 from ..support.progress import track
 from .loaded import LoadedModel
 
-if TYPE_CHECKING:
-    pass
-
-# Measured on 2 cores: larger batches are slower on a CPU, where fresh memory costs more than small matrices do.
+# Measured on 2 cores: larger batches are slower on a CPU, where new memory costs more than small matrix products.
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
-LOGITS_PER_BATCH = {"cpu": 1 << 25, "cuda": 1 << 28}  # float32 numbers: bounds the memory of large vocabularies
+LOGITS_PER_BATCH = {"cpu": 1 << 25, "cuda": 1 << 28}  # float32 numbers; limits the memory for large vocabularies
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right- or left-padded token ids; `mask` is 1 at real tokens, `index` gives each row's place in the input."""
+    """A batch of padded token ids.
+
+    Attributes:
+        ids: token ids, padded on the right or on the left.
+        mask: 1 at real tokens, 0 at padding.
+        index: position of each row's text in the input.
+    """
 
     ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
@@ -35,7 +40,9 @@ class Batch:
 
 
 def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Tokenise with the Hugging Face tokenizer, begin with BOS if the model's texts do, cut at `max_length`.
+    """Tokenise texts with the Hugging Face tokenizer.
+
+    Rows begin with BOS if `lm.prepend_bos` is set, and are truncated to `max_length` tokens and to the model's context.
 
     Raises:
         ToxlocError: a text is empty.
@@ -47,19 +54,22 @@ def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[
     rows: list[list[int]] = lm.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
     if lm.prepend_bos:
         rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
-    if bos is not None:  # chat templates write it into the text, and some tokenizers then add another
+    if bos is not None:  # a chat template writes BOS into the text, and some tokenizers add a second BOS
         rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
     return [row[: min(max_length, lm.context)] for row in rows]
 
 
 def filler(lm: LoadedModel) -> int:
-    """Return the token id to pad with; which one does not matter, since padding is masked."""
+    """Return the token id to pad with. Its value does not matter, because padding is masked."""
     pad_id = lm.tokenizer.pad_token_id
     return int(pad_id if pad_id is not None else lm.tokenizer.eos_token_id or 0)
 
 
 def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: str, at_least: int = 1) -> Batch:
-    """Pad rows to one length on `side`. The mask is built from lengths, never from ids: pad may equal eos."""
+    """Pad rows on `side` to the same length, at least `at_least`.
+
+    The mask is built from lengths, not from ids, because the padding token can be the end-of-text token.
+    """
     width = max(at_least, *map(len, rows))
     ids = torch.full((len(rows), width), filler(lm))
     mask = torch.zeros_like(ids)
@@ -78,13 +88,14 @@ def batches(
     tokens: int | None = None,
     describe: str = "reading",
 ) -> Iterator[Batch]:
-    """Yield right-padded batches of at most `tokens` positions, longest texts first.
+    """Yield right-padded batches, longest texts first.
 
     Args:
-        lm: whose tokenizer and device to use.
-        texts: none of them empty.
-        max_length: tokens kept of each text.
-        tokens: positions per batch, padding included; by default what suits the device and the vocabulary.
+        lm: the model whose tokenizer and device to use.
+        texts: the texts, none empty.
+        max_length: number of tokens to keep of each text.
+        tokens: largest number of positions per batch, including padding; a longer text is a batch by itself. By default
+            a number that suits the device and the size of the vocabulary.
         describe: label of the progress bar.
     """
     if tokens is None:
@@ -102,7 +113,7 @@ def batches(
 
 
 def decode_token(lm: LoadedModel, token: int) -> str:
-    """Decode one token, with the space before a word that SentencePiece decoders strip where a text begins."""
+    """Decode one token, and keep the leading space that SentencePiece decoders strip at the beginning of a text."""
     piece: str = lm.tokenizer.decode([token])
     spaced = (lm.tokenizer.convert_ids_to_tokens(token) or "").startswith("▁")
     return " " + piece if spaced and piece[:1] != " " else piece

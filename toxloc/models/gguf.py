@@ -13,11 +13,11 @@ from ..support.quiet import quiet
 def converted_folder(gguf: Path) -> Path:
     """Return a model folder made from a GGUF file; the file is converted on first use.
 
-    The folder lies in the user's cache and is named by the SHA-256 of the file, so a changed file is converted again
-    and an unchanged file is not. transformers dequantises the weights to float32.
+    The folder is in the user's cache, and its name contains the SHA-256 of the file (the first 16 digits), so a changed
+    file is converted again and an unchanged file is not. transformers dequantises the weights to float32.
 
     Raises:
-        ToxlocError: transformers cannot read the file, or the disk has no room.
+        ToxlocError: transformers cannot read the file, or the disk does not have enough free space.
     """
     with gguf.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -46,7 +46,7 @@ def convert(gguf: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise ToxlocError(
-            f"transformers cannot read {gguf.name} ({error}); convert it to a Hugging Face folder by other means."
+            f"transformers cannot read {gguf.name} ({error}); convert it to a Hugging Face folder with another tool."
         ) from error
     # The weights are dequantised, but transformers refuses to save or edit a model that is marked as quantised.
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):

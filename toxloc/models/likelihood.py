@@ -1,7 +1,8 @@
-"""How likely a model finds a text, token by token, without ever holding the logits of a whole batch.
+"""Negative log-likelihood of each token of a text, without the logits of a whole batch in memory.
 
-The unembedding is the widest matrix of most models. Its logits are made, reduced and dropped some rows at a time, and
-only where something is predicted; the gradient by the hidden states is taken from the same rows.
+The unembedding is the widest matrix of most models. Logits are computed, reduced and discarded some rows at a time, and
+only at positions that predict a real token. The gradient with respect to the hidden states is computed from the same
+rows.
 """
 
 from collections.abc import Iterator
@@ -13,15 +14,15 @@ from torch import Tensor
 from .batching import Batch
 from .loaded import LoadedModel
 
-LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}  # float32 numbers; on a CPU 16 MB were quicker than 4 or 32
-FEWEST_ROWS = 256  # of fewer, a matrix product is slow
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}  # float32 numbers; on a CPU, 16 MB are faster than 4 MB and 32 MB
+FEWEST_ROWS = 256  # a matrix product with fewer rows is slow
 
 
 def summed_nll(lm: LoadedModel, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Negative log-likelihood in nats, summed over the real tokens after the first, and how many those are.
+    """Return the negative log-likelihood in nats, summed over the tokens after each text's first, and their number.
 
-    Each text is read alone from its first token, right-padded. It can be differentiated by what hooks on `lm.hooked`
-    put into the graph.
+    Each text of the batch is read independently, from its first token; the batch must be right-padded. Padding is not
+    counted. The sum is differentiable with respect to tensors that hooks on `lm.hooked` put into the graph.
 
     Example:
         >>> from toxloc import load_model
@@ -35,12 +36,12 @@ def summed_nll(lm: LoadedModel, batch: Batch) -> tuple[Float[Tensor, ""], int]:
 
 
 def predicted(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """True where the next token is a real one, so that something is predicted there."""
+    """Return a mask that is True where the next token is real, that is, at the positions that predict a token."""
     return torch.nn.functional.pad(batch.mask[:, 1:], (0, 1)).bool()
 
 
 def targets(batch: Batch) -> Int[Tensor, " n"]:
-    """Return the tokens that are predicted, text by text."""
+    """Return the predicted tokens, text by text."""
     return batch.ids[:, 1:][batch.mask[:, 1:].bool()]
 
 
@@ -50,7 +51,7 @@ def predicting(lm: LoadedModel, batch: Batch) -> Float[Tensor, "n d_model"]:
 
 
 def sampled(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], generator: torch.Generator) -> Int[Tensor, " n"]:
-    """Draw a next token from what the model itself predicts after each hidden state."""
+    """Sample the next token after each hidden state from the distribution that the model predicts."""
     with torch.no_grad():
         drawn = [
             torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
@@ -60,7 +61,10 @@ def sampled(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], generator: torc
 
 
 def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Negative log-likelihood of one token after each hidden state, in nats, float32; differentiable by `hidden`."""
+    """Return the negative log-likelihood of a token after each hidden state, in nats, as float32.
+
+    It is differentiable with respect to `hidden`.
+    """
     losses: Tensor = _TokenNLL.apply(hidden, token, lm)  # type: ignore[no-untyped-call]
     return losses
 
@@ -68,7 +72,7 @@ def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Te
 def logit_rows(
     lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
 ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
-    """Yield the logits of some rows of hidden states at a time, in float32, with the rows they belong to."""
+    """Yield the logits of a few rows of hidden states at a time, in float32, and the slice of these rows."""
     (W_U, b_U), cap = lm.unembedding, lm.soft_cap
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "cuda"]
     step = max(FEWEST_ROWS, at_once // len(W_U))
@@ -79,29 +83,29 @@ def logit_rows(
 
 
 class _TokenNLL(torch.autograd.Function):
-    """Loss and gradient by the hidden states from one pass over the rows: d loss / d logits = softmax - one-hot."""
+    """Loss and gradient with respect to `hidden` in one pass over the rows: d loss / d logits = softmax - one-hot."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, token: Tensor, lm: LoadedModel) -> Tensor:
         losses = torch.empty(len(hidden), device=hidden.device)
-        wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        gradient = torch.empty_like(hidden) if wanted else None
+        needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        gradient = torch.empty_like(hidden) if needs_gradient else None
         cap, (W_U, _) = lm.soft_cap, lm.unembedding
         for rows, logits in logit_rows(lm, hidden):
-            own = token[rows, None]
-            at_own = logits.gather(1, own)[:, 0]
-            bent = None if cap is None or not wanted else 1 - (logits / cap) ** 2
+            target = token[rows, None]
+            target_logit = logits.gather(1, target)[:, 0]
+            cap_slope = None if cap is None or not needs_gradient else 1 - (logits / cap) ** 2
             largest = logits.amax(1, keepdim=True)
             sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            losses[rows] = (largest + sums.log())[:, 0] - at_own
+            losses[rows] = (largest + sums.log())[:, 0] - target_logit
             if gradient is not None:
                 slope = logits.div_(sums)
-                slope.scatter_add_(1, own, torch.full_like(at_own, -1.0)[:, None])
-                gradient[rows] = (slope if bent is None else slope * bent).to(W_U) @ W_U
+                slope.scatter_add_(1, target, torch.full_like(target_logit, -1.0)[:, None])
+                gradient[rows] = (slope if cap_slope is None else slope * cap_slope).to(W_U) @ W_U
         ctx.save_for_backward(*([] if gradient is None else [gradient]))
         return losses
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *above: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * above[0][:, None].to(gradient.dtype), None, None
+        return gradient * gradients[0][:, None].to(gradient.dtype), None, None

@@ -1,4 +1,4 @@
-"""`LoadedModel`: two module trees over one set of weights."""
+"""`LoadedModel`: two module trees that share their weights."""
 
 import copy
 import hashlib
@@ -22,31 +22,31 @@ from .site_view import Hook, SiteView, weights_of
 from .sites import PARTS, UNITS, AnySite, Site
 
 HOOKS = ("transformer", "bridge")
-Watcher = Callable[[Tensor], Tensor | None]  # sees an activation, and may return another in its place
+Watcher = Callable[[Tensor], Tensor | None]  # reads an activation, and can return a replacement
 
 
 @runtime_checkable
 class AppliedIntervention(Protocol):
-    """What a model knows of an intervention that is applied to it."""
+    """Interface of an intervention that is applied to a model."""
 
     kind: ClassVar[str]
 
     @property
     def in_weights(self) -> bool:
-        """Whether all of it is in the weights."""
+        """Whether the whole edit is in the weights."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what it does."""
+        """Hash of the edit."""
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is."""
+        """Describe it as a dictionary."""
 
     def apply(self, lm: Any) -> None:
         """Apply it to a model."""
 
     def revert(self, lm: Any) -> None:
-        """Take it off a model."""
+        """Remove it from a model."""
 
 
 @runtime_checkable
@@ -60,18 +60,18 @@ class HookedTransformerLike(Protocol):
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A language model seen twice: through TransformerLens hooks, and as the plain Hugging Face model.
+    """A language model in two forms that share their weights: with TransformerLens hooks, and as a Hugging Face model.
 
     Attributes:
-        hooked: a TransformerBridge, or with transformer-lens 3.9 a HookedTransformer where that class has the family;
-            hooks placed here see and change its activations.
-        hf: the Hugging Face model. It shares every weight with `hooked` (an edit of one is an edit of the
-            other) but not its modules: a hook on `hooked` does not fire here. Used to generate and to save. None if
-            nothing but a HookedTransformer was given.
+        hooked: a TransformerBridge or, with transformer-lens 3.9, a HookedTransformer if that class supports the
+            family. Hooks on it read and change its activations.
+        hf: the Hugging Face model, used to generate and to save. It shares every weight with `hooked` (an edit of
+            either model edits both) but not its modules: a hook on `hooked` does not run here. None if only a
+            HookedTransformer was given.
         tokenizer: the Hugging Face tokenizer.
-        name: what it is called in results.
+        name: name of the model in results.
         prepend_bos: whether texts begin with the BOS token (see `load_model`).
-        interventions: the interventions that are applied, oldest first. Interventions keep this list themselves.
+        interventions: the applied interventions, oldest first. Interventions update this list.
     """
 
     hooked: Any
@@ -99,12 +99,12 @@ class LoadedModel:
         Args:
             hf: the model.
             tokenizer: its tokenizer.
-            name: what it is called in results.
+            name: name of the model in results.
             prepend_bos: see `load_model`.
             hooks: see `load_model`.
 
         Raises:
-            ToxlocError: the family is not supported, by toxloc or by the class asked for.
+            ToxlocError: `hooks` is unknown, or toxloc or the requested class of hooks does not support the model.
         """
         if hooks not in (None, *HOOKS):
             raise ToxlocError(f"hooks={hooks!r}: choose one of {', '.join(HOOKS)}.")
@@ -122,14 +122,14 @@ class LoadedModel:
 
     @classmethod
     def of(cls, model: Any) -> "LoadedModel":
-        """Return a LoadedModel as it is, and wrap a HookedTransformer of transformer-lens 3.9.
+        """Wrap a HookedTransformer of transformer-lens 3.9; return a LoadedModel unchanged.
 
-        A wrapped model can be localized, turned down and edited; it has no Hugging Face model that could write
-        completions or be exported. The HookedTransformer itself is left as it is. As long as a wrapper is in use, the
-        same model gives the same wrapper.
+        A wrapped model can be localized, turned down and edited, but it cannot generate completions or be exported,
+        because it has no Hugging Face model. Wrapping does not change the HookedTransformer. While a wrapper is in use,
+        wrapping the same model returns the same wrapper.
 
         Raises:
-            ToxlocError: it is neither, or a HookedTransformer without a tokenizer or with another kind of MLP.
+            ToxlocError: `model` is neither, or is a HookedTransformer without a tokenizer or without dense MLPs.
 
         Example:
             >>> lm = LoadedModel.of(HookedTransformer.from_pretrained("gpt2"))      # doctest: +SKIP
@@ -152,7 +152,7 @@ class LoadedModel:
 
     @property
     def model_type(self) -> str:
-        """The family, as the model's configuration calls it."""
+        """Name of the family in the model's configuration."""
         return str(self.hf.config.model_type if self.hf is not None else self.hooked.cfg.original_architecture)
 
     @property
@@ -162,7 +162,7 @@ class LoadedModel:
 
     @property
     def d_mlp(self) -> int:
-        """Neurons in one MLP (rows of W_out)."""
+        """Number of neurons in an MLP (rows of W_out)."""
         return int(self.W_out(0).shape[0])
 
     @property
@@ -172,34 +172,34 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where texts go in: the device of the embedding."""
+        """Device of the embedding, which takes the token ids."""
         table: Tensor = self.hooked.embed.W_E if self.hf is None else self.hf.get_input_embeddings().weight
         return table.device
 
     def device_of(self, layer: int) -> torch.device:
-        """Where a layer's MLP lies; `device`, unless the model is spread over several."""
+        """Return the device of a layer's MLP: `device`, unless the model is spread over several devices."""
         return self.W_out(layer).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Data type of the weights."""
         return self.W_out(0).dtype
 
     @property
     def context(self) -> int:
-        """Longest text in tokens that the model takes."""
+        """Length in tokens of the longest text that the model can read."""
         if self.hf is None:
             return int(self.hooked.cfg.n_ctx)
         return int(getattr(self.hf.config, "max_position_embeddings", None) or 2048)
 
     @property
     def d_vocab(self) -> int:
-        """Number of logits."""
+        """Number of logits per position (rows of the unembedding)."""
         return int(self.unembedding[0].shape[0])
 
     @property
     def unembedding(self) -> tuple[Float[Tensor, "d_vocab d_model"], Float[Tensor, " d_vocab"] | None]:
-        """Matrix and bias that make logits of the final hidden states."""
+        """Weight and bias that map the final hidden states to logits."""
         if self.hf is None:
             return self.hooked.W_U.T, self.hooked.b_U
         module = self.hf.get_output_embeddings()
@@ -207,7 +207,7 @@ class LoadedModel:
 
     @property
     def soft_cap(self) -> float | None:
-        """The c of a family that bends its logits to c * tanh(logits / c), as gemma2 does."""
+        """The c of families with soft-capped logits c * tanh(logits / c), such as gemma2; None for other families."""
         cap = (
             getattr(self.hf.config, "final_logit_softcapping", None)
             if self.hf is not None
@@ -216,7 +216,7 @@ class LoadedModel:
         return float(cap) if cap is not None and cap > 0 else None
 
     def sites(self, *parts: str) -> list[Site]:
-        """List the sites of the model, layer by layer, of all parts or of those given.
+        """List the sites of the model layer by layer, of the given parts or of all parts.
 
         Example:
             >>> from toxloc import load_model
@@ -226,7 +226,9 @@ class LoadedModel:
         return [site for site in self._views if not parts or site.part in parts]
 
     def at(self, site: AnySite) -> SiteView:
-        """Return a site in this model: its live weight, its hooks, its units. An integer means that layer's MLP.
+        """Return the view of a site in this model: its live weight, its hooks and its units.
+
+        An integer means the MLP of that layer.
 
         Raises:
             ToxlocError: the model has no such site.
@@ -240,7 +242,11 @@ class LoadedModel:
         return self._views[site]
 
     def check_unit(self, site: AnySite, unit: int) -> None:
-        """Raise ToxlocError if a site has no unit of this number: no such neuron, or no such head."""
+        """Check that a site has a unit with this number.
+
+        Raises:
+            ToxlocError: the model has no such site, or the site has no such neuron or head.
+        """
         view = self.at(site)
         if not 0 <= unit < view.n_units:
             kind = UNITS[view.site.part]
@@ -250,7 +256,7 @@ class LoadedModel:
             )
 
     def _view(self, site: Site) -> SiteView:
-        """Find a site's weight, norm and hooks."""
+        """Make the view of a site: find its weight, norm and hooks."""
         mlp, block, cfg = site.part == "mlp", self.hooked.blocks[site.layer], self.hooked.cfg
         if self.hf is None:
             linear, norm, offset, has_norm = None, None, 0.0, bool(cfg.use_normalization_before_and_after)
@@ -261,20 +267,21 @@ class LoadedModel:
                     return block.mlp.W_out, block.mlp.b_out
                 return block.attn.W_O.view(-1, cfg.d_model), block.attn.b_O
         else:
-            own, path = self._blocks[site.layer], self._family.norm(site.part)
-            linear, norm = own.get_submodule(self._family.linear(site.part)), own.get_submodule(path) if path else None
+            hf_block, path = self._blocks[site.layer], self._family.norm(site.part)
+            linear = hf_block.get_submodule(self._family.linear(site.part))
+            norm = hf_block.get_submodule(path) if path else None
             offset, has_norm, heads = self._family.norm_offset, path is not None, self.hf.config.num_attention_heads
             weights = partial(weights_of, linear)
-        at = f"blocks.{site.layer}"
-        # A HookedTransformer has no hook point for m where a norm follows, so the modules themselves are hooked there.
+        prefix = f"blocks.{site.layer}"
+        # A HookedTransformer has no hook point for m before a norm, so its modules are hooked instead.
         output: Hook = (
-            (f"{at}.mlp.out.hook_out" if mlp else f"{at}.attn.o.hook_out")
+            (f"{prefix}.mlp.out.hook_out" if mlp else f"{prefix}.attn.o.hook_out")
             if self.is_bridge
             else block.mlp
             if mlp
             else block.attn
         )
-        keys = f"{at}.mlp.hook_post" if mlp else f"{at}.attn.o.hook_in" if self.is_bridge else f"{at}.attn.hook_z"
+        attention_keys = f"{prefix}.attn.o.hook_in" if self.is_bridge else f"{prefix}.attn.hook_z"
         return SiteView(
             site,
             weights()[0].shape[0] if mlp else heads,
@@ -283,47 +290,67 @@ class LoadedModel:
             norm,
             offset,
             has_norm,
-            keys,
+            f"{prefix}.mlp.hook_post" if mlp else attention_keys,
             output,
-            f"{at}.hook_mlp_out" if mlp else f"{at}.hook_attn_out",
+            f"{prefix}.hook_mlp_out" if mlp else f"{prefix}.hook_attn_out",
         )
 
     def W_out(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
-        """Live view of the weight of a site, W_out of a layer's MLP for an integer; in-place changes change the model.
+        """Return a live view of a site's weight; in-place changes change the model.
 
-        The shape is [d_mlp, d_model] for an MLP and [n_heads * d_head, d_model] for an attention.
+        An integer means the MLP of that layer. The shape is [d_mlp, d_model] for an MLP (W_out) and
+        [n_heads * d_head, d_model] for an attention (W_O).
         """
         return self.at(site).W
 
     def b_out(self, site: AnySite) -> Float[Tensor, " d_model"] | None:
-        """Live bias of a site's output, or None where the family has none."""
+        """Return the live bias of a site's output, or None if the family has no bias there."""
         return self.at(site).bias
 
     def block(self, layer: int) -> nn.Module:
-        """Return a layer's block in `hf`."""
-        self.check_hf("this")
+        """Return the block of a layer in `hf`.
+
+        Raises:
+            ToxlocError: there is no Hugging Face model.
+        """
+        self.check_hf("this operation")
         return self._blocks[layer]
 
     def down_projection(self, site: AnySite) -> nn.Module:
-        """Return the module of `hf` that holds a site's weight: where hooks on `hf` go."""
-        self.check_hf("this")
+        """Return the module of `hf` that holds a site's weight; hooks on `hf` are placed there.
+
+        Raises:
+            ToxlocError: there is no Hugging Face model, or no such site.
+        """
+        self.check_hf("this operation")
         linear = self.at(site).linear
         assert linear is not None
         return linear
 
     def contribution(self, site: AnySite) -> nn.Module:
-        """Return the module of `hf` whose output a site adds to the residual stream."""
-        self.check_hf("this")
+        """Return the module of `hf` whose output a site adds to the residual stream.
+
+        Raises:
+            ToxlocError: there is no Hugging Face model, or no such site.
+        """
+        self.check_hf("this operation")
         writer = self.at(site).writer
         assert writer is not None
         return writer
 
     def check_hf(self, what: str) -> None:
-        """Raise ToxlocError if there is no Hugging Face model, which `what` needs."""
+        """Check that there is a Hugging Face model.
+
+        Args:
+            what: subject of the error message: the operation that needs the Hugging Face model.
+
+        Raises:
+            ToxlocError: there is none.
+        """
         if self.hf is None:
             raise ToxlocError(
-                f"{self.name} is a HookedTransformer alone, and {what} needs the Hugging Face model as "
-                "well; load it with toxloc.load_model, which keeps both over one set of weights."
+                f"{self.name} is only a HookedTransformer, and {what} needs the Hugging Face model as well; load the "
+                "model with toxloc.load_model, which keeps both with shared weights."
             )
 
     @contextmanager
@@ -331,14 +358,14 @@ class LoadedModel:
         """Place hooks on `hooked` for the duration of a block.
 
         Args:
-            hooks: pairs of a place and a function. A place is the name of a hook point or a module, whose output is
-                shown. The function sees the activation; a tensor that it returns takes the activation's place.
+            hooks: pairs of a place and a function. A place is the name of a hook point, or a module, for its output.
+                The function takes the activation; if it returns a tensor, the tensor replaces the activation.
         """
-        named = [(place, lambda x, hook, see=see: see(x)) for place, see in hooks if isinstance(place, str)]
+        named = [(place, lambda x, hook, watch=watch: watch(x)) for place, watch in hooks if isinstance(place, str)]
         with ExitStack() as stack:
-            for place, see in hooks:
+            for place, watch in hooks:
                 if not isinstance(place, str):
-                    handle = place.register_forward_hook(lambda module, args, output, see=see: see(output))
+                    handle = place.register_forward_hook(lambda module, args, output, watch=watch: watch(output))
                     stack.callback(handle.remove)
             stack.enter_context(self.hooked.hooks(fwd_hooks=named))
             yield
@@ -346,7 +373,7 @@ class LoadedModel:
     def forward(
         self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Run the hooked model to its logits; `mask` is 1 at real tokens."""
+        """Run the hooked model and return its logits; `mask` is 1 at real tokens, 0 at padding."""
         if self.is_bridge:
             logits: Tensor = self.hooked.original_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         else:
@@ -356,7 +383,7 @@ class LoadedModel:
     def forward_hidden(
         self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Run the hooked model to its final hidden states: everything but the unembedding, the costly last step."""
+        """Run the hooked model without the costly unembedding; return the hidden states after the last norm."""
         if self.is_bridge:
             base = self.hooked.original_model.base_model
             hidden: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
@@ -366,7 +393,7 @@ class LoadedModel:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """Take every applied intervention off for the duration of the block, then apply them again."""
+        """Revert every applied intervention for the duration of the block, then apply them again."""
         applied = list(self.interventions)
         for intervention in reversed(applied):
             intervention.revert(self)
@@ -378,24 +405,24 @@ class LoadedModel:
 
 
 _WRAPPERS: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()  # by the id of the HookedTransformer
-AnyModel = LoadedModel | HookedTransformerLike  # what `LoadedModel.of` takes
+AnyModel = LoadedModel | HookedTransformerLike  # the types that `LoadedModel.of` takes
 
 
 def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
-    """Boot a bridge over a twin of the model that shares every weight with it."""
+    """Make a TransformerBridge over a copy of the model that shares every weight with it."""
     from transformer_lens.model_bridge import TransformerBridge
 
     shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
     twin = copy.deepcopy(hf, shared)
-    where = {} if is_spread(hf) else {"device": hf.device}
-    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, **where)
-    # The bridge splits some families' joint q, k, v matrix into parameters of its own.
+    device = {} if is_spread(hf) else {"device": hf.device}
+    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, **device)
+    # The bridge splits the joint q, k, v matrix of some families into new parameters, which are not frozen yet.
     hooked.requires_grad_(False)
     return hooked
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
-    """Whether a model's texts begin with BOS: the tokenizer adds it, or BOS is also the token that ends documents."""
+    """Whether texts begin with BOS: the tokenizer adds it, or BOS is also the token that ends documents."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return False
@@ -403,7 +430,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
 
 
 def _fingerprint(lm: LoadedModel) -> str:
-    """Hash of the shape and of sixteen rows of every W_out: tells models apart without reading them whole."""
+    """Return a hash of the shape and of about 16 rows of every W_out: enough to tell models apart, and fast."""
     shape = [lm.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
     digest = hashlib.sha256(json.dumps(shape).encode())
     for layer in range(lm.n_layers):

@@ -1,4 +1,4 @@
-"""`load_model`: from a name, a folder, a GGUF file or a hub id to a `LoadedModel`."""
+"""Load a model from a name, a folder, a GGUF file or the hub: `load_model`."""
 
 import torch
 from safetensors import SafetensorError
@@ -27,28 +27,29 @@ def load_model(
     """Load a language model for localization and intervention.
 
     Args:
-        name: "toxloc-tiny" (comes with the package), a Hugging Face folder, a `.gguf` file (converted once into
-            the user's cache) or a hub id.
-        device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU. "auto" deals the
-            layers out to all CUDA devices, for models that one does not hold; statistics and edits of a layer then lie
-            on its own device.
-        dtype: "float32", "bfloat16" or "float16". Statistics and edits are computed in float32 whatever this is,
-            but an edit written into 16-bit weights is rounded.
-        prepend_bos: whether texts begin with the BOS token. By default yes if the tokenizer adds it by itself
-            or if BOS is the token that also ends documents (GPT-2's custom: training texts began that way).
-        hooks: class of `LoadedModel.hooked`, "transformer" for HookedTransformer, which transformer-lens 3.9 has and 4
-            has not, or "bridge" for TransformerBridge. By default a HookedTransformer where the installed version has
-            the class, and the class has the family and gives the same logits; else a bridge.
+        name: "toxloc-tiny" (comes with the package), the name of a model that `toxloc models fetch` has downloaded, a
+            Hugging Face folder, a `.gguf` file (converted once into the user's cache) or a hub id.
+        device: "cpu", "cuda", "cuda:1", "mps" or "auto"; by default CUDA if it is available, else the CPU. "auto"
+            distributes the layers over all CUDA devices, for models that do not fit on a single device; the statistics
+            and edits of a layer are then on the device of the layer.
+        dtype: "float32", "bfloat16" or "float16". Statistics and edits are computed in float32 for every dtype, but an
+            edit that is written into 16-bit weights is rounded.
+        prepend_bos: whether texts begin with the BOS token. By default they do if the tokenizer adds BOS, or if BOS is
+            also the token that ends documents (as for GPT-2, whose training texts begin with it).
+        hooks: class of `LoadedModel.hooked`: "transformer" for HookedTransformer (in transformer-lens 3.9, but not in
+            4), or "bridge" for TransformerBridge. By default a HookedTransformer if the installed version has the
+            class, and the class supports the family and computes the same logits; otherwise a TransformerBridge.
 
     Raises:
-        ToxlocError: no such model, files missing, no network, unsupported family, no such device or dtype.
+        ToxlocError: the model does not exist, lacks files, cannot be downloaded or has an unsupported family; or the
+            device, the dtype or the class of hooks is not available.
 
     Example:
         >>> lm = load_model("toxloc-tiny")
         >>> lm.n_layers, lm.d_mlp, lm.d_model
         (8, 1024, 256)
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     if dtype not in DTYPES:
         raise ToxlocError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
     source = resolve(name)
@@ -67,32 +68,32 @@ def load_model(
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
     if tokenizer.chat_template is not None:
-        note(f"{source.name} has a chat template. It is not used: texts are read, and prompts continued, as they are.")
-    return LoadedModel.from_hf(hf if is_spread(hf) else hf.to(where), tokenizer, source.name, prepend_bos, hooks)
+        note(f"{source.name} has a chat template. toxloc does not use it: texts and prompts are read as plain text.")
+    return LoadedModel.from_hf(hf if is_spread(hf) else hf.to(torch_device), tokenizer, source.name, prepend_bos, hooks)
 
 
 def _device_map(device: str | None) -> str | None:
-    """Deal out only where there are several devices: on one there is nothing to gain from accelerate's hooks."""
+    """Distribute only over several devices: on a single device, accelerate's hooks have no benefit."""
     return "balanced" if device == "auto" and torch.cuda.device_count() > 1 else None
 
 
 def pick_device(device: str | None) -> torch.device:
-    """Turn a device's name into a device that is really there.
+    """Return the torch device of a name; None and "auto" mean CUDA if it is available, else the CPU.
 
     Raises:
-        ToxlocError: the name is not a device's, or the machine has no such device.
+        ToxlocError: the name is not the name of a device, or the machine does not have the device.
     """
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        where = torch.device(device)
+        torch_device = torch.device(device)
     except RuntimeError:
         raise ToxlocError(f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:0', 'mps' or 'auto'.") from None
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+    if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
         raise ToxlocError(
-            f"Device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"Device {device!r} is not available; torch sees {torch.cuda.device_count()} CUDA devices; "
             "use --device cpu or install a CUDA build of torch."
         )
-    if where.type == "mps" and not torch.backends.mps.is_available():
-        raise ToxlocError("Device 'mps' was asked for, but this machine has none; use --device cpu.")
-    return where
+    if torch_device.type == "mps" and not torch.backends.mps.is_available():
+        raise ToxlocError("Device 'mps' is not available on this machine; use --device cpu.")
+    return torch_device

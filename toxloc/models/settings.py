@@ -1,4 +1,4 @@
-"""Settings of loading a model; importable without torch."""
+"""Settings for loading a model; importable without torch."""
 
 from typing import Literal, get_args
 
@@ -10,11 +10,11 @@ PANEL = "Where to run"
 
 
 class ModelSettings(Settings):
-    """Where a model runs, and in which type."""
+    """Device and data type of a model."""
 
     device: str | None = option(
         None,
-        "device: cpu, cuda, cuda:1, mps, or auto for layers over all CUDA devices; default: CUDA where there is one",
+        "device: cpu, cuda, cuda:1, mps, or auto to spread layers over all CUDA devices; default: CUDA if available",
         panel=PANEL,
     )
     dtype: Dtype = option("float32", "type of the weights: float32, bfloat16 or float16", panel=PANEL)

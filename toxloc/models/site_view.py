@@ -1,4 +1,4 @@
-"""A site in a model: its live weight, the hooks that show what it reads and writes, and its units."""
+"""A site in a model: its live weight, the hooks on its inputs and outputs, and its units."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,23 +10,26 @@ from transformers.pytorch_utils import Conv1D
 
 from .sites import Site
 
-Hook = str | nn.Module  # name of a hook point, or the module whose output is seen
+Hook = str | nn.Module  # name of a hook point, or a module whose output is hooked
 
 
 @dataclass(frozen=True, eq=False)
 class SiteView:
-    """A linear map of one model that writes to the residual stream: m = keys @ W + bias.
+    """A linear map in a model that writes to the residual stream: m = keys @ W + bias.
 
     Attributes:
-        site: its name.
-        n_units: its units: neurons of the MLP, heads of the attention.
-        weights: returns W and the bias as they are now, since a model may be moved to another device or type.
-        linear: the module of `lm.hf` that holds W; None without `lm.hf`.
-        norm: the module of `lm.hf` between the map and the residual stream; None where the family has none.
-        norm_offset: that norm multiplies by (norm_offset + its weight).
-        keys_hook: shows the keys [batch, pos, d_in]: `hook_post` of the MLP, `hook_z` of the attention.
-        output_hook: shows m [batch, pos, d_model], before any norm that follows.
-        write_hook: shows what is added to the residual stream: m, normed where the family does so.
+        site: name of the site.
+        n_units: number of units: neurons of the MLP, or heads of the attention.
+        weights: function that returns the current W and bias, since a model can be moved to another device or dtype.
+        linear: module of `lm.hf` that holds W; None without `lm.hf`.
+        norm: module of `lm.hf` between the map and the residual stream; None if the family has no such norm, or without
+            `lm.hf`.
+        norm_offset: offset of the norm, which multiplies by (norm_offset + its weight).
+        has_norm: whether there is a norm between the map and the residual stream.
+        keys_hook: hook for the keys [batch, pos, d_in]: `hook_post` of the MLP; for the attention `o.hook_in` of a
+            bridge, or `hook_z` [batch, pos, head, d_head] of a HookedTransformer.
+        output_hook: hook for m [batch, pos, d_model], before any norm.
+        write_hook: hook for the term that is added to the residual stream: m, after the norm if there is one.
     """
 
     site: Site
@@ -42,12 +45,12 @@ class SiteView:
 
     @property
     def W(self) -> Float[Tensor, "d_in d_model"]:
-        """Live view of the weight; in-place changes change the model."""
+        """A live view of the weight; in-place changes change the model."""
         return self.weights()[0]
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        """Live bias, or None where the family has none."""
+        """The live bias, or None if the family has no bias there."""
         return self.weights()[1]
 
     @property
@@ -57,12 +60,12 @@ class SiteView:
 
     @property
     def width(self) -> int:
-        """Keys per unit: 1 for a neuron, d_head for a head."""
+        """Number of keys per unit: 1 for a neuron, d_head for a head."""
         return self.d_in // self.n_units
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lies."""
+        """Device of the weight."""
         return self.W.device
 
     @property
@@ -71,28 +74,28 @@ class SiteView:
         return self.linear if self.norm is None else self.norm
 
     def rows(self, unit: int) -> slice:
-        """Return the rows of W that a unit writes with."""
+        """Return the rows of W that belong to a unit."""
         return slice(unit * self.width, (unit + 1) * self.width)
 
     def per_key(self, factors: Float[Tensor, " n_units"]) -> Float[Tensor, " d_in"]:
-        """Return one factor per key from one per unit."""
+        """Repeat the factor of each unit for each of its keys."""
         return factors.repeat_interleave(self.width)
 
     def per_unit(self, keys: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*some n_units"]:
-        """Return the sum over each unit's keys."""
+        """Sum values over the keys of each unit."""
         return keys if self.width == 1 else keys.unflatten(-1, (self.n_units, self.width)).sum(-1)
 
     def biased(self) -> Iterator[Tensor]:
-        """Yield the weight and, where there is a bias, the bias."""
+        """Yield the weight and, if there is a bias, the bias."""
         yield self.W
         if self.bias is not None:
             yield self.bias
 
 
 def weights_of(linear: nn.Module) -> tuple[Float[Tensor, "d_in d_model"], Float[Tensor, " d_model"] | None]:
-    """Return live views of a linear map's weight, the inputs first, and of its bias, if it has one.
+    """Return live views of a linear map's weight, [inputs, outputs], and of its bias, or None if it has no bias.
 
-    GPT-2's Conv1D stores the weight so; all other families store it transposed.
+    GPT-2's Conv1D stores the weight as [inputs, outputs]; all other families store it transposed.
     """
     weight, bias = linear.get_parameter("weight"), linear.bias
     return weight if isinstance(linear, Conv1D) else weight.T, bias if isinstance(bias, Tensor) else None

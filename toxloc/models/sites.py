@@ -8,19 +8,19 @@ from ..errors import ToxlocError
 
 T = TypeVar("T")
 Part = Literal["mlp", "attention"]
-PARTS: tuple[str, ...] = get_args(Part)
-UNITS = {"mlp": "neuron", "attention": "head"}  # what a unit of each part is called
+PARTS: tuple[Part, ...] = get_args(Part)
+UNITS = {"mlp": "neuron", "attention": "head"}  # name of a unit of each part
 
 
 @dataclass(frozen=True, order=True)
 class Site:
     """The name of a linear map of a model that writes to the residual stream.
 
-    A `Site` is a key and knows no model; `LoadedModel.at(site)` gives the site in a model: its live weight, its hooks
-    and its units. Wherever a site is asked for, an integer means that layer's MLP.
+    A `Site` is a key and does not belong to a model; `LoadedModel.at(site)` returns the site in a model: its live
+    weight, its hooks and its units. Wherever a site is expected, an integer means the MLP of that layer.
 
     Attributes:
-        layer: number of the block.
+        layer: number of the block, from 0.
         part: "mlp" for W_out, whose units are neurons; "attention" for W_O, whose units are heads.
 
     Example:
@@ -37,10 +37,10 @@ class Site:
 
     @classmethod
     def of(cls, site: "int | str | Site") -> "Site":
-        """Return a site as it is, the MLP of the layer of that number, or the site that a name such as "3.mlp" means.
+        """Convert an integer (the MLP of that layer) or a name such as "3.mlp" to a site; return a `Site` unchanged.
 
         Raises:
-            ToxlocError: it is none of these.
+            ToxlocError: `site` is none of these.
         """
         if isinstance(site, Site):
             return site
@@ -59,22 +59,22 @@ class Site:
 
     @property
     def title(self) -> str:
-        """What texts and figures call it: "layer 3" for an MLP, else "layer 3, attention"."""
+        """Name in texts and figures: "layer 3" for an MLP, "layer 3, attention" for an attention."""
         return f"layer {self.layer}" + ("" if self.part == "mlp" else f", {self.part}")
 
 
-AnySite = int | str | Site  # what `Site.of` takes
+AnySite = int | str | Site  # the types that `Site.of` takes
 Unit = tuple[Site, int]  # a unit of a site: a neuron or a head
 
 
 def unit_of(unit: tuple[Any, int]) -> Unit:
-    """Return a unit with its site; (3, 17) is neuron 17 of layer 3."""
+    """Convert the site of a unit to a `Site`; (3, 17) is neuron 17 of layer 3."""
     site, number = unit
     return (site if isinstance(site, Site) else Site.of(site)), int(number)
 
 
 class BySite(dict[Site, T]):
-    """A mapping from sites, in which an integer means that layer's MLP.
+    """A mapping from sites to values; as a key, an integer means the MLP of that layer.
 
     Example:
         >>> BySite({Site(3): "W_out"})[3]
@@ -88,7 +88,7 @@ class BySite(dict[Site, T]):
         super().__setitem__(Site.of(site), value)
 
     def get(self, site: AnySite, default: Any = None) -> Any:
-        """Return the value of a site, or the default."""
+        """Return the value of a site, or the default if the mapping has no such site."""
         return super().get(Site.of(site), default)
 
     def __contains__(self, site: object) -> bool:
@@ -96,6 +96,6 @@ class BySite(dict[Site, T]):
 
 
 def sites_of(sites: "AnySite | Iterable[AnySite]") -> list[Site]:
-    """Return one or several sites as a list, in order, each once."""
-    several = [sites] if isinstance(sites, int | str | Site) else sites
-    return sorted({Site.of(site) for site in several})
+    """Return a single site or several sites as a sorted list without duplicates."""
+    as_list = [sites] if isinstance(sites, int | str | Site) else sites
+    return sorted({Site.of(site) for site in as_list})

@@ -1,4 +1,4 @@
-"""Model names: built-in models, models from a package index, local folders, GGUF files and hub ids."""
+"""Resolve names of models: built-in models, models from a package index, local folders, GGUF files and hub ids."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is.
+    """The source of a model.
 
     Attributes:
         name: name of the model in results.
@@ -31,14 +31,14 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """Find the model that a name means.
+    """Resolve the name of a model to its source.
 
-    Built-in and packaged names come first, then files and folders, then hub ids. The hub itself is not asked. A GGUF
-    file is converted on first use.
+    Built-in and packaged names take precedence over files and folders, and these over hub ids. The hub is not
+    contacted. A GGUF file is converted on first use.
 
     Raises:
-        ToxlocError: the name is neither a known name, a path nor a hub id; or the folder or file is missing or
-            incomplete.
+        ToxlocError: the name is not a known name, a path or a hub id; a packaged model has not been fetched; or the
+            folder or file is missing or incomplete.
 
     Example:
         >>> resolve("toxloc-tiny").kind
@@ -74,12 +74,12 @@ def _similar(name: str, cutoff: float) -> str | None:
 
 
 def not_on_hub(name: str, reason: Exception) -> ToxlocError:
-    """Return an error that says why a hub id could not be loaded, and what to do instead."""
+    """Return an error that says why a hub id could not be loaded, and suggests an alternative."""
     close = _similar(name, 0.6)
     hint = f" Did you mean {close!r}?" if close else ""
     text = str(reason)
     if "gated" in text or "403" in text or "401" in text:
-        why = "the hub wants a login or an accepted licence for it (run `hf auth login`), or it does not exist"
+        why = "the hub requires a login or an accepted licence (run `hf auth login`), or has no such model"
     elif "404" in text or "is not a valid model identifier" in text or "not a local folder" in text:
         why = "the hub has no such model"
     else:

@@ -1,4 +1,4 @@
-"""Plotly figures. No figure shows text of a model or a prompt, except `token_heatmap` with `masked=False`."""
+"""Plotly figures. No figure shows prompts or model output, except `token_heatmap` with `masked=False`."""
 
 from .causal import causal_correlations, knockout_layers, removal_curve
 from .frontier import frontier

@@ -1,4 +1,4 @@
-"""Figures of the causal test: the effect of removing layers and neurons."""
+"""Figures of the causal test: the effects of removing layers and neurons."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ TICKS_UP_TO = 8
 
 
 def removal_curve(curve: KnockoutCurve) -> go.Figure:
-    """Draw the effect of removing more and more neurons: those with the highest score, and random neurons.
+    """Draw the effect of removing increasing numbers of neurons: those with the highest scores, and random neurons.
 
-    Panels: the effect (rise of the NLL of toxic minus neutral text, with its 95% interval); the perplexity of
-    everyday text over that of the whole model, if it was measured; the share of toxic completions, if any were
-    sampled.
+    The panels show the effect (rise of the NLL of toxic text minus rise of the NLL of neutral text) with its 95%
+    interval, the perplexity of everyday text as a multiple of the unedited model's, if it was measured, and the share
+    of toxic completions, if completions were sampled.
     """
     order = np.argsort(curve.counts, kind="stable")
     counts = [curve.counts[i] for i in order]
     ordered, controls = [curve.ordered[i] for i in order], [curve.controls[i] for i in order]
     panels: list[tuple[str, str, Callable[[Knockout], Any]]] = [(EFFECT, ".3g", lambda k: k.effect)]
     if all(k.perplexity_ratio is not None for k in ordered):
-        panels.append(("perplexity<br>(× whole model's)", ".3f", lambda k: k.perplexity_ratio))
+        panels.append(("perplexity<br>(× unedited)", ".3f", lambda k: k.perplexity_ratio))
     if all(k.toxic_rate is not None for k in ordered):
         panels.append(("toxic<br>completions", ".1%", lambda k: k.toxic_rate))
     figure = make_subplots(
@@ -34,29 +34,29 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
     )
     for row, (title, form, value) in enumerate(panels, start=1):
         first = row == 1
-        several = [[value(k) for k in at] for at in controls]
+        random = [[value(k) for k in draws] for draws in controls]
         figure.add_scatter(
             row=row,
             col=1,
-            x=[n for n, at in zip(counts, several, strict=True) for _ in at],
-            y=[v for at in several for v in at],
+            x=[n for n, draws in zip(counts, random, strict=True) for _ in draws],
+            y=[v for draws in random for v in draws],
             mode="markers",
             marker={"color": GREY, "size": 6, "opacity": 0.6},
-            name="random neurons, each draw",
+            name="random neurons, single draws",
             legendgroup="draws",
-            showlegend=first and any(several),
+            showlegend=first and any(random),
             hovertemplate=f"%{{x}} random neurons: %{{y:{form}}}<extra></extra>",
         )
         figure.add_scatter(
             row=row,
             col=1,
-            x=[n for n, at in zip(counts, several, strict=True) if at],
-            y=[float(np.mean(at)) for at in several if at],
+            x=[n for n, draws in zip(counts, random, strict=True) if draws],
+            y=[float(np.mean(draws)) for draws in random if draws],
             mode="lines",
             line={"color": GREY},
-            name="their mean",
+            name="random neurons, mean",
             legendgroup="mean",
-            showlegend=first and any(several),
+            showlegend=first and any(random),
             hovertemplate=f"%{{x}} random neurons, mean: %{{y:{form}}}<extra></extra>",
         )
         figure.add_scatter(
@@ -93,15 +93,15 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
     return lay_out(
         figure,
         f"Removing neurons by {curve.score_title}",
-        "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons are of "
-        "the same layers and activation size.",
+        "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons have the "
+        "same layers and similar activation sizes.",
         height=140 + (230, 400, 550)[len(panels) - 1],
         legend=LEGEND_BELOW,
     )
 
 
 def knockout_layers(proof: CausalProof) -> go.Figure:
-    """Draw the effect of removing each layer, with its 95% interval; a bar is pale where the interval covers 0."""
+    """Draw the effect of removing each layer with its 95% interval; a bar is pale if the interval includes 0."""
     layers = [k.layers[0] for k in proof.layers]
     pale = [k.effect_ci[0] <= 0 <= k.effect_ci[1] for k in proof.layers]
     figure = go.Figure(
@@ -121,8 +121,8 @@ def knockout_layers(proof: CausalProof) -> go.Figure:
     return lay_out(
         figure,
         "Effect of removing each layer",
-        "Above 0: toxic text loses more likelihood than neutral text, so the layer carries toxicity. Bars: "
-        "95% intervals; pale where they cover 0.",
+        "Above 0: toxic text loses more likelihood than neutral text, so the layer carries toxicity. Error bars: "
+        "95% intervals. Pale: the interval includes 0.",
         height=360,
         xaxis={"title": {"text": "layer removed"}, "dtick": 1 if len(layers) <= 16 else None},
         yaxis={"title": {"text": "effect (nats per token)"}, "zerolinecolor": GREY},
@@ -135,30 +135,32 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
     scores = list(titles)
     figure = go.Figure()
     for parts, colour, symbol, offset in (("layers", BLUE, "circle", -0.14), ("neurons", VERMILLION, "diamond", 0.14)):
-        these = [c for c in proof.correlations if c.parts == parts]
-        if not these:
+        correlations = [c for c in proof.correlations if c.parts == parts]
+        if not correlations:
             continue
         figure.add_scatter(
-            x=[c.spearman for c in these],
-            y=[scores.index(c.score) + offset for c in these],
+            x=[c.spearman for c in correlations],
+            y=[scores.index(c.score) + offset for c in correlations],
             mode="markers",
-            name=f"{parts} (n = {these[0].n})",
+            name=f"{parts} (n = {correlations[0].n})",
             marker={"color": colour, "size": 10, "symbol": symbol},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [c.ci[1] - c.spearman for c in these],
-                "arrayminus": [c.spearman - c.ci[0] for c in these],
+                "array": [c.ci[1] - c.spearman for c in correlations],
+                "arrayminus": [c.spearman - c.ci[0] for c in correlations],
                 "thickness": 1.5,
             },
-            text=[f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}" for c in these],
+            text=[
+                f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}" for c in correlations
+            ],
             hovertemplate="%{text}<extra></extra>",
         )
     figure.add_vline(0, line={"color": GREY, "width": 1})
     return lay_out(
         figure,
-        "Does a score order parts by what removing them does?",
-        "1: exactly; 0: not at all. Bars are 95% intervals over parts.",
+        "Rank correlation of scores with the effect of removal",
+        "1: the score orders parts exactly by effect; 0: no relation. Bars are 95% intervals over parts.",
         height=130 + 46 * max(3, len(scores)),
         xaxis={
             "title": {"text": "Spearman's ρ of score and effect"},
@@ -192,7 +194,7 @@ def _hover(k: Knockout) -> str:
     parts = [
         f"effect {k.effect:.3g} nats per token",
         interval(*k.effect_ci),
-        f"NLL of toxic text {k.toxic_rise:+.3g}, of neutral {k.neutral_rise:+.3g}",
+        f"NLL of toxic text {k.toxic_rise:+.3g}, of neutral text {k.neutral_rise:+.3g}",
     ]
     if k.perplexity_ratio is not None:
         parts.append(f"perplexity {k.perplexity_ratio - 1:+.2%}")

@@ -1,4 +1,4 @@
-"""Toxicity against cost, for several methods and budgets."""
+"""Figure of toxicity against cost, for several methods and budgets."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,20 @@ import plotly.graph_objects as go
 
 from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out
 
-FAR = 2.0  # entries that cost more than this times the highest cost under a budget would compress the other points
+FAR = 2.0  # entries that cost more than FAR x the highest cost under a budget would compress the other points
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
 def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
-    """Draw toxic completions against the rise of perplexity on unseen text; lower and further left is better.
+    """Draw the share of toxic completions against the rise of perplexity on unseen text.
+
+    Lower and further left is better.
 
     Args:
-        entries: one per method and budget: "method", "budget" (None for a method without a budget), and "toxicity"
-            and "fluency" as in results.json. The entry of the method "baseline" is drawn as a horizontal line. An
-            entry without a budget that costs far more than all entries with a budget is named in the subtitle.
+        entries: one entry per method and budget, with the keys "method", "budget" (None for a method without a
+            budget), and "toxicity" and "fluency" as in results.json. The entry of the method "baseline" is drawn as a
+            horizontal line. An entry without a budget that costs more than twice as much as all entries with a budget
+            is left out of the plot and named in the subtitle.
     """
     figure = go.Figure()
     highest = max((_rise(e) for e in entries if e["budget"] is not None), default=0.0)
@@ -27,10 +30,10 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
     entries = [e for e in entries if e not in far]
     methods = [name for name in dict.fromkeys(entry["method"] for entry in entries) if name != "baseline"]
     for i, name in enumerate(methods):
-        mine = sorted((entry for entry in entries if entry["method"] == name), key=_rise)
-        rates = [entry["toxicity"]["any"] for entry in mine]
+        points = sorted((entry for entry in entries if entry["method"] == name), key=_rise)
+        rates = [entry["toxicity"]["any"] for entry in points]
         figure.add_scatter(
-            x=[_rise(entry) for entry in mine],
+            x=[_rise(entry) for entry in points],
             y=[rate["rate"] for rate in rates],
             name=name,
             mode="lines+markers",
@@ -43,7 +46,7 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
                 "array": [rate["rate_ci"][1] - rate["rate"] for rate in rates],
                 "arrayminus": [rate["rate"] - rate["rate_ci"][0] for rate in rates],
             },
-            text=[_hover(entry) for entry in mine],
+            text=[_hover(entry) for entry in points],
             hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
         )
     for entry in entries:
@@ -53,13 +56,13 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
                 line={"color": GREY, "dash": "dash"},
                 annotation={"text": "unedited", "yanchor": "bottom", "font": {"color": BLUE}},
             )
-    told = "".join(
+    off_scale = "".join(
         f" Off the scale: {e['method']}, {e['toxicity']['any']['rate']:.1%} at {_rise(e):+.0%}." for e in far
     )
     return lay_out(
         figure,
         "Toxicity against cost",
-        f"Lower and further left is better. Bars are 95% intervals over prompts.{told}",
+        f"Lower and further left is better. Bars are 95% intervals over prompts.{off_scale}",
         height=520,
         legend=LEGEND_BELOW,
         showlegend=True,

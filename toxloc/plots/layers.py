@@ -1,4 +1,4 @@
-"""Scores of layers over depth, of one model and of several."""
+"""Figures of layer scores over depth, for one or several models."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,16 +26,16 @@ from .style import (
     with_unit,
 )
 
-BANDS_UP_TO = 3  # models; the intervals of more models cover each other
+BANDS_UP_TO = 3  # models; the bands of more models would cover each other
 LABELS_UP_TO = 40  # layers
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str | None = None) -> go.Figure:
-    """Draw one score over layers, with its 95% interval and its null (mean ± 2 sd under shuffled labels) if known.
+    """Draw one score per layer, with its 95% interval and its null distribution (mean ± 2 sd) if they are known.
 
-    A marker is filled if the p-value of the layer, adjusted for testing every layer, is below 0.05, and open
-    otherwise.
+    The null distribution is that of the score under shuffled labels. A marker is filled if the p-value of the layer,
+    adjusted for testing every layer, is below 0.05, and open otherwise. Without p-values all markers are filled.
 
     Args:
         loc: the localization.
@@ -49,24 +49,25 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
         >>> toxicity_by_depth(loc, "attribution")     # doctest: +SKIP
     """
     part = loc.parts[0] if part is None else part
-    values, known, label = loc.layer_scores(score, part), loc.part_uncertainty(score, part), loc.score_label(score)
+    values, label = loc.layer_scores(score, part), loc.score_label(score)
+    uncertainty = loc.part_uncertainty(score, part)
     layers = _layers(loc, part)
     figure = go.Figure()
-    if known is not None:
+    if uncertainty is not None:
         figure.add_trace(
             band(
                 layers,
-                known.null_mean - 2 * known.null_sd,
-                known.null_mean + 2 * known.null_sd,
+                uncertainty.null_mean - 2 * uncertainty.null_sd,
+                uncertainty.null_mean + 2 * uncertainty.null_sd,
                 GREY,
                 0.3,
                 name="shuffled labels, mean ± 2 sd",
             )
         )
-        figure.add_trace(band(layers, known.low, known.high, BLUE, 0.25, name="95% interval"))
-        note = f"Filled markers: p < {ALPHA:g}, adjusted for looking at every layer."
-        if ((values < known.low) | (values > known.high)).any():
-            note += " The interval takes off the bias that the score has on few texts, so markers can lie outside."
+        figure.add_trace(band(layers, uncertainty.low, uncertainty.high, BLUE, 0.25, name="95% interval"))
+        note = f"Filled markers: p < {ALPHA:g}, adjusted for testing every layer."
+        if ((values < uncertainty.low) | (values > uncertainty.high)).any():
+            note += " The interval corrects the bias that the score has on few texts, so markers can lie outside it."
     else:
         note = "This score has no interval."
     figure.add_scatter(
@@ -77,10 +78,10 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
         line={"color": BLUE},
         marker={
             "size": 10,
-            "symbol": ["circle" if sure else "circle-open" for sure in _sure(known, len(values))],
+            "symbol": ["circle" if filled else "circle-open" for filled in _significant(uncertainty, len(values))],
             "line": {"width": 2, "color": BLUE},
         },
-        text=[_hover(value, known, i) for i, value in enumerate(values)],
+        text=[_hover(value, uncertainty, i) for i, value in enumerate(values)],
         hovertemplate="layer %{x}<br>%{text}<extra></extra>",
     )
     return lay_out(
@@ -91,16 +92,16 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
         xaxis=layer_axis(len(layers)),
         yaxis={"title": {"text": with_unit(label.title, label.unit)}, "zerolinecolor": GREY, "exponentformat": "power"},
         legend=LEGEND_BELOW,
-        showlegend=known is not None,
+        showlegend=uncertainty is not None,
     )
 
 
 def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
-    """Draw all scores over depth: one row per layer, one column per score.
+    """Draw all scores as a heatmap with one row per layer and one column per score.
 
-    Scores have different units, so the colour is the share of the largest absolute value in the column; the numbers
-    shown are the scores themselves. If a score carries no information at another value than 0 (AUROC at 0.5, the
-    calibrated gradient norm at 1), the colour is the share of the largest distance from that value.
+    Scores have different units, so the colour is the score divided by the largest absolute value in its column; the
+    numbers shown are the scores. If the value that carries no information is not 0 (0.5 for AUROC, 1 for the calibrated
+    gradient norm), the colour is the distance from that value divided by the largest distance.
 
     Args:
         loc: the localization.
@@ -115,11 +116,11 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
     layers = _layers(loc, part)
     text = [[f"{values[i]:.3g}" for values in columns.values()] for i in range(len(layers))]
     shares = {name: _share(values - labels[name].centre) for name, values in columns.items()}
-    known = {name: loc.part_uncertainty(name, part) for name in columns}
+    uncertainties = {name: loc.part_uncertainty(name, part) for name in columns}
     hover = [
         [
-            f"layer {layer}, {labels[name].title}<br>{_hover(values[i], known[name], i)}"
-            f"<br>{shares[name][i]:.0%} of the largest{_distance(labels[name].centre)}"
+            f"layer {layer}, {labels[name].title}<br>{_hover(values[i], uncertainties[name], i)}"
+            f"<br>{shares[name][i]:.0%} of the largest {_measure(labels[name].centre)}"
             for name, values in columns.items()
         ]
         for i, layer in enumerate(layers)
@@ -135,7 +136,7 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
             zmin=-1,
             zmax=1,
             colorscale=DIVERGING,
-            colorbar=colour_bar("share of the score's largest", tickformat=".0%"),
+            colorbar=colour_bar("share of the column's largest value", tickformat=".0%"),
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )
@@ -151,14 +152,14 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
 def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], score: str = "attribution") -> go.Figure:
     """Draw one score of several models over relative depth, each divided by its largest absolute value.
 
-    The first part of each localization is drawn, which is the MLPs unless only attention was localized.
+    The first part of each localization is drawn: the MLPs, unless only attention was localized.
 
     Args:
-        locs: localizations; the keys of a mapping are the names of the lines, otherwise the names of the models.
+        locs: localizations. The keys of a mapping name the lines; lines of a sequence have the names of the models.
         score: name of a score that every localization has.
 
     Raises:
-        ToxlocError: no localization was given, or one lacks the score.
+        ToxlocError: no localization was given, or a localization lacks the score.
 
     Example:
         >>> relative_depth({"small": loc_a, "large": loc_b})     # doctest: +SKIP
@@ -169,14 +170,21 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
     figure, bands = go.Figure(), False
     for i, (name, loc) in enumerate(named):
         part = loc.parts[0]
-        values, known, layers = loc.layer_scores(score, part), loc.part_uncertainty(score, part), _layers(loc, part)
+        values, layers = loc.layer_scores(score, part), _layers(loc, part)
+        uncertainty = loc.part_uncertainty(score, part)
         colour, largest = OKABE_ITO[i % len(OKABE_ITO)], np.abs(values).max() or 1.0
         depth = layers / max(layers[-1], 1)
-        if known is not None and len(named) <= BANDS_UP_TO:
+        if uncertainty is not None and len(named) <= BANDS_UP_TO:
             bands = True
             figure.add_trace(
                 band(
-                    depth, known.low / largest, known.high / largest, colour, 0.15, legendgroup=str(i), showlegend=False
+                    depth,
+                    uncertainty.low / largest,
+                    uncertainty.high / largest,
+                    colour,
+                    0.15,
+                    legendgroup=str(i),
+                    showlegend=False,
                 )
             )
         figure.add_scatter(
@@ -188,10 +196,10 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},
             marker={"size": 6},
             text=[
-                f"layer {layer} of 0 to {layers[-1]}<br>{_hover(value, known, place)}"
-                for place, (layer, value) in enumerate(zip(layers, values, strict=True))
+                f"layer {layer} of 0 to {layers[-1]}<br>{_hover(value, uncertainty, position)}"
+                for position, (layer, value) in enumerate(zip(layers, values, strict=True))
             ],
-            hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest<extra></extra>",
+            hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest absolute value<extra></extra>",
         )
     for third, label in enumerate(("early", "middle", "late")):
         figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
@@ -208,7 +216,7 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             "range": [-0.03, 1.03],
             "zeroline": False,
         },
-        yaxis={"title": {"text": "share of the model's largest"}, "tickformat": ".0%", "zerolinecolor": GREY},
+        yaxis={"title": {"text": "share of the largest absolute value"}, "tickformat": ".0%", "zerolinecolor": GREY},
         legend=LEGEND_BELOW,
         showlegend=True,
     )
@@ -219,21 +227,21 @@ def _layers(loc: Localization, part: str) -> Int64[np.ndarray, " n_sites"]:
     return np.array([site.layer for site in loc.sites(part)], dtype=np.int64)
 
 
-def _sure(known: Uncertainty | None, n_sites: int) -> list[bool]:
-    return [True] * n_sites if known is None else [bool(p < ALPHA) for p in known.p_adjusted]
+def _significant(uncertainty: Uncertainty | None, n_sites: int) -> list[bool]:
+    return [True] * n_sites if uncertainty is None else [bool(p < ALPHA) for p in uncertainty.p_adjusted]
 
 
-def _hover(value: float, known: Uncertainty | None, i: int) -> str:
-    if known is None:
+def _hover(value: float, uncertainty: Uncertainty | None, i: int) -> str:
+    if uncertainty is None:
         return f"score {value:.3g}"
     return (
-        f"score {value:.3g}<br>{interval(known.low[i], known.high[i])}<br>"
-        f"z {known.z[i]:.1f}, adjusted p {known.p_adjusted[i]:.2g}"
+        f"score {value:.3g}<br>{interval(uncertainty.low[i], uncertainty.high[i])}<br>"
+        f"z {uncertainty.z[i]:.1f}, adjusted p {uncertainty.p_adjusted[i]:.2g}"
     )
 
 
-def _distance(centre: float) -> str:
-    return f" distance from {centre:g}" if centre else ""
+def _measure(centre: float) -> str:
+    return f"distance from {centre:g}" if centre else "absolute value"
 
 
 def _share(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Distribution of a score over the neurons or heads of each layer."""
+"""Figure of the distribution of a score over the neurons or heads of each layer."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -7,20 +7,20 @@ from jaxtyping import Float64
 from .protocols import Localization
 from .style import DIVERGING, SEQUENTIAL, colour_bar, lay_out, of_part, with_unit
 
-UNITS = {"attention": "head"}  # the units of every other part are neurons
+UNITS = {"attention": "head"}  # units of all other parts are neurons
 
 
 def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, part: str | None = None) -> go.Figure:
-    """Draw the neurons of each layer sorted by score, so that a row shows how the score is distributed.
+    """Draw the neurons of each layer sorted by score: each row is the distribution of the score in a layer.
 
-    If a layer has more than `bins` neurons, a cell is the mean of neighbours in that order, except that the first
-    and the last cell are the extreme neurons themselves. The hover text names the neuron of a cell, or says how many
-    neurons it averages.
+    If a layer has more than `bins` neurons, a cell shows the mean of neighbours in this order, except that the first
+    and the last cell show the single neurons with the highest and the lowest score. The hover text of a cell names its
+    neuron, or says how many neurons it averages.
 
     Args:
         loc: the localization.
         score: name of a computed score.
-        bins: largest number of cells in a row.
+        bins: maximum number of cells per row.
         part: "mlp", or "attention" for its heads; None for the first part of the localization.
 
     Raises:
@@ -35,13 +35,13 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     order = np.argsort(-scores, axis=1, kind="stable")
     values = np.take_along_axis(scores, order, axis=1)
     cuts = np.array_split(np.arange(values.shape[1]), min(bins, values.shape[1]))
-    shown = _thin(values, cuts)
+    shown = _binned(values, cuts)
     figure = go.Figure(
         go.Heatmap(
             z=shown,
             y=[f"layer {site.layer}" for site in loc.sites(part)],
             x=np.linspace(0, 100, shown.shape[1]),
-            text=[_names(row, cuts, unit) for row in order],
+            text=[_hover_texts(row, cuts, unit) for row in order],
             **_scale(label.centre, shown),
             colorbar=colour_bar(with_unit(title, label.unit)),
             hovertemplate="%{y}, %{text}<br>score %{z:.3g}<extra></extra>",
@@ -56,30 +56,32 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     )
 
 
-def _thin(rows: Float64[np.ndarray, "n_sites n_units"], cuts: list[np.ndarray]) -> Float64[np.ndarray, "n_sites bins"]:
-    thin = np.stack([rows[:, cut].mean(1) for cut in cuts], axis=1)
-    thin[:, 0], thin[:, -1] = rows[:, 0], rows[:, -1]
-    return thin
+def _binned(
+    rows: Float64[np.ndarray, "n_sites n_units"], cuts: list[np.ndarray]
+) -> Float64[np.ndarray, "n_sites bins"]:
+    binned = np.stack([rows[:, cut].mean(1) for cut in cuts], axis=1)
+    binned[:, 0], binned[:, -1] = rows[:, 0], rows[:, -1]
+    return binned
 
 
-def _names(order: np.ndarray, cuts: list[np.ndarray], unit: str) -> list[str]:
+def _hover_texts(order: np.ndarray, cuts: list[np.ndarray], unit: str) -> list[str]:
     """Return the hover text of every cell of a row."""
 
     def single(rank: int) -> str:
         return f"{unit} {order[rank]}<br>rank {rank + 1} of {len(order)}"
 
-    names = [
+    texts = [
         single(int(cut[0]))
         if len(cut) == 1
         else f"mean of {len(cut)} {unit}s<br>ranks {cut[0] + 1} to {cut[-1] + 1} of {len(order)}"
         for cut in cuts
     ]
-    names[0], names[-1] = single(0), single(len(order) - 1)
-    return names
+    texts[0], texts[-1] = single(0), single(len(order) - 1)
+    return texts
 
 
 def _scale(centre: float, shown: np.ndarray) -> dict[str, object]:
-    """Return a scale of two colours around the centre; of one colour from 0 for scores that are never negative."""
+    """Return a diverging scale around the centre; a sequential scale from 0 if centre is 0 and no score is negative."""
     if centre == 0 and shown.min() >= 0:
         return {"colorscale": SEQUENTIAL, "zmin": 0.0, "zmax": float(np.quantile(shown, 0.995)) or 1.0}
     limit = float(np.quantile(np.abs(shown - centre), 0.995)) or 1.0

@@ -1,4 +1,4 @@
-"""Figures as PNG files, for papers and slides."""
+"""Export of figures to PNG files, for papers and slides."""
 
 import os
 from os import PathLike
@@ -15,11 +15,11 @@ HEIGHT = 500  # pixels, for a figure without a height
 def write_png(
     figure: go.Figure, path: str | PathLike[str], *, width: int = 1000, height: int | None = None, scale: float = 2
 ) -> None:
-    """Write a figure as a PNG with a white background, with kaleido and Chrome, without access to the web.
+    """Write a figure as a PNG file with a white background. Uses kaleido and Chrome, and needs no access to the web.
 
     Args:
         figure: any Plotly figure; it is not changed.
-        path: the file; an existing file is replaced only after the picture is complete.
+        path: the file; an existing file is replaced only when the picture is complete.
         width: width in layout pixels.
         height: height in layout pixels; None for the height of the figure.
         scale: pixels of the file per layout pixel.
@@ -58,12 +58,12 @@ def _render(figure: go.Figure, width: int, height: int, scale: float) -> bytes:
         )
     except ChromeNotFoundError:
         raise ToxlocError(
-            "A PNG needs Chrome or Chromium, and kaleido finds none; run plotly_get_chrome, or set "
-            f"BROWSER_PATH to its program (now {os.environ.get('BROWSER_PATH') or 'not set'})."
+            "A PNG needs Chrome or Chromium, and kaleido finds neither; run plotly_get_chrome, or set "
+            f"BROWSER_PATH to the browser's executable (now {os.environ.get('BROWSER_PATH') or 'not set'})."
         ) from None
     except BrowserFailedError:
         raise ToxlocError(
             "The browser that kaleido found does not start; run plotly_get_chrome, or set BROWSER_PATH "
-            f"to a Chrome or Chromium (now {os.environ.get('BROWSER_PATH') or 'not set'})."
+            f"to the executable of Chrome or Chromium (now {os.environ.get('BROWSER_PATH') or 'not set'})."
         ) from None
     return picture

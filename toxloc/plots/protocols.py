@@ -1,6 +1,6 @@
-"""The shape of the objects that figures draw, so that this room imports none of the rooms it draws.
+"""Protocols of the objects that figures draw, so that this room imports none of the rooms whose results it draws.
 
-Any object with these members can be drawn: the results of toxloc, or an object of your own.
+Any object with these members can be drawn, not only the results of toxloc.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from jaxtyping import Float64
 
 @runtime_checkable
 class ScoreLabel(Protocol):
-    """How figures name a score.
+    """Title and unit of a score in figures.
 
     Attributes:
-        title: the score as text, for example "best neuron's AUROC".
-        neuron_title: the same for a single neuron or head, for example "AUROC"; empty if it is the title.
-        unit: its unit; empty if it has none.
-        centre: the value that carries no information, for example 0.5 for an AUROC; colours start from it.
+        title: title of the score, for example "best neuron's AUROC".
+        neuron_title: title of the score of a single neuron or head, for example "AUROC"; empty if it equals `title`.
+        unit: unit of the score; empty if it has no unit.
+        centre: value that carries no information, for example 0.5 for an AUROC; the centre of the colour scale.
     """
 
     @property
@@ -33,11 +33,11 @@ class ScoreLabel(Protocol):
 
 @runtime_checkable
 class Uncertainty(Protocol):
-    """Uncertainty of one score of the sites of one part; every field is float64 [n_sites].
+    """Uncertainty of one score for the sites of one part; every field is float64 [n_sites].
 
     Attributes:
         low: lower end of the 95% interval.
-        high: upper end.
+        high: upper end of the 95% interval.
         null_mean: mean under shuffled labels.
         null_sd: standard deviation under shuffled labels.
         z: (score - null_mean) / null_sd.
@@ -72,10 +72,10 @@ class Site(Protocol):
 
 @runtime_checkable
 class Localization(Protocol):
-    """Scores of one model: of the sites of each part, and of their units (neurons of an MLP, heads of attention).
+    """Scores of the sites of each part of one model, and of their units (neurons of an MLP, heads of attention).
 
     Attributes:
-        about: "model" is the model's name.
+        about: facts about the localization; the key "model" holds the name of the model.
         scores: names of the computed scores.
         parts: names of the parts, for example "mlp" and "attention"; figures draw the first by default.
     """
@@ -88,19 +88,19 @@ class Localization(Protocol):
     def parts(self) -> Sequence[str]: ...
 
     def sites(self, part: str, /) -> Sequence[Site]:
-        """Return the sites of a part in the order of depth; a part can be missing in some layers."""
+        """Return the sites of a part in the order of depth; some layers can lack the part."""
 
     def layer_scores(self, score: str, part: str, /) -> Float64[np.ndarray, " n_sites"]:
-        """Return one number per site; raise ToxlocError if the score or the part is missing."""
+        """Return one value per site; raise ToxlocError if the score or the part is missing."""
 
     def neuron_scores(self, score: str, part: str, /) -> Float64[np.ndarray, "n_sites n_units"]:
-        """Return one number per unit; raise ToxlocError if the score or the part is missing."""
+        """Return one value per unit; raise ToxlocError if the score or the part is missing."""
 
     def part_uncertainty(self, score: str, part: str, /) -> Uncertainty | None:
-        """Return the uncertainty of a score of the sites; None if there is none."""
+        """Return the uncertainty of a score for the sites; None if it was not computed."""
 
     def score_label(self, score: str, /) -> ScoreLabel:
-        """Return how figures name a score."""
+        """Return the title and the unit of a score."""
 
 
 @runtime_checkable
@@ -110,12 +110,12 @@ class Knockout(Protocol):
     Attributes:
         layers: the removed layers.
         toxic_rise: rise of the NLL of toxic text, in nats per token.
-        neutral_rise: rise of the NLL of neutral text.
+        neutral_rise: rise of the NLL of neutral text, in nats per token.
         effect: toxic_rise - neutral_rise.
         effect_ci: 95% interval of the effect.
-        perplexity_ratio: perplexity of everyday text over that of the whole model; None if it was not measured.
+        perplexity_ratio: perplexity of everyday text divided by that of the unedited model; None if not measured.
         toxic_rate: share of toxic completions; None if no completions were sampled.
-        toxic_rate_before: the same share of the whole model.
+        toxic_rate_before: share of toxic completions of the unedited model; None if no completions were sampled.
     """
 
     @property
@@ -138,12 +138,12 @@ class Knockout(Protocol):
 
 @runtime_checkable
 class KnockoutCurve(Protocol):
-    """The effect of removing more and more neurons.
+    """The effects of removing increasing numbers of neurons.
 
     Attributes:
         score_title: title of the score that orders the neurons.
-        counts: how many neurons were removed.
-        ordered: for each count, the removal of the neurons with the highest score.
+        counts: numbers of removed neurons.
+        ordered: for each count, the removal of the neurons with the highest scores.
         controls: for each count, removals of random neurons.
     """
 
@@ -163,7 +163,7 @@ class Correlation(Protocol):
 
     Attributes:
         score: name of the score.
-        score_title: its title.
+        score_title: title of the score.
         parts: "layers" or "neurons".
         n: number of removed parts.
         spearman: Spearman's ρ.
@@ -186,7 +186,7 @@ class Correlation(Protocol):
 
 @runtime_checkable
 class CausalProof(Protocol):
-    """The effect of removing each layer, and how well the scores predict such effects.
+    """The effect of removing each layer, and the correlation of the scores with the effects of removal.
 
     Attributes:
         layers: one removal per layer.
@@ -201,7 +201,7 @@ class CausalProof(Protocol):
 
 @runtime_checkable
 class TokenView(Protocol):
-    """Numbers of every layer at every token of one text.
+    """Values per layer and token of one text.
 
     Attributes:
         attribution: nats, float64 [n_layers, pos].
@@ -224,8 +224,8 @@ class Cell(Protocol):
     Attributes:
         model: name or path of the model.
         contrast: name or path of the contrast set.
-        seed: its seed.
-        benchmark: name of the prompts.
+        seed: seed of the cell.
+        benchmark: name of the set of prompts.
         treatment: the method with its settings, in one line.
     """
 

@@ -11,12 +11,12 @@ from .style import BASE, GREY, OKABE_ITO, wrapped
 
 COSTS = "#6b7480"
 EDITABILITY = "#1f9d6b"
-LEGIBLE = {"minsize": 9, "mode": "hide"}  # hide numbers that do not fit their bar; the table and the hover have them
+LEGIBLE = {"minsize": 9, "mode": "hide"}  # hide numbers that do not fit their bar; table and hover text show them
 RENAMED = {"both": "all"}  # older files call the verdict of all evaluators "both"
 
 
 def run_title(run: Mapping[str, Any]) -> str:
-    """Return the title of the method of an entry of `runs`; the name of the method in files without titles.
+    """Return the title of the method of an entry of `runs`, or its name if the file has no titles.
 
     Example:
         >>> run_title({"method": "trne", "title": "TRNE"}), run_title({"method": "trne"})
@@ -26,7 +26,7 @@ def run_title(run: Mapping[str, Any]) -> str:
 
 
 def run_colours(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the colour of every entry: its own, grey for the baseline, else the next of the palette.
+    """Return the colour of every entry: its "colour" if it has one, else grey for the baseline, else from the palette.
 
     Example:
         >>> run_colours([{"method": "baseline"}, {"method": "trne", "colour": "#1f9d6b"}, {"method": "mine"}])
@@ -45,7 +45,7 @@ def run_colours(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Draw the share of toxic completions by every judge, for each entry of `runs`, with 95% intervals.
+    """Draw the share of completions that each evaluator calls toxic, for each entry of `runs`, with 95% intervals.
 
     Args:
         runs: entries as in results.json or from `Evaluation.to_dict`; "title" and "colour" are optional.
@@ -87,7 +87,7 @@ def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Draw the cost of each method on everyday text: rise of perplexity on tuning text and on unseen text, and KL.
+    """Draw the cost of each method on everyday text: rise of perplexity on the tuning text and on unseen text, and KL.
 
     Args:
         runs: entries as in results.json or from `Evaluation.to_dict`; the baseline is left out.
@@ -137,7 +137,7 @@ def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def editability(values: Mapping[int, float]) -> go.Figure:
-    """Draw TRNE's gain per unit of change on neutral text (σ₁) by layer.
+    """Draw editability per layer: the gain of TRNE per unit of change on neutral text (σ₁).
 
     Example:
         >>> editability({0: 0.5, 1: 2.0})     # doctest: +SKIP

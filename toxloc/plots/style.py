@@ -12,13 +12,13 @@ from jaxtyping import Float64
 ALPHA = 0.05
 
 DIVERGING, SEQUENTIAL = "RdBu_r", "Cividis"
-# Okabe and Ito's palette, which colour-blind readers can tell apart; without yellow, which is invisible on a light
-# page, and black, which is invisible on a dark page.
+# Okabe and Ito's palette, which colour-blind readers can distinguish. Yellow is left out because it is invisible on a
+# light page, and black because it is invisible on a dark page.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, VERMILLION, *_ = OKABE_ITO
 GREY = "#8a8f98"
 
-# Number of letters that a phone shows of a title, of a note and along an axis of 300 px.
+# Characters per line that fit on a phone: of a title, of a note, and along an axis of 300 px.
 _TITLE_WIDTH, _NOTE_WIDTH, _AXIS_WIDTH = 37, 52, 34
 BASE: dict[str, Any] = {
     "template": "plotly_white",
@@ -31,7 +31,7 @@ LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "
 
 
 def to_html(figure: go.Figure) -> str:
-    """Return a figure as HTML for a page that already contains Plotly's script."""
+    """Return a figure as HTML for a page that already contains the Plotly script."""
     html: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -41,17 +41,17 @@ def to_html(figure: go.Figure) -> str:
 
 
 def with_unit(title: str, unit: str) -> str:
-    """Return the title of an axis with its unit, in lines that fit a small figure."""
+    """Return the title of an axis with its unit in parentheses, broken into lines that fit a small figure."""
     return lines(title + (f" ({unit})" if unit else ""), _AXIS_WIDTH)
 
 
 def capital(title: str) -> str:
-    """Return a title with a capital first letter; the other letters stay as they are."""
+    """Return a title with a capital first letter; the other letters are unchanged."""
     return title[:1].upper() + title[1:]
 
 
 def of_part(part: str, title: str) -> str:
-    """Return the title of a figure with the name of the drawn part in front, unless the part is the MLP.
+    """Return the title of a figure, with the name of the drawn part in front unless the part is the MLP.
 
     Example:
         >>> of_part("attention", "toxicity by depth")
@@ -61,14 +61,14 @@ def of_part(part: str, title: str) -> str:
 
 
 def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **layout: Any) -> go.Figure:
-    """Apply the common layout; title and note are broken into lines that fit a phone, with space for them on top.
+    """Apply the common layout, with the title and the note broken into lines that fit on a phone.
 
     Args:
         figure: the figure; it is changed in place and returned.
         title: plain text.
-        note: plain text in small type under the title.
-        height: height in pixels without the title.
-        layout: further settings of Plotly's layout.
+        note: plain text, shown in small type under the title.
+        height: height in pixels, without the title and the note.
+        layout: further settings of the Plotly layout.
     """
     heading, small = lines(title, _TITLE_WIDTH), lines(note, _NOTE_WIDTH) if note else ""
     top = 28 + 22 * (heading.count("<br>") + 1) + (17 * (small.count("<br>") + 1) if small else 0)
@@ -98,7 +98,7 @@ def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **lay
 
 
 def lines(text: str, width: int) -> str:
-    """Return plain text as Plotly's HTML, in lines of at most `width` letters; only longer words are broken."""
+    """Return plain text as HTML for Plotly, in lines of at most `width` characters; only longer words are broken."""
     too_long = any(len(word) > width for word in text.split())
     return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(text, width, break_on_hyphens=too_long))
 
@@ -109,8 +109,8 @@ def wrapped(label: str) -> str:
 
 
 def colour_bar(title: str, **settings: Any) -> dict[str, Any]:
-    """Return a colour bar under the plot, so that the columns keep the full width."""
-    # The title goes below: above a horizontal bar, Plotly lets them overlap.
+    """Return the settings of a colour bar below the plot, so that the plot keeps its full width."""
+    # The title goes below the bar: Plotly lets a title above a horizontal bar overlap it.
     return {
         "orientation": "h",
         "thickness": 10,
@@ -124,7 +124,7 @@ def colour_bar(title: str, **settings: Any) -> dict[str, Any]:
 
 
 def layer_axis(n_layers: int) -> dict[str, Any]:
-    """Return the settings of an axis of layers: every layer has a tick if there are at most 16."""
+    """Return the settings of an axis of layers, with a tick at every layer if there are at most 16 layers."""
     return {"title": {"text": "layer"}, "dtick": 1 if n_layers <= 16 else None, "zeroline": False}
 
 

@@ -1,4 +1,4 @@
-"""Figures of a sweep: the change that every setting makes in every model, and its cost."""
+"""Figures of a sweep: the effect and the cost of every setting in every model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,30 +15,30 @@ Results = Sequence[tuple[Cell, dict[str, Any]]]
 
 
 def change_by_setting(results: Results, benchmark: str) -> go.Figure:
-    """Draw the change of the toxic rate on one benchmark, by any evaluator: a row per setting, a column per model.
+    """Draw the change of the toxic rate by any evaluator on one benchmark: a row per setting, a column per model.
 
     Args:
-        results: cells, each with its result as in the file of the cell.
+        results: cells, each with its result, which is the content of the file of the cell.
         benchmark: name of the benchmark.
     """
-    mine = [(cell, result) for cell, result in results if cell.benchmark == benchmark]
-    rows = list(dict.fromkeys(cell.treatment for cell, _ in mine))
-    columns = list(dict.fromkeys(_column(cell, mine) for cell, _ in mine))
+    selected = [(cell, result) for cell, result in results if cell.benchmark == benchmark]
+    rows = list(dict.fromkeys(cell.treatment for cell, _ in selected))
+    columns = list(dict.fromkeys(_column(cell, selected) for cell, _ in selected))
     change, text, hover = (np.full((len(rows), len(columns)), value, dtype=object) for value in (None, "", ""))
-    for cell, result in mine:
-        at = rows.index(cell.treatment), columns.index(_column(cell, mine))
+    for cell, result in selected:
+        position = rows.index(cell.treatment), columns.index(_column(cell, selected))
         before, after = (entry["toxicity"]["any"]["rate"] for entry in (result["baseline"], result))
         relative, (low, high) = None, (0.0, 0.0)
         if measured := result["change"]["any"]:
             relative, (low, high) = measured["relative"], measured["ci"]
-        change[at] = relative
-        text[at] = f"{after:.1%}"
-        hover[at] = (
+        change[position] = relative
+        text[position] = f"{after:.1%}"
+        hover[position] = (
             f"{before:.1%} → {after:.1%}"
             + ("" if relative is None else f", change {relative:+.0%} [{low:+.0%}, {high:+.0%}]")
             + f"<br>perplexity {result['fluency']['perplexity_ratio'] - 1:+.1%}"
         )
-    unedited = {_column(cell, mine): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in mine}
+    unedited = {_column(cell, selected): result["baseline"]["toxicity"]["any"]["rate"] for cell, result in selected}
     names = [f"{column}<br>before<br>{unedited[column]:.1%}" for column in columns]
     figure = go.Figure(
         go.Heatmap(
@@ -64,13 +64,13 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
 
 
 def _column(cell: Cell, among: Results) -> str:
-    """Return the name of a column: the model, with contrast set and seed if the cells differ in them."""
+    """Return the name of a column: the model, with the contrast set and the seed if the cells differ in them."""
     name = wrapped(short_name(cell.model))
-    for part, several in (
+    for part, values in (
         (short_name(cell.contrast), {other.contrast for other, _ in among}),
         (f"seed {cell.seed}", {other.seed for other, _ in among}),
     ):
-        name += f"<br>{part}" if len(several) > 1 else ""
+        name += f"<br>{part}" if len(values) > 1 else ""
     return name
 
 
@@ -113,10 +113,10 @@ def cost_and_gain(results: Results) -> go.Figure:
         )
     return lay_out(
         figure,
-        "What it costs and what it gains",
-        "A colour for each model, a symbol for each setting.",
+        "Change of toxicity against cost",
+        "Each model has a colour, each setting has a symbol.",
         height=420 + 22 * (len(models) + len(treatments)) // 2,
         legend=LEGEND_BELOW,
-        xaxis={"title": "perplexity on unseen text", "tickformat": "+.0%", "zerolinecolor": GREY},
+        xaxis={"title": "rise of perplexity on unseen text", "tickformat": "+.0%", "zerolinecolor": GREY},
         yaxis={"title": "change of the toxic rate", "tickformat": "+.0%", "zerolinecolor": GREY},
     )

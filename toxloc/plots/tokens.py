@@ -1,4 +1,4 @@
-"""Heatmap of layers over the tokens of one text."""
+"""Figure of a value per layer and token of one text."""
 
 import html
 
@@ -10,22 +10,22 @@ from .protocols import TokenView
 from .style import DIVERGING, colour_bar, lay_out
 
 UNITS = {"attribution": "nats", "activation": "sd"}
-LEVEL_UP_TO = 8  # tokens; the labels of more have no room to be horizontal
+LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally
 
 
 def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = True) -> go.Figure:
-    """Draw one number per layer and token of a text.
+    """Draw a heatmap of one value per layer and token of a text.
 
-    The colour scale covers the positions after the first, because the first can be an attention sink with values far
-    larger than all others.
+    The colour scale is set by the positions after the first, because the first position can be an attention sink with
+    values far larger than all others.
 
     Args:
-        view: the numbers of one text.
+        view: the values of one text.
         kind: "attribution" (nats) or "activation" (standard deviations).
-        masked: mask words; switch it off only where offensive text may be shown.
+        masked: whether to mask words; False shows offensive text.
 
     Raises:
-        ToxlocError: the kind is unknown, or the view lacks it.
+        ToxlocError: `kind` is unknown, or the view was computed without it.
 
     Example:
         >>> token_heatmap(view)     # doctest: +SKIP
@@ -39,12 +39,13 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
         )
     labels = [_visible(token) for token in view.shown(masked)]
     hover = [f"position {position}: {label}" for position, label in enumerate(labels)]
-    # Positions are categories, or Plotly would leave out labels; they are numbers, because a token can occur twice.
+    # The axis is categorical, because Plotly leaves out labels of a numeric axis. The categories are positions, because
+    # a token can occur more than once.
     positions = [str(position) for position in range(len(labels))]
     limit = float(np.abs(values[:, 1:] if len(labels) > 1 else values).max()) or 1.0
     notes = ["Words are masked."] if masked else []
     if np.abs(values).max() > limit:
-        notes.append("The first position goes beyond the colours.")
+        notes.append("The first position is beyond the colour scale.")
     figure = go.Figure(
         go.Heatmap(
             z=values,

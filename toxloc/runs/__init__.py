@@ -1,1 +1,1 @@
-"""The whole job: localize, test by removal, fit, judge, report."""
+"""The full run: localize toxicity, test the result by removing parts, fit methods, judge them, and write a report."""

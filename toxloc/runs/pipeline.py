@@ -1,4 +1,4 @@
-"""The whole job: localize, test by removal, fit the methods, judge before and after, write results and report."""
+"""The steps of a run: localize, test by removing parts, fit methods, judge before and after, write the results."""
 
 import json
 from dataclasses import dataclass
@@ -33,13 +33,17 @@ from .settings import RunSettings
 from .texts import RunTexts, read_texts
 
 SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
-TOP_NEURONS = 12  # whose tokens the report shows
-KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = 40, 40, 40  # at most; every single knock-out is measured on these
+TOP_NEURONS = 12  # the report shows the tokens that these neurons promote
+KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = (
+    40,
+    40,
+    40,
+)  # upper limits, because every knock-out is measured on these
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run needs, loaded before anything is computed."""
+    """The inputs of a run, loaded before anything is computed."""
 
     lm: LoadedModel
     texts: RunTexts
@@ -47,10 +51,10 @@ class Prepared:
 
 
 def prepare(s: RunSettings) -> Prepared:
-    """Load the judges, the texts and the model.
+    """Load the evaluators, the texts and the model.
 
     Raises:
-        ToxlocError: one of them cannot be used.
+        ToxlocError: an evaluator, a text, the device or the model cannot be used.
     """
     judges = get_evaluators(s.evaluators)
     pick_device(s.device)
@@ -62,7 +66,7 @@ def prepare(s: RunSettings) -> Prepared:
 
 
 def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
-    """Compute a run, write it into a folder, and return the content of results.json."""
+    """Compute a run, write its files to a folder, and return the content of results.json."""
     lm, texts, judges = prepared.lm, prepared.texts, prepared.judges
     evidence = Evidence(lm, texts.contrast, texts.neutral)
     chosen = {name: method_settings(name, budget=s.budget_of(name), seed=s.seed) for name in s.methods}
@@ -89,14 +93,16 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     results = _results(lm, loc, causal, texts, s, judges, judged)
     write_json(folder / "results.json", results)
     _write_completions(folder / "completions.jsonl", judged)
-    write_report(folder / "report.html", results, loc, causal, [row for run in judged for row in run.rows()])
+    write_report(
+        folder / "report.html", results, loc, causal, [row for evaluated in judged for row in evaluated.rows()]
+    )
     return results
 
 
 def _causal(
     lm: LoadedModel, loc: Localization, texts: RunTexts, s: RunSettings, judges: list[Evaluator]
 ) -> tuple[CausalProof, KnockoutCurve]:
-    """Remove parts, and measure on contrast texts that no score has seen."""
+    """Measure knock-outs on held-out contrast texts, which no score has seen."""
     held_out = texts.held_out.limited(KNOCKOUT_TEXTS, s.seed)
     proof = causal_proof(KnockoutTest(lm, held_out, seed=s.seed), loc, n_neurons=s.knockouts, seed=s.seed)
     test = KnockoutTest(
@@ -108,14 +114,14 @@ def _causal(
         prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed),
         samples=1,
     )
-    few = max(1, loc.activation_size.size // 1024)  # from a thousandth of all neurons to a sixteenth
-    curve = knockout_curve(test, loc, "attribution", [few * 4**i for i in range(4)], controls=2, seed=s.seed)
+    smallest = max(1, loc.activation_size.size // 1024)  # the counts go from 1/1024 to 1/16 of all neurons
+    curve = knockout_curve(test, loc, "attribution", [smallest * 4**i for i in range(4)], controls=2, seed=s.seed)
     return proof, curve
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """One method judged on provocative and, where there are any, on everyday prompts."""
+    """The baseline or a method, judged on the main prompts and, if there are any, on everyday prompts."""
 
     title: str
     colour: str | None
@@ -123,7 +129,7 @@ class _Judged:
     everyday: Evaluation | None
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row for e in (self.main, self.everyday) if e for row in e.rows()]
+        return [row for evaluation in (self.main, self.everyday) if evaluation for row in evaluation.rows()]
 
 
 def _judge(
@@ -154,14 +160,14 @@ def _results(
     judged: list[_Judged],
 ) -> dict[str, Any]:
     runs = []
-    for one in judged:
-        entry = one.main.to_dict() | {"title": one.title, "colour": one.colour}
-        if one.everyday:
-            entry["everyday_toxicity"] = {name: t.to_dict() for name, t in one.everyday.toxicity.items()}
-        if one is not judged[0]:
+    for evaluated in judged:
+        entry = evaluated.main.to_dict() | {"title": evaluated.title, "colour": evaluated.colour}
+        if evaluated.everyday:
+            entry["everyday_toxicity"] = {name: t.to_dict() for name, t in evaluated.everyday.toxicity.items()}
+        if evaluated is not judged[0]:
             changes = {
                 name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
-                for name, judgement in one.main.judgements.items()
+                for name, judgement in evaluated.main.judgements.items()
             }
             entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
         runs.append(entry)
@@ -176,6 +182,7 @@ def _results(
             "n_toxic": len(texts.contrast.toxic),
             "n_neutral": len(texts.contrast.neutral),
             "n_held_out": len(texts.held_out.toxic),
+            "n_knockout": min(KNOCKOUT_TEXTS, len(texts.held_out.toxic)),
         },
         "prompts": {
             "name": texts.judged.name,
@@ -206,18 +213,18 @@ def _results(
         "localization": {
             "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
             "uncertainty": {
-                name: {part: getattr(known, part).tolist() for part in known.names()}
-                for name, known in loc.uncertainty.items()
+                name: {field: getattr(uncertainty, field).tolist() for field in uncertainty.names()}
+                for name, uncertainty in loc.uncertainty.items()
             },
         },
         "top_neurons": [
             {
-                "layer": one.layer,
-                "neuron": one.neuron,
-                "tokens": one.tokens,
-                "attribution": float(loc.neuron_scores("attribution")[one.layer, one.neuron]),
+                "layer": promoted.layer,
+                "neuron": promoted.neuron,
+                "tokens": promoted.tokens,
+                "attribution": float(loc.neuron_scores("attribution")[promoted.layer, promoted.neuron]),
             }
-            for one in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))
+            for promoted in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))
         ],
         "causal": {"proof": causal[0].to_dict(), "curve": causal[1].to_dict()} if causal else None,
         "runs": runs,
@@ -226,6 +233,6 @@ def _results(
 
 def _write_completions(path: Path, judged: list[_Judged]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for one in judged:
-            for row in one.rows():
+        for evaluated in judged:
+            for row in evaluated.rows():
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

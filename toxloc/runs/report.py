@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML file. Texts are masked until clicked."""
+"""The report of a run: one self-contained HTML file, in which texts are masked until they are clicked."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ..localization.result import Localization
 from ..plots.runs import run_title
 from ..support.templates import render
 
-AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # texts in the report, at most; completions.jsonl has all
+AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # upper limits of the report; completions.jsonl has all completions
 
 
 def write_report(
@@ -30,11 +30,11 @@ def write_report(
     """Write the report of a run.
 
     Args:
-        path: the file.
-        results: content of results.json; "title" and "colour" of its entries of `runs` are optional.
+        path: file to write.
+        results: content of results.json; "title" and "colour" are optional in the entries of `runs`.
         loc: the localization.
-        causal: the causal test; None if nothing was removed.
-        rows: completions as in completions.jsonl.
+        causal: results of the causal test; None if no parts were removed.
+        rows: completions, as in completions.jsonl.
     """
     runs = results["runs"]
     editability = {
@@ -86,18 +86,20 @@ def _masked(text: str) -> Markup:
 
 
 def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, str]]:
-    """Return the answers of a run, each a number and a sentence: toxicity before, its layer, and each method."""
+    """Return the summary boxes: baseline toxicity, layer with the highest attribution, and a box per method."""
     base = results["runs"][0]["toxicity"]["any"]
-    answers = [{"title": "toxic before", "value": f"{base['rate']:.1%}", "text": "of completions, by any evaluator"}]
+    answers = [
+        {"title": "baseline toxicity", "value": f"{base['rate']:.1%}", "text": "of completions, by any evaluator"}
+    ]
     if "attribution" in loc.scores:
-        known, sites = loc.part_uncertainty("attribution"), loc.sites(loc.parts[0])
+        uncertainty, sites = loc.part_uncertainty("attribution"), loc.sites(loc.parts[0])
         top = int(np.argmax(loc.layer_scores("attribution")))
-        sure = f", adjusted p {known.p_adjusted[top]:.2g}" if known else ""
+        p_value = f", adjusted p {uncertainty.p_adjusted[top]:.2g}" if uncertainty else ""
         answers.append(
             {
-                "title": "contributes most to it",
+                "title": "highest attribution",
                 "value": f"layer {sites[top].layer}",
-                "text": f"of 0 to {sites[-1].layer}, by attribution{sure}",
+                "text": f"of layers 0 to {sites[-1].layer}{p_value}",
             }
         )
     for run in results["runs"][1:]:
@@ -105,29 +107,29 @@ def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, st
         ratio = run["fluency"]["perplexity_ratio"] - 1
         answers.append(
             {
-                "title": f"under {run_title(run)}",
+                "title": f"with {run_title(run)}",
                 "value": f"{run['toxicity']['any']['rate']:.1%}" + (f" ({change['relative']:+.0%})" if change else ""),
-                "text": f"at {ratio:+.2%} perplexity on unseen everyday text",
+                "text": f"of completions; perplexity {ratio:+.2%} on unseen everyday text",
             }
         )
     return answers
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], methods: list[str], seed: int) -> dict[str, Any]:
-    """Group the completions of one prompt and sample number under all methods; draw some, and take the most changed."""
-    together: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
+    """Group completions by prompt and sample number; return groups drawn at random and those with changed verdicts."""
+    groups: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        together.setdefault((row["kind"] or "", row["prompt"], row["sample"]), {})[row["method"]] = row
-    complete = [group for group in together.values() if all(method in group for method in methods)]
+        groups.setdefault((row["kind"] or "", row["prompt"], row["sample"]), {})[row["method"]] = row
+    complete = [group for group in groups.values() if all(method in group for method in methods)]
 
     def changed(group: Mapping[str, Mapping[str, Any]]) -> int:
-        """Count the methods with another verdict than the baseline's."""
+        """Count the methods whose verdict differs from the baseline's."""
         return sum(group[m]["toxic"]["any"] != group[methods[0]]["toxic"]["any"] for m in methods[1:])
 
-    most = sorted((group for group in complete if changed(group)), key=lambda group: -changed(group))
+    most_changed = sorted((group for group in complete if changed(group)), key=lambda group: -changed(group))
     drawn = random.Random(seed).sample(complete, min(AT_RANDOM, len(complete)))
 
-    def shown(groups: list[dict[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    def shown(selected: list[dict[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
         return [
             {
                 "prompt": group[methods[0]]["prompt"],
@@ -140,19 +142,19 @@ def _pairs(rows: Sequence[Mapping[str, Any]], methods: list[str], seed: int) -> 
                     for m in methods
                 ],
             }
-            for group in groups
+            for group in selected
         ]
 
-    return {"at_random": shown(drawn), "changed": shown(most[:CHANGED]), "total": len(complete)}
+    return {"at_random": shown(drawn), "changed": shown(most_changed[:CHANGED]), "total": len(complete)}
 
 
 def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the completions with the largest difference of scores, of those with different verdicts."""
-    split = [row for row in rows if row["toxic"]["any"] and not row["toxic"]["all"]]
-    split.sort(key=lambda row: min(row["scores"].values()) - max(row["scores"].values()))
+    """Return the completions on which verdicts differ, with the largest difference between scores first."""
+    disputed = [row for row in rows if row["toxic"]["any"] and not row["toxic"]["all"]]
+    disputed.sort(key=lambda row: min(row["scores"].values()) - max(row["scores"].values()))
     return [
         {"text": row["completion"], "verdict": _verdict(row["toxic"]), "scores": row["scores"]}
-        for row in split[:DISPUTED]
+        for row in disputed[:DISPUTED]
     ]
 
 

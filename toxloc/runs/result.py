@@ -11,7 +11,7 @@ from ..support.files import read_json
 
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)  # in version 1 the verdict "all" is called "both"
-NEEDED = ("model", "settings", "localization", "runs")
+NEEDED = ("model", "settings", "localization", "runs")  # keys of results.json that every run has
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class RunResult:
     """The folder and the figures of a finished run.
 
     Attributes:
-        path: the folder with results.json, completions.jsonl, report.html and the fitted interventions.
-        results: the content of results.json.
+        path: folder with results.json, completions.jsonl, report.html and the fitted interventions.
+        results: content of results.json.
     """
 
     path: Path
@@ -28,19 +28,23 @@ class RunResult:
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.path / "report.html"
 
     @property
     def methods(self) -> list[str]:
-        """The methods that were judged, "baseline" first."""
+        """Names of the methods that were judged, "baseline" first."""
         return [entry["method"] for entry in self.results["runs"]]
 
     def rate(self, method: str, judge: str = "any") -> float:
-        """Share of completions that a judge calls toxic under a method.
+        """Return the share of toxic completions, from 0 to 1.
+
+        Args:
+            method: name of a method that was judged, or "baseline".
+            judge: name of an evaluator, "any" or "all".
 
         Raises:
-            ToxlocError: no such method or judge in this run; the message lists those that are.
+            ToxlocError: this run has no such method or evaluator; the message lists the names that it has.
 
         Example:
             >>> RunResult.load("first-run").rate("trne")      # doctest: +SKIP
@@ -50,21 +54,23 @@ class RunResult:
         if entry is None:
             raise ToxlocError(f"This run has no method {method!r}; it has {', '.join(self.methods)}.")
         if judge not in entry["toxicity"]:
-            raise ToxlocError(f"This run has no judge {judge!r}; it has {', '.join(entry['toxicity'])}.")
+            raise ToxlocError(f"This run has no evaluator {judge!r}; it has {', '.join(entry['toxicity'])}.")
         return float(entry["toxicity"][judge]["rate"])
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunResult":
-        """Read a finished run, also of version 0.1, whose verdict "both" is read as "all".
+        """Load a finished run from its folder.
+
+        In runs that version 0.1 wrote, the verdict "all" is called "both"; it is read as "all".
 
         Raises:
-            ToxlocError: the folder holds no run, it is damaged, or a newer toxloc wrote it.
+            ToxlocError: the folder holds no run, the run is damaged, or a newer version of toxloc wrote it.
         """
         results = read_json(Path(folder) / "results.json", "finished run")
         if results.get("format_version") not in READABLE:
             raise ToxlocError(
-                f"{folder} has format version {results.get('format_version')}, this toxloc reads "
-                f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it."
+                f"{folder} has format version {results.get('format_version')}, but this version of toxloc reads "
+                f"{' and '.join(map(str, READABLE))}; load it with the version of toxloc that wrote it."
             )
         missing = [name for name in NEEDED if name not in results]
         try:

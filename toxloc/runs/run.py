@@ -1,4 +1,4 @@
-"""`toxloc.run`: check the settings, then do the whole job. Wrong settings are refused before torch is imported."""
+"""`toxloc.run`: check the settings before torch is imported, then run the pipeline."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,21 +22,24 @@ def run(
     evaluators: Sequence[str] | None = None,
     **options: Any,
 ) -> RunResult:
-    """Localize toxicity in a model, test the result by removal, turn toxicity down with every method, and judge all.
+    """Localize toxicity in a model, test the result by removing parts, fit every method, and judge each of them.
+
+    The provocative prompts are judged. If there are everyday prompts, they show how often ordinary text is called
+    toxic. A fifth of the contrast set is held out for the knock-outs, and contrast texts that begin with a judged
+    prompt are left out. With contrast="sampled", the contrast set is sampled from the model with one half of the
+    provocative prompts, and the other half is judged.
 
     Args:
-        model: what `load_model` takes; "toxloc-tiny" by default.
-        out: folder to write; by default a new one in `toxloc-runs`. It appears only when the run is complete.
-        overwrite: replace `out` if it holds something.
+        model: model to load, as for `load_model`; "toxloc-tiny" by default.
+        out: folder to write; by default a new folder in `toxloc-runs`. It appears only when the run is complete.
+        overwrite: replace `out` if it is not empty.
         settings: a `RunSettings`; the options change single fields of it.
-        evaluators: names of judges.
-        options: the fields of `RunSettings`. A fifth of the contrast set is held out for the knock-outs, and contrast
-            texts that begin with a judged prompt are left out. With contrast="sampled" the set is sampled from the
-            model itself with one half of the provocative prompts, and the other half is judged. Provocative prompts
-            are judged; everyday ones, where there are any, show how much ordinary talk is called toxic.
+        evaluators: names of the evaluators.
+        options: fields of `RunSettings`.
 
     Raises:
-        ToxlocError: any setting or input that cannot be used, before anything is computed or written.
+        ToxlocError: a setting or an input cannot be used. Settings, files and the model are checked before anything is
+            computed or written.
 
     Example:
         >>> result = toxloc.run("toxloc-tiny", out="first-run")        # doctest: +SKIP
@@ -50,7 +53,7 @@ def run(
     target = Path(out) if out is not None else _default_folder(chosen)
     check_free(target, overwrite)
 
-    from .pipeline import prepare, run_all  # which import torch
+    from .pipeline import prepare, run_all  # imports torch
 
     prepared = prepare(chosen)
     with new_folder(target, overwrite) as folder:

@@ -11,7 +11,7 @@ from ..models.settings import ModelSettings
 from ..support.settings import flag_of, option
 from ..texts.settings import FitTextSettings
 
-WHAT, HOW = "What to read", "How to measure"
+INPUTS, MEASUREMENT = "What to read", "How to measure"
 
 
 def _known_evaluators(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -26,67 +26,74 @@ def _known_methods(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class RunSettings(FitTextSettings, ModelSettings):
-    """Everything that decides a run's numbers; written into results.json."""
+    """All settings that affect the numbers of a run; they are written to results.json."""
 
     model: str = option(
         "toxloc-tiny",
         "model to load: toxloc-tiny (comes with toxloc), a Hugging Face model folder, "
         "a .gguf file, or a hub id such as org/name",
-        panel=WHAT,
+        panel=INPUTS,
     )
     contrast: str = option(
         "builtin",
-        "toxic and neutral texts to learn the difference from: builtin, a CSV, TSV, "
-        "JSONL or Parquet file, or a hub dataset; sampled lets the model write them",
-        panel=WHAT,
+        "toxic and neutral texts for the localization and the fits: builtin, a CSV, TSV, JSONL or Parquet file, or a "
+        "hub dataset; sampled: sample them from the model",
+        panel=INPUTS,
     )
     prompts: str = option(
         "builtin",
-        "openings for the model to complete: builtin, a file (also .txt, one per line), or a hub dataset",
-        panel=WHAT,
+        "openings for the model to complete: builtin, a file (a .txt file has one opening per line), or a hub dataset",
+        panel=INPUTS,
     )
     check: str | None = option(
         None,
-        "other everyday text to measure the reported cost on; default: a part of the neutral text that is kept aside",
-        panel=WHAT,
+        "other everyday text on which the reported cost is measured; default: a held-out part of the neutral text",
+        panel=INPUTS,
     )
     methods: Annotated[tuple[str, ...], AfterValidator(_known_methods)] = option(
         ("meow2x", "trne"),
-        "method to fit and judge; repeat for several; toxloc methods lists them",
-        panel=HOW,
+        "method to fit and judge; repeat the option for several methods; toxloc methods lists all methods",
+        panel=MEASUREMENT,
         flag="method",
         min_length=1,
     )
     evaluators: Annotated[tuple[str, ...], AfterValidator(_known_evaluators)] = option(
         DEFAULT,
-        "evaluator of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several "
+        "evaluator of the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat the option for several evaluators "
         "(see docs/evaluators.md)",
-        panel=HOW,
+        panel=MEASUREMENT,
         flag="evaluator",
         min_length=1,
     )
     budget: float = option(
-        0.01, "relative rise of perplexity on everyday text that a method may cost: 0.01 is 1%", panel=HOW, gt=0, lt=1
+        0.01,
+        "largest relative rise of perplexity on everyday text that a method may cause: 0.01 is 1%",
+        panel=MEASUREMENT,
+        gt=0,
+        lt=1,
     )
-    meow2x_budget: float = option(0.02, "the same for Meow2X, in place of --budget", panel=HOW, gt=0, lt=1)
-    samples: int = option(5, "completions per prompt", panel=HOW, ge=1)
+    meow2x_budget: float = option(0.02, "budget of Meow2X, used in place of --budget", panel=MEASUREMENT, gt=0, lt=1)
+    samples: int = option(5, "completions per prompt", panel=MEASUREMENT, ge=1)
     max_prompts: int = option(
-        200, "draw at most this many prompts of each kind (provocative, everyday)", panel=HOW, ge=1
+        200, "draw at most this many prompts of each kind (provocative, everyday)", panel=MEASUREMENT, ge=1
     )
     knockouts: int = option(
         32,
-        "single neurons to remove in the causal test, besides every layer and a curve of "
-        "growing groups; 0 for no such test",
-        panel=HOW,
+        "number of single neurons that the causal test removes, in addition to every layer and to growing groups of "
+        "neurons; 0 to skip the causal test",
+        panel=MEASUREMENT,
         ge=0,
     )
-    max_new_tokens: int = option(20, "length of a completion in tokens", panel=HOW, ge=1)
+    max_new_tokens: int = option(20, "length of a completion in tokens", panel=MEASUREMENT, ge=1)
     seed: int = option(
-        0, "seed for every random draw; the same seed, machine and version give the same result", panel=HOW, ge=0
+        0,
+        "seed for every random draw; the same seed, machine and version give the same result",
+        panel=MEASUREMENT,
+        ge=0,
     )
 
     def budget_of(self, method: str) -> float:
-        """Return the rise of perplexity that a method may cost."""
+        """Return the relative rise of perplexity that a method may cause."""
         return self.meow2x_budget if method == "meow2x" else self.budget
 
     def command(self) -> str:
@@ -98,6 +105,6 @@ class RunSettings(FitTextSettings, ModelSettings):
         """
         parts = ["toxloc", "run"]
         for name, value in self.changed().items():
-            for one in value if isinstance(value, tuple) else (value,):
-                parts += [f"--{flag_of(name, type(self).model_fields[name])}", str(one)]
+            for item in value if isinstance(value, tuple) else (value,):
+                parts += [f"--{flag_of(name, type(self).model_fields[name])}", str(item)]
         return shlex.join(parts)

@@ -1,4 +1,4 @@
-"""The texts of a run, disjoint where they must be."""
+"""Read the texts of a run, and keep the parts disjoint that must not overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from ..texts.neutral import NeutralText
 from ..texts.prompts import EVERYDAY, PROVOCATIVE, PromptSet
 from .settings import RunSettings
 
-SAMPLED = "sampled"  # as a contrast set: texts that the model writes itself
-HELD_OUT = 0.2  # of the contrast set, for the knock-outs
+SAMPLED = "sampled"  # value of `contrast`: sample the contrast set from the model
+HELD_OUT = 0.2  # share of the contrast set that is held out for the knock-outs
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,14 @@ class RunTexts:
     """The texts of a run.
 
     Attributes:
-        contrast: what is localized with and fitted on.
-        held_out: the part of the contrast set that the knock-outs are measured on.
-        judged: the prompts that are judged: the provocative ones, where the file says which are.
+        contrast: contrast set for the localization and the fits.
+        held_out: part of the contrast set on which the knock-outs are measured.
+        judged: prompts whose completions are judged: the provocative prompts, or all prompts if none is marked as
+            provocative.
         everyday: the everyday prompts; None if there are none.
         neutral: everyday text for the curvature and the budgets.
-        check: everyday text on which the reported cost is measured; no other step sees it.
-        check_name: where that comes from.
+        check: everyday text on which the reported cost is measured; no other step reads it.
+        check_name: source of `check`.
     """
 
     contrast: ContrastSet
@@ -43,12 +44,12 @@ class RunTexts:
 
 @dataclass(frozen=True)
 class TextsRead:
-    """The texts of a run as far as files give them; `complete` samples the contrast set if the model is to write it.
+    """The texts of a run that come from files; `complete` adds the contrast set if it is sampled from the model.
 
     Attributes:
         settings: the settings of the run.
-        contrast: the contrast set; None if it is to be sampled.
-        sampling: the prompts to sample it from.
+        contrast: the contrast set; None if it is to be sampled from the model.
+        sampling: prompts from which the contrast set is sampled.
         judged, everyday, neutral, check, check_name: see `RunTexts`.
     """
 
@@ -62,7 +63,7 @@ class TextsRead:
     check_name: str
 
     def complete(self, lm: LoadedModel, judges: Sequence[Evaluator]) -> RunTexts:
-        """Return the texts, sampling the contrast set from the model if it was not read."""
+        """Return all texts of the run; sample the contrast set from the model if it was not read from a file."""
         s, contrast = self.settings, self.contrast
         if contrast is None:
             with step("Sampling a contrast set"):
@@ -82,10 +83,10 @@ class TextsRead:
 
 
 def read_texts(s: RunSettings) -> TextsRead:
-    """Read every file of a run.
+    """Read the texts of a run from their files.
 
     Raises:
-        ToxlocError: a file cannot be used, or `check` holds nothing that `neutral` does not.
+        ToxlocError: a file cannot be used, or all texts of `check` are also in `neutral`.
     """
     prompts = load_prompts(s.prompts).limited(s.max_prompts, s.seed)
     judged = prompts.only(PROVOCATIVE) or prompts
@@ -101,12 +102,12 @@ def read_texts(s: RunSettings) -> TextsRead:
 
 
 def _check_texts(s: RunSettings, neutral: NeutralText) -> tuple[list[str], str]:
-    """Everyday texts for the reported cost, none of them seen before, and their name."""
+    """Return everyday texts for the reported cost that no fit or tuning uses, and the name of their source."""
     if s.check is None:
-        return neutral.check, f"{neutral.name}, third part"
+        return neutral.check, f"{neutral.name}, held-out part"
     other = load_neutral(s.check, limit=s.max_neutral, seed=s.seed)
     seen = {*neutral.fit, *neutral.tune}
-    apart = [text for text in other.texts if text not in seen]
-    if not apart:
-        raise ToxlocError(f"--check {s.check} holds no text that --neutral {s.neutral} does not; give another file.")
-    return apart, other.name
+    unseen = [text for text in other.texts if text not in seen]
+    if not unseen:
+        raise ToxlocError(f"All texts of --check {s.check} are also in --neutral {s.neutral}; give another file.")
+    return unseen, other.name

@@ -1,1 +1,1 @@
-"""Tools that every room uses: files, the cache folder, progress, memory, intervals, masking, templates, assets."""
+"""Tools for all rooms: files, the cache folder, progress, memory, intervals, settings, masking, templates, assets."""

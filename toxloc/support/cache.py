@@ -1,4 +1,4 @@
-"""The user's cache folder, for models that toxloc converts or downloads."""
+"""Cache folder for models that toxloc converts or downloads."""
 
 import shutil
 from pathlib import Path
@@ -9,15 +9,15 @@ from ..errors import ToxlocError
 
 
 def cache_folder() -> Path:
-    """Return toxloc's folder in the user's cache, where the operating system keeps caches. It may not exist yet."""
+    """Return the path of toxloc's folder in the operating system's cache folder for the user. It may not exist yet."""
     return Path(platformdirs.user_cache_dir("toxloc"))
 
 
 def check_room(folder: Path, size: int, what: str) -> None:
-    """Check, before any work is done, that a folder's disk has enough free space.
+    """Check before any work is done that the disk of a folder has enough free space.
 
     Args:
-        folder: a folder that will be made.
+        folder: a folder that will be created.
         size: bytes needed.
         what: subject of the error message, for example "Converting a.gguf".
 
@@ -28,5 +28,5 @@ def check_room(folder: Path, size: int, what: str) -> None:
     if free < size:
         raise ToxlocError(
             f"{what} needs up to {size >> 20} MiB in {folder.parent}, where {free >> 20} MiB are free; "
-            "make room or set XDG_CACHE_HOME to another disk."
+            "free some space or set XDG_CACHE_HOME to a folder on another disk."
         )

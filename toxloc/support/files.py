@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all: write to a temporary neighbour, then rename it."""
+"""Write files and folders completely or not at all: write to a temporary path in the same folder, then rename it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ..errors import ToxlocError
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-    """Check, before any work is done, that a folder can be written.
+    """Check before any work is done that a folder can be written.
 
     Raises:
         ToxlocError: `target` is a file, is a folder with content (and `overwrite` is False), or cannot be written.
@@ -35,9 +35,9 @@ def check_free(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; it is renamed to `target` if the block succeeds, and removed if not.
+    """Yield an empty folder next to `target`; rename it to `target` if the block succeeds, and remove it otherwise.
 
-    With `overwrite`, an existing `target` is replaced at that moment, and not before. Everyone can read the files.
+    With `overwrite`, an existing `target` stays until the block has succeeded. All users can read the files.
 
     Raises:
         ToxlocError: `target` is a file, is a folder with content (and `overwrite` is False), or cannot be written.
@@ -74,9 +74,9 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it is renamed to `path` if the block succeeds, and removed if not.
+    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds, and remove it otherwise.
 
-    Missing parent folders are made.
+    Missing parent folders are created.
 
     Raises:
         ToxlocError: `path` cannot be written.
@@ -96,15 +96,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename in (None, *map(str, (partial, path, *path.parents))):
             raise ToxlocError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
-        raise  # of another file, which the block uses
+        raise  # the error concerns another file that the block uses
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a value as indented JSON, with keys in their order; an existing file is replaced.
+    """Write a value as indented JSON, with keys in their given order; replace an existing file.
 
     Raises:
         ToxlocError: the file cannot be written.
-        TypeError: JSON has no such type.
+        TypeError: JSON has no equivalent of a type in `data`.
         ValueError: a number is infinite or nan.
     """
     with replacing(path) as partial:
@@ -116,10 +116,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: what the error message calls the content, for example "localization".
+        what: name of the content in error messages, for example "localization".
 
     Raises:
-        ToxlocError: no such file, or it does not hold a JSON object.
+        ToxlocError: the file does not exist or does not contain a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -4,9 +4,9 @@ import unicodedata
 
 
 def mask(text: str) -> str:
-    """Replace every letter of a word but the first by '·'. The length of the text stays the same.
+    """Replace every letter of a word except the first with '·'. The length of the text stays the same.
 
-    Digits, punctuation and whitespace stay as they are. Digits and apostrophes do not end a word.
+    Digits, punctuation and whitespace are kept. Digits, apostrophes and underscores do not end a word.
 
     Example:
         >>> mask("Don't shout, you 1d10t!")
@@ -15,7 +15,7 @@ def mask(text: str) -> str:
     masked, inside = [], False
     for character in text:
         category = unicodedata.category(character)[0]
-        letter = category in "LM"  # M: combining marks, which otherwise cut words of many scripts into single letters
+        letter = category in "LM"  # M: combining marks, which would otherwise split words of many scripts
         masked.append("·" if letter and inside else character)
         inside = letter or (inside and (category == "N" or character in "'’_"))
     return "".join(masked)

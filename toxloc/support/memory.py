@@ -13,19 +13,19 @@ STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class PeakMemory:
-    """Measure the peak memory of a block: resident memory of the process, and CUDA memory that torch allocated.
+    """Measure the peak memory of a block: resident memory of the process, and CUDA memory allocated by torch.
 
-    Only Linux can measure the resident memory of the block alone. On other systems, and in containers that forbid it,
-    the resident peak is that of the process since it began.
+    Only Linux can measure the peak resident memory of the block alone. On other systems, and in containers that forbid
+    it, `resident` is the peak since the process started.
 
     Attributes:
-        device: a CUDA device; by default the current CUDA device, if there is any. A CPU device measures resident
-            memory only.
+        device: a CUDA device; by default the current CUDA device, if one is available. With a CPU device only resident
+            memory is measured.
         resident: peak resident memory in bytes; None if the system does not report it.
         allocated: peak CUDA memory in bytes; None without a CUDA device.
-        resident_before: resident memory in bytes at the beginning of the block; None if the resident peak is that of
-            the process.
-        allocated_before: CUDA memory in bytes at the beginning of the block; None without a CUDA device.
+        resident_before: resident memory in bytes at the start of the block; None if `resident` is the peak since the
+            process started.
+        allocated_before: CUDA memory in bytes at the start of the block; None without a CUDA device.
 
     Example:
         >>> with PeakMemory() as peak:
@@ -60,9 +60,9 @@ class PeakMemory:
 
     @property
     def rise(self) -> int | None:
-        """How far memory rose within the block, in bytes: CUDA memory if there is any, else resident memory.
+        """Largest rise of memory within the block, in bytes: of CUDA memory on a CUDA device, else of resident memory.
 
-        None if that is not known.
+        None if the peak or the memory at the start is not known.
         """
         peak, before = (
             (self.allocated, self.allocated_before) if self._on_cuda else (self.resident, self.resident_before)
@@ -78,14 +78,14 @@ class PeakMemory:
 
 
 def _restart() -> int | None:
-    """Make the kernel measure a new peak, and return the resident memory; None where that is impossible."""
+    """Reset the kernel's record of the peak, and return the resident memory in bytes; None if it cannot be reset."""
     if sys.platform != "linux":
         return None
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)  # give freed memory back to the kernel, because the block could use it without a rise
+        trim(0)  # return freed memory to the kernel, because the block could reuse it without a rise
     try:
-        REFERENCES.write_text("5")  # sets the peak to the memory in use
+        REFERENCES.write_text("5")  # resets the peak to the memory in use
     except OSError:  # some containers forbid it
         return None
     return _status("VmRSS")
@@ -93,7 +93,7 @@ def _restart() -> int | None:
 
 def _resident_peak() -> int | None:
     if sys.platform == "linux":
-        return _status("VmHWM")  # not `getrusage`, whose peak a process inherits from its parent
+        return _status("VmHWM")  # not `getrusage`: a process inherits its peak from the parent process
     try:
         import resource
     except ImportError:  # Windows
@@ -103,5 +103,5 @@ def _resident_peak() -> int | None:
 
 
 def _status(field: str) -> int:
-    """Return a field of Linux's /proc/self/status in bytes."""
+    """Return the value of a field of Linux's /proc/self/status in bytes."""
     return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))

@@ -2,7 +2,7 @@
 
 
 def short_name(source: str) -> str:
-    """Return the last part of a path or hub id, which fits into tables and figures.
+    """Return the last part of a path or hub id, which is short enough for tables and figures.
 
     Example:
         >>> short_name("models/planted/layer3")

@@ -1,7 +1,7 @@
-"""Progress that is shown only on request.
+"""Progress messages, which are shown only on request.
 
-The pipeline announces its steps with `step`, loops report their items with `track`, and `note` prints a sentence for
-the user. All are silent unless the command line, or a notebook, opens `shown` around the call.
+`step` announces a step of the pipeline, `track` reports the items of a loop, and `note` prints a sentence for the user.
+They print nothing outside a `shown` block, which the command line or a notebook opens around its calls.
 """
 
 from collections.abc import Iterable, Iterator, Sized
@@ -22,7 +22,7 @@ def shown(console: Console | None = None) -> Iterator[None]:
     """Show the steps, bars and notes of the block.
 
     Args:
-        console: where to print; by default the terminal.
+        console: console to print to; by default the terminal.
 
     Example:
         >>> with shown():                                           # doctest: +SKIP
@@ -45,12 +45,12 @@ def shown(console: Console | None = None) -> Iterator[None]:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Show a line with the time that the block takes; the line stays after the block."""
+    """Show a line with the name and the duration of the block; the line stays after the block."""
     display = _display.get()
     if display is None:
         yield
         return
-    if not display.console.is_terminal:  # in a log file bars appear only at the end, so print a line at the start
+    if not display.console.is_terminal:  # a log file gets bars only at the end, so print the name at the start
         display.console.print(name, markup=False, highlight=False)
     task = display.add_task(f"[bold]{escape(name)}", total=1)
     yield
@@ -58,11 +58,11 @@ def step(name: str) -> Iterator[None]:
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items unchanged, and show a bar that advances with them and disappears at the end.
+    """Yield the items unchanged, and show a progress bar that disappears at the end.
 
     Args:
         items: the items of the loop.
-        description: label of the bar.
+        description: label of the progress bar.
         total: number of items, if `items` has no length.
     """
     display = _display.get()

@@ -1,4 +1,4 @@
-"""Hide the notices of the libraries that load models."""
+"""Hide the warnings and progress bars of the libraries that load models."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ LIBRARIES = ("transformers", "huggingface_hub", "accelerate", "transformer_lens"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings and progress bars of the libraries that load models. Errors, and all other loggers, stay.
+    """Hide the warnings and progress bars of the libraries that load models. Errors and other loggers are not hidden.
 
-    The levels, filters and handlers of the loggers, and the progress bars, are as before after the block.
+    After the block, the levels, filters and handlers of the loggers and the state of the progress bars are restored.
 
     Example:
         >>> with quiet():                                           # doctest: +SKIP
@@ -34,16 +34,16 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
-    from transformers.utils import logging as of_transformers
+    from transformers.utils import logging as transformers_logging
 
-    of_transformers.get_verbosity()  # sets up the library's logger; on first use it overwrites the logger's level
-    bars, hub_bars = of_transformers.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    of_transformers.disable_progress_bar()  # those of huggingface_hub too
+    transformers_logging.get_verbosity()  # sets the logger up now: the set-up overwrites its level
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # also disables the bars of huggingface_hub
     try:
         yield
     finally:
         if bars:
-            of_transformers.enable_progress_bar()  # those of huggingface_hub too
+            transformers_logging.enable_progress_bar()  # also enables the bars of huggingface_hub
         elif hub_bars:
             enable_progress_bars()
         if bars and not hub_bars:
@@ -52,7 +52,7 @@ def _without_bars() -> Iterator[None]:
 
 @contextmanager
 def _without_root_warnings() -> Iterator[None]:
-    """Hide the warnings that transformer_lens sends to the root logger, which belongs to the user."""
+    """Hide the warnings that transformer_lens sends to the root logger; the user's messages there are not hidden."""
     handlers, keep = list(logging.root.handlers), _not_from("transformer_lens")
     logging.root.addFilter(keep)
     try:
@@ -60,11 +60,11 @@ def _without_root_warnings() -> Iterator[None]:
     finally:
         logging.root.removeFilter(keep)
         for handler in [added for added in logging.root.handlers if added not in handlers]:
-            logging.root.removeHandler(handler)  # `logging.warning` adds a handler where there is none
+            logging.root.removeHandler(handler)  # `logging.warning` adds a handler if the root logger has none
 
 
 def _not_from(package: str) -> Callable[[logging.LogRecord], bool]:
-    """Return a filter that drops warnings, and records below them, whose code lies in a package's folder."""
+    """Return a filter that drops records below the level ERROR that come from code in a package's folder."""
     spec = find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
 

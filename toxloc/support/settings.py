@@ -1,8 +1,8 @@
-"""Settings: frozen, checked values with a description each, from which signatures, commands and grids are made.
+"""Settings classes: immutable, validated fields with descriptions.
 
-A settings class is declared once. `signature_from` gives its fields to a Python function, `toxloc.cli.from_settings`
-makes command-line options of them, and grids validate their keys with it. This module and every settings class can be
-imported without torch, so that wrong settings are refused at once.
+A settings class is declared once. `signature_from` copies its fields into the signature of a Python function,
+`toxloc.cli.from_settings` turns them into command-line options, and grids validate their keys against them. This module
+and every settings class can be imported without torch, so that wrong settings are rejected at once.
 """
 
 import inspect
@@ -20,18 +20,18 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base class of all settings: frozen, without unknown fields, checked when made."""
+    """Base class of all settings: immutable, validated on creation, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def of(cls: type[S], settings: "Settings | None" = None, **options: Any) -> S:
-        """Return settings made of options, or `settings` with the options changed.
+        """Return settings with the values of `options`; other fields come from `settings`, if given, or the defaults.
 
-        `settings` may be of a class that has more fields.
+        `settings` may be an instance of another settings class. Its fields that this class lacks are ignored.
 
         Raises:
-            ToxlocError: an unknown option, or a value out of range; the message names both.
+            ToxlocError: an option is unknown or its value is invalid; the message names both.
 
         Example:
             >>> class Walk(Settings):
@@ -42,16 +42,16 @@ class Settings(BaseModel):
         known = cls.model_fields
         for name in options:
             if name not in known:
-                raise ToxlocError(f"There is no setting {name!r} here; there are {', '.join(known)}.")
-        given = () if settings is None else [name for name in settings.model_fields_set if name in known]
-        kept = {name: getattr(settings, name) for name in given}
+                raise ToxlocError(f"There is no setting {name!r}; choose one of {', '.join(known)}.")
+        shared = () if settings is None else [name for name in settings.model_fields_set if name in known]
+        kept = {name: getattr(settings, name) for name in shared}
         try:
             return cls(**{**kept, **options})
         except ValidationError as error:
             raise ToxlocError(first_problem(error)) from None
 
     def changed(self) -> dict[str, Any]:
-        """Return the fields whose value is not the default."""
+        """Return the fields whose value differs from the default, by name."""
         return {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
@@ -63,50 +63,57 @@ def option(default: Any, description: str, *, panel: str | None = None, flag: st
     """Declare a field of a settings class.
 
     Args:
-        default: its value if none is given; `...` if it must be given.
-        description: what it means, as a phrase; help texts and pages show it.
-        panel: heading under which the command line lists it.
-        flag: its name on the command line, without dashes; by default the field's name with dashes.
-        rules: bounds and whatever else pydantic's `Field` takes (ge=1, lt=1, min_length=1, ...).
+        default: default value; `...` for a required field.
+        description: meaning of the field, as a phrase; shown in help texts and documentation pages.
+        panel: heading of the option in the command-line help.
+        flag: name of the option on the command line, without leading dashes; by default the field's name with dashes
+            in place of underscores.
+        rules: bounds and other arguments of pydantic's `Field` (ge=1, lt=1, min_length=1, ...).
     """
     shown: dict[str, Any] = {name: value for name, value in (("panel", panel), ("flag", flag)) if value is not None}
     return Field(default, description=description, json_schema_extra=shown, **rules)
 
 
 def flag_of(name: str, field: FieldInfo) -> str:
-    """Return the option's name on the command line, without dashes in front."""
+    """Return the name of the field's option on the command line, without leading dashes."""
     return str(extra_of(field).get("flag") or name.replace("_", "-"))
 
 
 def extra_of(field: FieldInfo) -> dict[str, Any]:
-    """Return what `option` noted beside the description: panel and flag."""
+    """Return the panel and the flag that `option` stored in the field; only those that were given."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def first_problem(error: ValidationError) -> str:
-    """Say in one sentence which value is wrong and why.
+    """Return a sentence that says which value is invalid and why.
 
-    A field of several types has one error per type; their messages are joined.
+    A field with several types has one error per type; their messages are joined.
     """
     errors = error.errors()
     first, name = errors[0], errors[0]["loc"][:1]
     where = ".".join(str(part) for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int))
     if first["type"] == "missing":
         return f"{where} is missing; give it a value."
-    for one in errors:
-        if one["type"] == "value_error" and isinstance(cause := one["ctx"]["error"], ToxlocError):
+    for problem in errors:
+        if problem["type"] == "value_error" and isinstance(cause := problem["ctx"]["error"], ToxlocError):
             return str(cause)
     if first["type"] == "too_short":
-        return f"{where}={first['input']!r}: give at least one."
+        return f"{where}={first['input']!r}: give at least one value."
     messages = dict.fromkeys(
-        one["msg"].removeprefix("Value error, ").partition(", unable")[0] for one in errors if one["loc"][:1] == name
+        problem["msg"].removeprefix("Value error, ").partition(", unable")[0]
+        for problem in errors
+        if problem["loc"][:1] == name
     )
     joined = " or ".join(messages).replace("or Input should be", "or").replace("Input should be", "it must be")
     return f"{where}={first['input']!r}: {joined}."
 
 
 def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Show the fields of a settings class in a function's signature, in place of its `**options`.
+    """Decorate a function so that its signature shows the fields of a settings class in place of `**options`.
+
+    Args:
+        settings: the settings class.
+        leave_out: names of fields to leave out of the signature.
 
     Example:
         >>> class Walk(Settings):
@@ -127,15 +134,17 @@ def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) ->
 def with_fields(
     signature: inspect.Signature, settings: type[Settings], leave_out: tuple[str, ...] = ()
 ) -> inspect.Signature:
-    """Return a signature with a keyword-only parameter for each field in place of its `**options`."""
-    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    names = {one.name for one in own} | set(leave_out)
+    """Return a signature with a keyword-only parameter for each field in place of `**options`; see `signature_from`."""
+    kept = [
+        parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    names = {parameter.name for parameter in kept} | set(leave_out)
     fields = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=field.annotation, default=_default(field))
         for name, field in settings.model_fields.items()
         if name not in names
     ]
-    return signature.replace(parameters=[*own, *fields])
+    return signature.replace(parameters=[*kept, *fields])
 
 
 def _default(field: FieldInfo) -> Any:

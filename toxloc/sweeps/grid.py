@@ -1,4 +1,4 @@
-"""A grid: what a sweep's file may say, and the cells that it stands for."""
+"""The grid of a sweep: the keys of its file, and the cells that it expands to."""
 
 import hashlib
 import json
@@ -30,17 +30,19 @@ from ..version import __version__
 
 
 class Benchmark(Settings):
-    """Prompts that every model completes; provocative ones, where the file says which are."""
+    """Prompts that every model completes: only the provocative prompts, if the source marks any."""
 
-    prompts: str = option(..., "what load_prompts takes")
-    which: str | None = option(None, "all, toxic, nontoxic or challenging prompts alone")
-    text_column: str | None = option(None, "the column with the prompts")
-    words: int | None = option(None, "only the first so many words of each text are the prompt", ge=1)
-    max_prompts: int = option(100, "prompts, at most", ge=1)
+    prompts: str = option(..., "source of the prompts, as for load_prompts")
+    which: str | None = option(None, "subset of the prompts: all, toxic, nontoxic or challenging")
+    text_column: str | None = option(None, "column of prompts")
+    words: int | None = option(
+        None, "truncate longer texts to this many words; drop shorter texts and duplicates", ge=1
+    )
+    max_prompts: int = option(100, "maximum number of prompts", ge=1)
 
 
 class Treatment(Settings):
-    """A method with settings; where a setting is a list, each of its values in turn."""
+    """A method with settings; a setting that is a list stands for each of its values."""
 
     method: str = option(..., "name of the method")
     settings: dict[str, Any] = option({}, "settings of the method")
@@ -48,11 +50,11 @@ class Treatment(Settings):
     def variants(self) -> Iterator[dict[str, Any]]:
         """Yield every combination of the settings' values, the last setting changing fastest.
 
-        scikit-learn's ParameterGrid sorts the names, which would change the order of the file.
+        scikit-learn's ParameterGrid is not used because it sorts the names, which would change the order of the file.
         """
         values = [value if isinstance(value, list) else [value] for value in self.settings.values()]
-        for chosen in product(*values):
-            yield dict(zip(self.settings, chosen, strict=True))
+        for combination in product(*values):
+            yield dict(zip(self.settings, combination, strict=True))
 
     @model_validator(mode="after")
     def _check(self) -> "Treatment":
@@ -62,31 +64,31 @@ class Treatment(Settings):
 
 
 class Resources(Settings):
-    """What a worker has: on Ray it is reserved for it, on this machine it is the number of its threads."""
+    """Resources of a worker. Ray reserves them for the worker; without Ray, `cpus` is its number of threads."""
 
-    cpus: int | None = option(None, "default: 1 on Ray; here its share among the jobs", ge=1)
-    gpus: float = option(0, "for Ray", ge=0)
+    cpus: int | None = option(None, "processors; default: 1 on Ray, else an equal share for each job", ge=1)
+    gpus: float = option(0, "GPUs, on Ray only", ge=0)
 
 
 class Grid(NeutralSettings, ModelSettings):
-    """Models × contrast sets × seeds × methods with their settings × benchmarks."""
+    """A grid: models × contrast sets × seeds × methods with their settings × benchmarks."""
 
-    models: tuple[str, ...] = option(..., "what load_model takes", min_length=1)
-    contrasts: tuple[str, ...] = option(("builtin",), "what load_contrast takes", min_length=1)
-    benchmarks: dict[str, Benchmark] = option(..., "prompts by name", min_length=1)
+    models: tuple[str, ...] = option(..., "models, as for load_model", min_length=1)
+    contrasts: tuple[str, ...] = option(("builtin",), "contrast sets, as for load_contrast", min_length=1)
+    benchmarks: dict[str, Benchmark] = option(..., "prompts by the name of the benchmark", min_length=1)
     methods: tuple[Treatment, ...] = option(..., "methods with their settings", min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option((0,), "seeds for every random draw", min_length=1)
-    evaluators: tuple[str, ...] = option(DEFAULT, "judges of the completions", min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option((0,), "seeds for the random draws", min_length=1)
+    evaluators: tuple[str, ...] = option(DEFAULT, "evaluators of the completions", min_length=1)
     scores: tuple[ScoreName, ...] = option(
         ("activation", "gradient_norm", "attribution"), "localization scores", min_length=1
     )
     samples: int = option(Decoding.samples, "completions per prompt")
     max_new_tokens: int = option(Decoding.max_new_tokens, "length of a completion in tokens")
-    top_p: float = option(Decoding.top_p, "nucleus sampling")
+    top_p: float = option(Decoding.top_p, "probability mass of nucleus sampling")
     temperature: float = option(Decoding.temperature, "temperature of the sampling; 0 is greedy")
-    max_texts: int = option(400, "contrast texts of each side, at most", ge=8)
+    max_texts: int = option(400, "maximum number of contrast texts of each side", ge=8)
     precision: Literal["highest", "high", "medium"] = option("highest", "precision of float32 matrix products")
-    resources: Resources = option(Resources(), "processors and devices of a worker")
+    resources: Resources = option(Resources(), "processors and GPUs of a worker")
 
     @property
     def decoding(self) -> Decoding:
@@ -97,36 +99,42 @@ class Grid(NeutralSettings, ModelSettings):
     def _check(self) -> "Grid":
         check_evaluator_names(self.evaluators)
         if self.decoding.temperature == 0 and self.samples > 1:
-            raise ToxlocError(f"temperature=0 writes the same completion {self.samples} times; set samples to 1.")
+            raise ToxlocError(f"temperature=0 gives the same completion {self.samples} times; set samples to 1.")
         for name in ("models", "contrasts", "seeds", "evaluators"):
             values = getattr(self, name)
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ToxlocError(f"{name} holds {twice!r} twice.")
+                raise ToxlocError(f"{name} contains {twice!r} twice; remove one of them.")
         variants = [
-            (one.method, json.dumps(settings, sort_keys=True)) for one in self.methods for settings in one.variants()
+            (entry.method, json.dumps(settings, sort_keys=True))
+            for entry in self.methods
+            for settings in entry.variants()
         ]
-        for one in variants:
-            if variants.count(one) > 1:
-                raise ToxlocError(f"methods hold {one[0]} with the settings {one[1]} twice.")
+        for variant in variants:
+            if variants.count(variant) > 1:
+                method, settings = variant
+                raise ToxlocError(f"methods contain {method} with the settings {settings} twice; remove one of them.")
         return self
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration.
+    """One configuration of a grid.
+
+    The ids are hashes of everything that the result depends on, such as texts, models, settings and the version of
+    toxloc. Local files are hashed by their content, not by their path.
 
     Attributes:
-        model: as the grid names it.
-        contrast: likewise.
-        seed: of every draw.
-        method: what turns toxicity down.
-        settings: of the method.
-        benchmark: name of the prompts.
-        localization_id: of where toxicity lies: of model, contrast set and seed, by content.
-        fit_id: of what is fitted: everything above but the benchmark, by content.
-        baseline_id: of the unedited model on the benchmark, by content.
-        id: of the cell, by content: files by what they hold, never by where they lie.
+        model: name of the model in the grid.
+        contrast: name of the contrast set in the grid.
+        seed: seed for the random draws of the cell.
+        method: name of the method.
+        settings: settings of the method.
+        benchmark: name of the benchmark.
+        localization_id: id of the localization, which depends on the model, the contrast set and the seed.
+        fit_id: id of the fitted intervention, which depends on everything above but the benchmark.
+        baseline_id: id of the evaluation of the unedited model on the benchmark.
+        id: id of the cell.
     """
 
     model: str
@@ -142,17 +150,17 @@ class Cell:
 
     @property
     def treatment(self) -> str:
-        """The method with its settings, in one line."""
+        """The method and its settings, in one line."""
         return treatment(self.method, self.settings)
 
     @property
     def budget(self) -> str:
-        """The budget that its method keeps, in words; "none" if its settings fix the strength."""
+        """The budget of the method, such as "perplexity 0.01"; "none" if the settings fix the strength."""
         return method_settings(self.method, **self.settings).budget_in_words
 
     @property
     def group(self) -> tuple[str, str, int]:
-        """Cells of one group share a localization."""
+        """Model, contrast set and seed; cells of one group share a localization."""
         return self.model, self.contrast, self.seed
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +169,7 @@ class Cell:
 
 
 def treatment(method: str, settings: Mapping[str, Any]) -> str:
-    """Name a method with its settings in one line.
+    """Return a method and its settings in one line.
 
     Example:
         >>> treatment("trne", {"budget": 0.01, "rounds": 2})
@@ -172,21 +180,22 @@ def treatment(method: str, settings: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name} {one}" for name, one in value.items())
+        return " ".join(f"{name} {item}" for name, item in value.items())
     return str(value)
 
 
 class Plan:
-    """A grid whose files, models and evaluators are all there, with its cells in order.
+    """The cells of a grid, after a check that its models, texts and evaluators are available.
 
     Args:
-        grid: what was asked for.
-        root: folder in which relative paths of the grid start.
-        name: of the grid.
-        checked: another process has seen already that all is there.
+        grid: the grid.
+        root: folder that relative paths in the grid start from.
+        name: name of the grid.
+        checked: skip the checks, because another process has already made them.
 
     Raises:
-        ToxlocError: something cannot be had, or two cells are the same; the message names it.
+        ToxlocError: a model, a text or an evaluator is not available, an evaluator is a function of this process, or
+            two cells are the same; the message names it.
     """
 
     def __init__(self, grid: Grid, root: str | PathLike[str] = ".", name: str = "grid", *, checked: bool = False):
@@ -199,71 +208,77 @@ class Plan:
         grid = self.grid
         for model in grid.models:
             resolve(self.located(model))
-        for judge in get_evaluators([self.located_evaluator(one) for one in grid.evaluators]):
+        for judge in get_evaluators([self.located_evaluator(name) for name in grid.evaluators]):
             if isinstance(judge, FunctionEvaluator):
                 raise ToxlocError(
-                    f"The evaluator {judge.name!r} is a function of this process, which the workers of a "
-                    "sweep do not know; give evaluators that load by name, folder or hub id."
+                    f"The evaluator {judge.name!r} is a function of this process, which the workers of a sweep cannot "
+                    "load; give evaluators that can be loaded by name, folder or hub id."
                 )
-        known: dict[str, Cell] = {}
-        for cell in self.cells:  # which reads all texts
-            other = known.setdefault(cell.id, cell)
+        by_id: dict[str, Cell] = {}
+        for cell in self.cells:  # reads all texts
+            other = by_id.setdefault(cell.id, cell)
             if other is not cell:
                 raise ToxlocError(
-                    f"{cell.model}, {cell.contrast}, {cell.benchmark} hold the same as {other.model}, "
-                    f"{other.contrast}, {other.benchmark} under other names; leave one out."
+                    f"{cell.model}, {cell.contrast}, {cell.benchmark} have the same content as {other.model}, "
+                    f"{other.contrast}, {other.benchmark}; remove one of them."
                 )
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Models outermost, then contrast sets, seeds, methods, settings, and benchmarks."""
+        """All cells, in nested order: models outermost, then contrast sets, seeds, methods, settings and benchmarks."""
         return list(self._expanded())
 
     def located(self, source: str) -> str:
-        """Return a source as the loaders take it: a path that starts in the root, if there is one, or the name."""
+        """Return the path of a source below the root if it exists, or the source unchanged."""
         path = self.root / Path(source).expanduser()
         return str(path) if path.exists() else source
 
     def located_evaluator(self, name: str) -> str:
-        """Return an evaluator's name with the path after its `=`, if there is one, starting in the root."""
+        """Return an evaluator's name with the source after its `=`, if it has one, replaced as by `located`."""
         head, equals, source = name.partition("=")
         source, at, threshold = source.partition("@")
         return head + equals + (self.located(source) if source else "") + at + threshold
 
     @cached_property
     def prompts(self) -> dict[str, PromptSet]:
-        """The prompts of every benchmark."""
-        found = {}
-        for name, one in self.grid.benchmarks.items():
-            opened = load_prompts(
-                self.located(one.prompts), which=one.which, text_column=one.text_column, words=one.words
+        """The prompts of every benchmark; all cells use the prompts drawn with the first seed."""
+        by_benchmark = {}
+        for name, benchmark in self.grid.benchmarks.items():
+            prompts = load_prompts(
+                self.located(benchmark.prompts),
+                which=benchmark.which,
+                text_column=benchmark.text_column,
+                words=benchmark.words,
             )
-            found[name] = (opened.only(PROVOCATIVE) or opened).sampled(one.max_prompts, self.grid.seeds[0])
-        return found
+            prompts = prompts.only(PROVOCATIVE) or prompts
+            by_benchmark[name] = prompts.sampled(benchmark.max_prompts, self.grid.seeds[0])
+        return by_benchmark
 
     def pairs(self, contrast: str, seed: int) -> ContrastSet:
-        """Texts of a contrast set that begin with no prompt of any benchmark."""
+        """Return the texts of a contrast set that do not begin with a prompt of any benchmark."""
         if (contrast, seed) not in self._pairs:
             judged = [text for prompts in self.prompts.values() for text in prompts.texts]
             free = load_contrast(self.located(contrast)).without(judged)
-            self._pairs |= {(contrast, one): free.limited(self.grid.max_texts, one) for one in self.grid.seeds}
+            self._pairs |= {
+                (contrast, grid_seed): free.limited(self.grid.max_texts, grid_seed) for grid_seed in self.grid.seeds
+            }
         return self._pairs[contrast, seed]
 
     @cached_property
     def neutral(self) -> NeutralText:
-        """The everyday text."""
+        """The everyday text of the grid."""
         return load_neutral(self.located(self.grid.neutral), limit=self.grid.max_neutral)
 
     @property
     def variants(self) -> list[tuple[str, dict[str, Any]]]:
         """Every method of the grid with every combination of its settings."""
-        return [(one.method, settings) for one in self.grid.methods for settings in one.variants()]
+        return [(entry.method, settings) for entry in self.grid.methods for settings in entry.variants()]
 
     def _expanded(self) -> Iterator[Cell]:
         g = self.grid
-        judged: dict[str, Any] = {"decoding": g.decoding.to_dict(), "evaluators": g.evaluators}
+        judging: dict[str, Any] = {"decoding": g.decoding.to_dict(), "evaluators": g.evaluators}
         neutral = _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
-        prompts = {name: _id(one.texts) for name, one in self.prompts.items()}
+        prompts = {name: _id(prompt_set.texts) for name, prompt_set in self.prompts.items()}
         for model, contrast, seed in product(g.models, g.contrasts, g.seeds):
             unedited = {
                 "toxloc": __version__,
@@ -273,12 +288,12 @@ class Plan:
                 "precision": g.precision,
             }
             pairs = self.pairs(contrast, seed)
-            read = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}
-            localization = _id({**read, "scores": g.scores})
+            fitted_on = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}
+            localization = _id({**fitted_on, "scores": g.scores})
             for method, settings in self.variants:
-                fit = {**read, "method": method, "settings": settings}
+                fit = {**fitted_on, "method": method, "settings": settings}
                 for benchmark, texts in prompts.items():
-                    there = {**judged, "judged": texts}
+                    judged = {**judging, "judged": texts}
                     yield Cell(
                         model,
                         contrast,
@@ -288,8 +303,8 @@ class Plan:
                         benchmark,
                         localization,
                         _id(fit),
-                        _id({**unedited, **there}),
-                        _id({**fit, **there}),
+                        _id({**unedited, **judged}),
+                        _id({**fit, **judged}),
                     )
 
     def _model(self, name: str) -> str:
@@ -299,7 +314,7 @@ class Plan:
 
 @cache
 def _content(folder: Path) -> str:
-    """Hash of a model's folder."""
+    """Return a hash of the weights, configuration and tokenizer files in a model's folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".bin", ".json", ".model", ".txt"):
@@ -316,8 +331,8 @@ def load_grid(path: str | PathLike[str]) -> Grid:
     """Read a grid from a YAML file.
 
     Raises:
-        ToxlocError: no such file, no YAML, an unknown key, a value of the wrong kind, settings that do not go together,
-            or the same configuration twice; the message says where in the file.
+        ToxlocError: the file does not exist or is not YAML, or it contains an unknown key, an invalid value, settings
+            that exclude each other, or the same configuration twice; the message says where in the file.
 
     Example:
         >>> load_grid("examples/offline-grid.yaml").models      # doctest: +SKIP
@@ -336,36 +351,36 @@ def load_grid(path: str | PathLike[str]) -> Grid:
 
 
 def grid_of(content: Any, name: str = "grid") -> Grid:
-    """Make a grid of what a file holds.
+    """Make a grid from the parsed content of a file.
 
     Raises:
         ToxlocError: see `load_grid`.
     """
     if not isinstance(content, dict):
-        raise ToxlocError(f"{name} holds no grid; it needs at least the keys models, benchmarks and methods.")
+        raise ToxlocError(f"{name} holds no grid; a grid needs at least the keys models, benchmarks and methods.")
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
-        raise ToxlocError(f"{name}: " + "; ".join(_told(one) for one in _causes(error)[:3])) from None
+        raise ToxlocError(f"{name}: " + "; ".join(_message(cause) for cause in _causes(error)[:3])) from None
 
 
 def _causes(error: ValidationError) -> list[Any]:
-    """The errors without those that follow from others: pydantic also calls a list too short if an item is wrong."""
+    """Return the errors without consequences of others: an invalid item also makes pydantic call its list too short."""
     errors = error.errors()
     return [
-        one
-        for one in errors
-        if one["type"] != "too_short"
-        or not any(other["loc"][: len(one["loc"])] == one["loc"] for other in errors if other is not one)
+        cause
+        for cause in errors
+        if cause["type"] != "too_short"
+        or not any(other["loc"][: len(cause["loc"])] == cause["loc"] for other in errors if other is not cause)
     ]
 
 
-def _told(error: Any) -> str:
-    """One of pydantic's errors in words."""
+def _message(error: Any) -> str:
+    """Return one of pydantic's errors as a phrase that names the place, the value and the fix."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _keys(error["loc"][:-1])
-        return f"{where} is not a key" + (f" there; there are {', '.join(known)}" if known else "")
+        return f"{where} is not a valid key" + (f"; valid keys are {', '.join(known)}" if known else "")
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] == "value_error":  # a ToxlocError from a validator
@@ -374,7 +389,7 @@ def _told(error: Any) -> str:
 
 
 def _keys(where: Sequence[Any]) -> list[str]:
-    """Name the keys that may stand at a place of the file."""
+    """Return the valid keys at a place in the file."""
     parts: dict[str, type[Settings]] = {"benchmarks": Benchmark, "methods": Treatment, "resources": Resources}
     part = parts.get(str(where[0])) if where else Grid
     return list(part.model_fields) if part else []

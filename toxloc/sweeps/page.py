@@ -17,13 +17,13 @@ from .grid import Cell, Plan
 
 @runtime_checkable
 class Results(Protocol):
-    """The members of a sweep's summary that the page shows.
+    """The members of a summary that the page shows.
 
     Attributes:
-        plan: the grid with its cells.
+        plan: the plan of the sweep.
         results: the finished cells, each with its result.
         failures: the failed cells, each with its error.
-        localizations: model, contrast set and seed to localization.
+        localizations: localization by model, contrast set and seed.
         depths: for each localization and score, the peak and the share of each third of the layers.
     """
 
@@ -39,20 +39,20 @@ class Results(Protocol):
     def depths(self) -> Sequence[object]: ...
 
     def best(self) -> list[dict[str, Any]]:
-        """Return the best setting of every model and benchmark."""
+        """Return the best setting of each model, benchmark and budget."""
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Return every setting with its mean rank, best first."""
+        """Return every setting with its mean rank within its budget."""
 
     def underestimates(self) -> list[dict[str, Any]]:
         """Return how often each evaluator misses toxic completions."""
 
 
 def write_page(path: Path, summary: Results) -> None:
-    """Write the page: effect and cost of every setting, ranks, depth by score, and misses of evaluators.
+    """Write the page: effect and cost of every setting, ranks, depth by score, and missed toxic completions.
 
     Args:
-        path: the file.
+        path: file to write.
         summary: the summary of the sweep.
     """
     results = summary.results
@@ -77,10 +77,10 @@ def write_page(path: Path, summary: Results) -> None:
 
 
 def _depths(summary: Results) -> list[go.Figure]:
-    """Return a figure per score; names have contrast set and seed if a model was localized more than once."""
-    once = len({model for model, _, _ in summary.localizations}) == len(summary.localizations)
-    named = {
-        short_name(model) + ("" if once else f", {short_name(contrast)}, seed {seed}"): loc
+    """Return a figure per score; labels include contrast set and seed if a model was localized more than once."""
+    unique = len({model for model, _, _ in summary.localizations}) == len(summary.localizations)
+    by_label = {
+        short_name(model) + ("" if unique else f", {short_name(contrast)}, seed {seed}"): loc
         for (model, contrast, seed), loc in summary.localizations.items()
     }
-    return [plots.relative_depth(named, score) for score in summary.plan.grid.scores] if named else []
+    return [plots.relative_depth(by_label, score) for score in summary.plan.grid.scores] if by_label else []

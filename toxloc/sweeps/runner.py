@@ -1,4 +1,4 @@
-"""`sweep`: every cell of a grid, by worker processes here or by Ray's anywhere, going on where it was stopped."""
+"""`sweep`: compute the cells of a grid in worker processes on this machine or on Ray, and continue stopped sweeps."""
 
 import os
 import subprocess
@@ -17,10 +17,10 @@ from ..support.files import write_json
 from .grid import Cell, Plan
 from .store import Store
 from .summary import Summary
-from .worker import run_told
+from .worker import run_task
 
-WAIT = 0.3  # seconds between two looks at what is finished
-Told = dict[str, Any]
+WAIT = 0.3  # seconds between two checks for finished cells and workers
+Task = dict[str, Any]
 Watcher = Callable[[Cell, Store], None]
 
 
@@ -33,22 +33,25 @@ def sweep(
     retry_failed: bool = False,
     on_settled: Watcher | None = None,
 ) -> Summary:
-    """Compute every cell of a grid that is not in the folder yet, and sum all of them up.
+    """Compute every cell of a grid that is not in the folder yet, and summarise all cells.
 
-    Cells of one model, contrast set and seed share a localization and go to one worker, a process of its own that is
-    started anew should it die. A result appears whole or not at all, so a sweep that was killed goes on with the same
-    call, and two grids may share a folder.
+    Cells with the same model, contrast set and seed share a localization and are computed by one worker, which is a
+    separate process. If a worker dies, the cell that it was computing fails, and a new worker computes the others. A
+    result is written completely or not at all, so a sweep that was killed can be continued with the same call, and two
+    grids may share a folder.
 
     Args:
-        plan: the grid.
-        out: folder for the results; other machines must see it under the same path if Ray uses them.
-        jobs: workers at a time on this machine; CUDA devices are dealt out to them in turn.
-        ray: address of a Ray cluster ("auto" for the one that runs here, "local" to start one), instead of `jobs`.
-        retry_failed: try cells again that failed before.
-        on_settled: called with every cell that is finished or has failed, as it comes.
+        plan: the plan of the grid.
+        out: folder for the results. If Ray uses other machines, they must see it under the same path.
+        jobs: number of workers at the same time on this machine; CUDA devices are assigned to them in turn.
+        ray: address of a Ray cluster, in place of `jobs`: "auto" for the cluster that runs here, "local" to start a
+            cluster on this machine.
+        retry_failed: compute cells again that failed before.
+        on_settled: called with each cell and the store when the cell has finished or failed.
 
     Raises:
-        ToxlocError: another sweep is writing to the folder, it cannot be written to, or Ray is not to be had.
+        ToxlocError: `jobs` is less than 1, the folder cannot be written to, another sweep is writing to it, Ray is not
+            available, or the Ray cluster has fewer resources than the grid reserves for a worker.
 
     Example:
         >>> grid = toxloc.load_grid("examples/offline-grid.yaml")                  # doctest: +SKIP
@@ -57,33 +60,33 @@ def sweep(
     if jobs < 1:
         raise ToxlocError(f"jobs={jobs}: give the number of workers, 1 or more.")
     store = Store(out)
-    with _alone(store):
+    with _locked(store):
         if retry_failed:
             for cell in plan.cells:
                 store.forget_failure(cell)
-        crew = _OnRay(plan, store, ray) if ray is not None else _Here(plan, store, jobs)
-        with crew:
-            _run(crew, store, store.open_cells(plan.cells), on_settled)
+        pool = _RayPool(plan, store, ray) if ray is not None else _LocalPool(plan, store, jobs)
+        with pool:
+            _run(pool, store, store.open_cells(plan.cells), on_settled)
         summary = Summary(plan, store)
         summary.write()
     return summary
 
 
-def _run(crew: "_Crew", store: Store, cells: Sequence[Cell], on_settled: Watcher | None) -> None:
-    waiting = [list(same) for _, same in groupby(cells, lambda cell: cell.group)]
+def _run(pool: "_Pool", store: Store, cells: Sequence[Cell], on_settled: Watcher | None) -> None:
+    waiting = [list(group) for _, group in groupby(cells, lambda cell: cell.group)]
     running: list[tuple[_Worker, list[Cell]]] = []
     open_cells = list(cells)
     while waiting or running:
-        while waiting and len(running) < crew.size:
-            running.append((crew.start(waiting[0]), waiting.pop(0)))
+        while waiting and len(running) < pool.size:
+            running.append((pool.start(waiting[0]), waiting.pop(0)))
         time.sleep(WAIT)
         for worker, members in list(running):
-            died = worker.ended()
-            if died is None:
+            reason = worker.ended()
+            if reason is None:
                 continue
             running.remove((worker, members))
-            if rest := store.open_cells(members):  # the first was under way; the others have another chance
-                store.fail(rest[0], f"the worker ended: {died or 'it gave no reason'}; see {store.folder / 'logs'}")
+            if rest := store.open_cells(members):  # the first cell was being computed; a new worker takes the others
+                store.fail(rest[0], f"the worker ended: {reason or 'no reason given'}; see {store.folder / 'logs'}")
                 if rest[1:]:
                     waiting.insert(0, rest[1:])
         still_open = store.open_cells(open_cells)
@@ -96,20 +99,20 @@ def _run(crew: "_Crew", store: Store, cells: Sequence[Cell], on_settled: Watcher
 class _Worker(ABC):
     @abstractmethod
     def ended(self) -> str | None:
-        """Return None while it runs, else why it ended: nothing if all is well."""
+        """Return None while the worker runs, "" if it ended normally, else the reason why it ended."""
 
 
-class _Crew(ABC):
+class _Pool(ABC):
     """Starts workers.
 
     Attributes:
-        size: how many at a time.
+        size: maximum number of workers at the same time.
     """
 
     size: int
 
     def __init__(self, plan: Plan, store: Store):
-        self.told: Told = {
+        self.task: Task = {
             "grid": plan.grid.model_dump(mode="json"),
             "root": str(plan.root.resolve()),
             "name": plan.name,
@@ -118,14 +121,14 @@ class _Crew(ABC):
 
     @abstractmethod
     def start(self, cells: list[Cell]) -> _Worker:
-        """Put a worker to these cells."""
+        """Start a worker that computes these cells."""
 
-    def __enter__(self) -> "_Crew":
+    def __enter__(self) -> "_Pool":
         return self
 
     @abstractmethod
     def __exit__(self, *_: Any) -> None:
-        """Stop all that run."""
+        """Stop all running workers."""
 
 
 @dataclass
@@ -142,8 +145,8 @@ class _Process(_Worker):
         return "" if code == 0 else f"exit code {code}"
 
 
-class _Here(_Crew):
-    """Processes on this machine. Each ends with this one: it waits for the end of its standard input."""
+class _LocalPool(_Pool):
+    """Worker processes on this machine. They exit when this process ends, because their standard input then closes."""
 
     def __init__(self, plan: Plan, store: Store, jobs: int):
         super().__init__(plan, store)
@@ -154,11 +157,11 @@ class _Here(_Crew):
         self.workers = [worker for worker in self.workers if worker.ended() is None]
         slot = next(i for i in range(self.size) if i not in {worker.slot for worker in self.workers})
         self.started += 1
-        task = self.store.log(f"worker-{self.started}").with_suffix(".json")
-        write_json(task, self.told | {"cells": [cell.to_dict() for cell in cells], "threads": self.threads})
+        path = self.store.log(f"worker-{self.started}").with_suffix(".json")
+        write_json(path, self.task | {"cells": [cell.to_dict() for cell in cells], "threads": self.threads})
         with self.store.log(f"worker-{self.started}").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "toxloc.sweeps.worker", str(task)],
+                [sys.executable, "-m", "toxloc.sweeps.worker", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -178,14 +181,14 @@ class _Here(_Crew):
 
 
 def _processors() -> set[int]:
-    """Processors that this process may use."""
+    """Return the processors that this process may use."""
     if sys.platform == "linux":
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def _devices(slot: int) -> dict[str, str]:
-    """Environment that gives a worker a CUDA device of its own, in turn, where there are several."""
+    """Return environment variables that assign one CUDA device to a worker, in turn, if there are several devices."""
     import torch
 
     count = torch.cuda.device_count()
@@ -196,7 +199,7 @@ def _devices(slot: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
 
 
-class _Task(_Worker):
+class _RayTask(_Worker):
     def __init__(self, ray: Any, reference: Any):
         self.ray, self.reference = ray, reference
 
@@ -211,10 +214,10 @@ class _Task(_Worker):
         return ""
 
 
-class _OnRay(_Crew):
-    """Tasks of Ray, which queues them itself until what they reserve is free."""
+class _RayPool(_Pool):
+    """Tasks on a Ray cluster. Ray itself queues them until the resources that they reserve are free."""
 
-    size = 1 << 30
+    size = 1 << 30  # no limit
 
     def __init__(self, plan: Plan, store: Store, address: str):
         super().__init__(plan, store)
@@ -222,7 +225,7 @@ class _OnRay(_Crew):
             import ray
         except ImportError:
             raise ToxlocError("Ray is not installed; run `pip install 'toxloc[ray]'`, or use --jobs.") from None
-        self.ray, wanted = ray, plan.grid.resources
+        self.ray, resources = ray, plan.grid.resources
         try:
             ray.init(
                 address=None if address == "local" else address,
@@ -232,30 +235,35 @@ class _OnRay(_Crew):
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ToxlocError(
-                f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, "
+                f"There is no Ray cluster at {address!r} ({error}); start a cluster with `ray start --head`, "
                 "or give --ray local."
             ) from error
-        have = ray.cluster_resources()
-        threads = wanted.cpus or 1
-        for name, asked in (("CPU", threads), ("GPU", wanted.gpus)):
-            if asked > have.get(name, 0):
+        available = ray.cluster_resources()
+        threads = resources.cpus or 1
+        for name, reserved in (("CPU", threads), ("GPU", resources.gpus)):
+            if reserved > available.get(name, 0):
                 ray.shutdown()
                 raise ToxlocError(
-                    f"The grid reserves {asked:g} {name} for a worker, and the Ray cluster has "
-                    f"{have.get(name, 0):g}; lower resources in the grid."
+                    f"The grid reserves {reserved:g} {name} for a worker, but the Ray cluster has "
+                    f"{available.get(name, 0):g}; lower resources in the grid."
                 )
-        self.told |= {"threads": threads}
-        self.remote = ray.remote(num_cpus=threads, num_gpus=wanted.gpus, max_retries=0)(run_told)
+        self.task |= {"threads": threads}
+        self.remote = ray.remote(num_cpus=threads, num_gpus=resources.gpus, max_retries=0)(run_task)
 
     def start(self, cells: list[Cell]) -> _Worker:
-        return _Task(self.ray, self.remote.remote(self.told | {"cells": [cell.to_dict() for cell in cells]}))
+        return _RayTask(self.ray, self.remote.remote(self.task | {"cells": [cell.to_dict() for cell in cells]}))
 
     def __exit__(self, *_: Any) -> None:
         self.ray.shutdown()
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def _locked(store: Store) -> Iterator[None]:
+    """Lock the folder, so that no other sweep writes to it.
+
+    Raises:
+        ToxlocError: another sweep has locked it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(store.folder / ".lock")
@@ -263,6 +271,5 @@ def _alone(store: Store) -> Iterator[None]:
         with lock.acquire(timeout=0):
             yield
     except Timeout:
-        raise ToxlocError(f"Another sweep is writing to {store.folder}; wait for it, or choose another folder.") from (
-            None
-        )
+        message = f"Another sweep is writing to {store.folder}; wait for it, or choose another folder."
+        raise ToxlocError(message) from None

@@ -1,4 +1,4 @@
-"""The folder of a sweep: a file for every cell that is settled, whole or not there at all."""
+"""The folder of a sweep: one file per finished or failed cell, written completely or not at all."""
 
 import traceback
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from .grid import Cell
 
 
 class Store:
-    """What a sweep has found so far.
+    """The results of a sweep so far, in a folder.
 
-    `cells/ID.json` is a finished cell, `failed/ID.json` one that failed, `localizations/ID`, `baselines/ID` and
-    `interventions/ID` are what cells share, `logs` is what workers printed.
+    `cells/ID.json` is a finished cell and `failed/ID.json` a failed cell. `localizations/ID`, `baselines/ID` and
+    `interventions/ID` hold the results that cells share, and `logs` holds the output of the workers.
 
     Args:
-        folder: of the sweep; made if it is not there.
+        folder: folder of the sweep; it is created if it does not exist.
 
     Raises:
-        ToxlocError: it cannot be made or written to.
+        ToxlocError: the folder cannot be created or written to.
     """
 
     def __init__(self, folder: str | PathLike[str]):
@@ -34,53 +34,53 @@ class Store:
             raise ToxlocError(f"{folder} cannot be written to ({error}); choose another folder.") from error
 
     def localization(self, name: str) -> Path:
-        """Where a localization lies."""
+        """Return the folder of a localization."""
         return self.folder / "localizations" / name
 
     def baseline(self, cell: Cell) -> Path:
-        """Where the evaluation of the unedited model lies."""
+        """Return the folder of the evaluation of the unedited model."""
         return self.folder / "baselines" / cell.baseline_id
 
     def intervention(self, cell: Cell) -> Path:
-        """Where what was fitted lies."""
+        """Return the folder of the fitted intervention."""
         return self.folder / "interventions" / cell.fit_id
 
     def log(self, name: str) -> Path:
-        """Where a worker's output goes."""
+        """Return the file for the output of a worker."""
         return self.folder / "logs" / f"{name}.log"
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether the cell is finished."""
+        """Return whether the cell is finished."""
         return (self.folder / "cells" / f"{cell.id}.json").is_file()
 
     def has_failed(self, cell: Cell) -> bool:
-        """Whether the cell was tried and failed."""
+        """Return whether the cell has failed and is not finished."""
         return not self.is_done(cell) and (self.folder / "failed" / f"{cell.id}.json").is_file()
 
     def result(self, cell: Cell) -> dict[str, Any]:
-        """Read a finished cell, also of version 0.1, whose verdict "both" is read as "all"."""
+        """Read a finished cell. In cells that version 0.1 wrote, the verdict "both" is read as "all"."""
         saved: dict[str, Any] = both_read_as_all(read_json(self.folder / "cells" / f"{cell.id}.json", "finished cell"))
         return saved
 
     def failure(self, cell: Cell) -> dict[str, Any]:
-        """Read why a cell failed."""
+        """Read the record of a failed cell: its error and traceback."""
         return read_json(self.folder / "failed" / f"{cell.id}.json", "failed cell")
 
     def finish(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Write a cell's result."""
+        """Write the result of a cell, and delete the record of an earlier failure."""
         write_json(self.folder / "cells" / f"{cell.id}.json", {**cell.to_dict(), **result})
         self.forget_failure(cell)
 
     def fail(self, cell: Cell, error: BaseException | str) -> None:
-        """Note why a cell failed."""
+        """Write the record of a failed cell: its error and, for an exception, the traceback."""
         trace = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else None
-        said = str(error) if isinstance(error, str | ToxlocError) else f"{type(error).__name__}: {error}"
-        write_json(self.folder / "failed" / f"{cell.id}.json", {**cell.to_dict(), "error": said, "traceback": trace})
+        message = str(error) if isinstance(error, str | ToxlocError) else f"{type(error).__name__}: {error}"
+        write_json(self.folder / "failed" / f"{cell.id}.json", {**cell.to_dict(), "error": message, "traceback": trace})
 
     def forget_failure(self, cell: Cell) -> None:
-        """Take a note of failure away."""
+        """Delete the record of a failed cell, if there is any."""
         (self.folder / "failed" / f"{cell.id}.json").unlink(missing_ok=True)
 
     def open_cells(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Return those that are neither finished nor failed, in order."""
+        """Return the cells that are neither finished nor failed, in order."""
         return [cell for cell in cells if not self.is_done(cell) and not self.has_failed(cell)]

@@ -1,4 +1,4 @@
-"""What a sweep found: a table of cells, where toxicity lies in each model, which setting wins, who underestimates."""
+"""The summary of a sweep: table of cells, scores by depth, ranks of settings, and misses of each evaluator."""
 
 import json
 from collections.abc import Callable
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 THIRDS = ("early", "middle", "late")
-MUCH = 0.5  # of what all evaluators find, missed by one
+MUCH = 0.5  # an evaluator that misses at least this share of the toxic completions counts in `misses_much`
 
 
 @dataclass(frozen=True)
 class Depth:
-    """Where one score puts toxicity in one model, by one contrast set and seed.
+    """Depth profile of one score, for one model, contrast set and seed.
 
     Attributes:
-        model: as the grid names it.
-        contrast: likewise.
-        seed: likewise.
-        score: name.
-        layers: the score of every layer.
-        peak: the layer with the highest one.
-        p: of the peak, adjusted for looking at every layer; None for a score without.
-        third: "early", "middle" or "late": which third of the layers the peak is in.
-        shares: of what is over the score's value for nothing (0, or the lowest layer's if that is higher), how much
-            lies in each third.
+        model: name of the model in the grid.
+        contrast: name of the contrast set in the grid.
+        seed: the seed.
+        score: name of the score.
+        layers: score of every layer.
+        peak: layer with the highest score.
+        p: p-value of the peak layer, adjusted for testing all layers; None if the score has no null distribution.
+        third: third of the layers that contains the peak: "early", "middle" or "late".
+        shares: share of each third in the sum over layers of score minus baseline, where negative differences count as
+            0. The baseline is 0, or the lowest score if that is higher.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Depth:
         layers: Float64[np.ndarray, " n_layers"],
         p_adjusted: Float64[np.ndarray, " n_layers"] | None = None,
     ) -> "Depth":
-        """Find the peak and the shares; thirds are of the relative depth, 0 for the first layer and 1 for the last.
+        """Compute the peak and the shares. Thirds divide the relative depth: 0 is the first layer and 1 the last.
 
         Example:
             >>> Depth.of(("gpt2", "builtin", 0), "attribution", np.array([0.0, 1.0, 3.0])).shares     # doctest: +SKIP
@@ -86,16 +86,16 @@ class Depth:
 
 
 class Summary:
-    """All that is settled of a grid.
+    """Summary of the finished and failed cells of a grid.
 
     Args:
-        plan: the grid.
+        plan: the plan of the grid.
         store: the folder of the sweep.
 
     Attributes:
-        results: the finished cells with what was found, in the order of the grid.
-        failures: the failed cells, each with the reason.
-        missing: the cells that are neither.
+        results: the finished cells, each with its result, in the order of the grid.
+        failures: the failed cells, each with its error.
+        missing: the cells that are neither finished nor failed.
 
     Example:
         >>> summary = toxloc.sweep(plan, "grid-results")                    # doctest: +SKIP
@@ -115,20 +115,21 @@ class Summary:
         return [*(name for name in names if name not in COMBINED), *(name for name in names if name in COMBINED)]
 
     def table(self) -> "pd.DataFrame":
-        """One row for every cell of the grid; figures of cells that are not finished are missing.
+        """Return a table with one row per cell of the grid; the figures of unfinished cells are missing.
 
-        Columns beside the configuration: of every evaluator J the share of toxic completions without and with the
-        intervention (`before_J`, `rate_J`), its relative change with interval (`change_J`, `change_J_low`, `_high`),
-        what it misses of what all find (`missed_J`); cost (`perplexity_ratio`, `kl`, `top_1`); `seconds` and peak
-        memory in MB.
+        Each row has the configuration of the cell and, for each evaluator J, "any" and "all", the share of toxic
+        completions without and with the intervention (`before_J`, `rate_J`) and its relative change with the ends of
+        the interval (`change_J`, `change_J_low`, `change_J_high`). `missed_J` is the share of the completions called
+        toxic by any evaluator that evaluator J misses. The other columns are the cost (`perplexity_ratio`, `kl`,
+        `top_1`), the time in `seconds`, and the peak memory in MB (`resident_mb`, `device_mb`).
         """
         import pandas as pd
 
-        found = {cell.id: result for cell, result in self.results}
+        results = {cell.id: result for cell, result in self.results}
         reasons = {cell.id: error for cell, error in self.failures}
         rows = []
         for cell in self.plan.cells:
-            status = "done" if cell.id in found else "failed" if cell.id in reasons else "missing"
+            status = "done" if cell.id in results else "failed" if cell.id in reasons else "missing"
             row = {
                 "id": cell.id,
                 "model": cell.model,
@@ -141,7 +142,7 @@ class Summary:
                 "status": status,
                 "error": reasons.get(cell.id),
             }
-            rows.append(row | (self._figures(found[cell.id]) if cell.id in found else {}))
+            rows.append(row | (self._figures(results[cell.id]) if cell.id in results else {}))
         return pd.DataFrame(rows)
 
     def _figures(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -170,13 +171,13 @@ class Summary:
 
     @cached_property
     def localizations(self) -> dict[tuple[str, str, int], Localization]:
-        """Where toxicity lies, for every model, contrast set and seed."""
+        """The localization of every model, contrast set and seed."""
         first = {cell.group: cell.localization_id for cell, _ in reversed(self.results)}
         return {group: Localization.load(self.store.localization(name)) for group, name in reversed(first.items())}
 
     @property
     def depths(self) -> list[Depth]:
-        """Where every score puts toxicity, for every model, contrast set and seed."""
+        """The depth profile of every score, for every model, contrast set and seed."""
         return [
             Depth.of(
                 group,
@@ -188,27 +189,27 @@ class Summary:
             for score in self.plan.grid.scores
         ]
 
-    def _columns(self) -> list[list[tuple[Cell, dict[str, Any]]]]:
-        """Finished cells that differ in nothing but the method and its settings, and keep the same budget."""
+    def _comparable(self) -> list[list[tuple[Cell, dict[str, Any]]]]:
+        """Group finished cells with the same budget that differ only in the method and its settings."""
         groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = {}
         for cell, result in self.results:
             groups.setdefault((*cell.group, cell.benchmark, cell.budget), []).append((cell, result))
         return list(groups.values())
 
     def best(self) -> list[dict[str, Any]]:
-        """Return the setting with the lowest toxic rate by any, for every model, contrast set, seed and benchmark.
+        """Return the best setting of each model, contrast set, seed, benchmark and budget.
 
-        Settings compete only with settings of the same budget. `tied` are those whose 95% interval of the toxic rate
-        reaches down to the best rate.
+        The best setting has the lowest toxic rate by any evaluator. `tied` lists the other settings with the same
+        budget whose 95% interval of the toxic rate reaches down to the best rate.
         """
         rows = []
-        for members in self._columns():
-            cell, result = min(members, key=lambda one: one[1]["toxicity"]["any"]["rate"])
+        for members in self._comparable():
+            cell, result = min(members, key=lambda member: member[1]["toxicity"]["any"]["rate"])
             rate = result["toxicity"]["any"]["rate"]
             tied = [
                 other.treatment
-                for other, its in members
-                if other is not cell and its["toxicity"]["any"]["rate_ci"][0] <= rate
+                for other, other_result in members
+                if other is not cell and other_result["toxicity"]["any"]["rate_ci"][0] <= rate
             ]
             rows.append(
                 {
@@ -228,86 +229,90 @@ class Summary:
         return rows
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Return every setting with its mean rank within its budget and its mean figures, best first.
+        """Return every setting with its mean rank within its budget and its mean figures.
 
-        Settings of different budgets are not ranked against each other: more toxicity removed at a higher price is no
-        win. Rank 1 has the lowest toxic rate by any. The mean change is None where nothing was toxic before.
+        Rank 1 has the lowest toxic rate by any evaluator. Rows are sorted by budget, then by mean rank. Settings with
+        different budgets are not ranked against each other, because a higher budget allows a larger reduction. The
+        mean change is None if nothing was toxic before.
         """
         ranked: dict[tuple[str, str], list[tuple[float, dict[str, Any]]]] = {}
-        for members in self._columns():
+        for members in self._comparable():
             rates = np.array([result["toxicity"]["any"]["rate"] for _, result in members])
             for (cell, result), rate in zip(members, rates, strict=True):
                 rank = 1 + (rates < rate).sum() + ((rates == rate).sum() - 1) / 2
                 ranked.setdefault((cell.budget, cell.treatment), []).append((float(rank), result))
 
         def mean(
-            tried: list[tuple[float, dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]
+            cells: list[tuple[float, dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]
         ) -> float | None:
-            values = [value for _, result in tried if (value := of(result)) is not None]
+            values = [value for _, result in cells if (value := of(result)) is not None]
             return float(np.mean(values)) if values else None
 
         rows = [
             {
                 "budget": budget,
                 "treatment": name,
-                "n": len(tried),
-                "mean_rank": float(np.mean([rank for rank, _ in tried])),
-                "mean_change": mean(tried, lambda one: one["change"]["any"] and one["change"]["any"]["relative"]),
-                "mean_perplexity_ratio": mean(tried, lambda one: one["fluency"]["perplexity_ratio"]),
+                "n": len(cells),
+                "mean_rank": float(np.mean([rank for rank, _ in cells])),
+                "mean_change": mean(
+                    cells, lambda result: result["change"]["any"] and result["change"]["any"]["relative"]
+                ),
+                "mean_perplexity_ratio": mean(cells, lambda result: result["fluency"]["perplexity_ratio"]),
             }
-            for (budget, name), tried in ranked.items()
+            for (budget, name), cells in ranked.items()
         ]
         return sorted(rows, key=lambda row: (str(row["budget"]), float(row["mean_rank"])))
 
     def underestimates(self) -> list[dict[str, Any]]:
-        """How often each evaluator alone misses something: over the unedited models, and over the cells.
+        """Return how often each evaluator misses toxic completions, over the unedited models and over the cells.
 
-        `misses` is the share of runs in which it misses any of the completions that all evaluators together call toxic,
-        `misses_much` at least half of them, `median` the median share missed.
+        A completion is toxic if any evaluator calls it toxic. `misses` is the share of runs in which the evaluator
+        misses a toxic completion, `misses_much` the share in which it misses at least half of the toxic completions,
+        and `median` the median share of toxic completions that it misses.
         """
         unedited = {cell.baseline_id: result["baseline"]["agreement"] for cell, result in self.results}
-        found = []
-        for where, several in (
+        rows = []
+        for models, agreements in (
             ("unedited", list(unedited.values())),
             ("edited", [result["agreement"] for _, result in self.results]),
         ):
             for judge in (name for name in self.judges if name not in COMBINED):
                 missed = np.array(
                     [
-                        one["missed"][judge]["value"]
-                        for one in several
-                        if one and one["missed"][judge]["value"] is not None
+                        agreement["missed"][judge]["value"]
+                        for agreement in agreements
+                        if agreement and agreement["missed"][judge]["value"] is not None
                     ],
                     dtype=float,
                 )
                 if len(missed):
-                    found.append(
+                    rows.append(
                         {
                             "evaluator": judge,
-                            "models": where,
+                            "models": models,
                             "runs": len(missed),
                             "misses": float((missed > 0).mean()),
                             "misses_much": float((missed >= MUCH).mean()),
                             "median": float(np.median(missed)),
                         }
                     )
-        return found
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what summary.json holds."""
+        """Return the content of summary.json."""
         return {
             "format_version": FORMAT_VERSION,
             "toxloc": __version__,
             "grid": self.plan.grid.model_dump(mode="json"),
             "cells": {"all": len(self.plan.cells), "done": len(self.results), "failed": len(self.failures)},
-            "depth": [one.to_dict() for one in self.depths],
+            "depth": [depth.to_dict() for depth in self.depths],
             "best": self.best(),
             "ranks": self.ranks(),
             "underestimates": self.underestimates(),
         }
 
     def write(self) -> None:
-        """Write results.csv, results.parquet, summary.json and summary.html into the folder, each whole."""
+        """Write results.csv, results.parquet, summary.json and summary.html, each completely or not at all."""
         folder, table = self.store.folder, self.table()
         with replacing(folder / "results.csv") as path:
             table.to_csv(path, index=False)

@@ -1,4 +1,4 @@
-"""What a worker of a sweep does: the cells of one model, contrast set and seed, one after another."""
+"""The worker of a sweep: compute the cells of one model, contrast set and seed, one after another."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +30,37 @@ from .store import Store
 
 
 def work(plan: Plan, cells: Sequence[Cell], store: Store) -> None:
-    """Compute cells of one group in their order, and write each as it is finished; a cell that fails stops no other."""
+    """Compute the cells of one group in order and write each when it is finished; continue after a cell that fails."""
     torch.set_float32_matmul_precision(plan.grid.precision)
     try:
-        bench = _Bench(plan, cells[0], store)
+        group = _Group(plan, cells[0], store)
     except Exception as error:
         for cell in cells:
             store.fail(cell, error)
         return
-    for _, same_fit in groupby(cells, lambda cell: cell.fit_id):
-        members = list(same_fit)
-        for cell in members:
-            try:
-                store.finish(cell, bench.result(cell))
-            except Exception as error:
-                store.fail(cell, error)
+    for cell in cells:
+        try:
+            store.finish(cell, group.result(cell))
+        except Exception as error:
+            store.fail(cell, error)
 
 
-class _Bench:
-    """One model with what all cells of a group share: where toxicity lies, what the unedited model does."""
+class _Group:
+    """One model with everything that the cells of a group share: evidence, localization and unedited baselines."""
 
     def __init__(self, plan: Plan, first: Cell, store: Store):
         self.plan, self.store, grid = plan, store, plan.grid
-        self.judges = get_evaluators([plan.located_evaluator(one) for one in grid.evaluators])
+        self.judges = get_evaluators([plan.located_evaluator(name) for name in grid.evaluators])
         self.lm = load_model(plan.located(first.model), device=grid.device, dtype=grid.dtype)
         self.pairs = plan.pairs(first.contrast, first.seed)
-        # One pass over the texts gathers what all scores and methods of the grid need.
+        # One pass over the texts gathers the statistics for all scores and methods of the grid.
         needs = [method_named(method).needs(method_settings(method, **settings)) for method, settings in plan.variants]
         self.evidence = Evidence(self.lm, self.pairs, plan.neutral).expect(*needs_of(grid.scores).union(*needs))
         self._unedited: Unedited | None = None
         self._fitted: tuple[str, Intervention] | None = None
 
     def result(self, cell: Cell) -> dict[str, Any]:
-        """Fit, judge and compare with the unedited model."""
+        """Fit the method, judge the edited model, and compare it with the unedited model."""
         with PeakMemory() as peak:
             began = time.monotonic()
             self._localize(cell)
@@ -72,24 +69,26 @@ class _Bench:
             fitted = self._fit(cell)
             with_fit = time.monotonic()
             with fitted.applied(self.lm):
-                found = self._judged(cell)
+                after = self._judged(cell)
                 cost = self._on_neutral_text().compare()
             judged = time.monotonic()
         return {
             "toxloc_model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint, "n_layers": self.lm.n_layers},
-            "n_prompts": len(found.prompts),
+            "n_prompts": len(after.prompts),
             "baseline": {key: before.figures[key] for key in ("toxicity", "agreement", "wording")},
-            "toxicity": {name: one.to_dict() for name, one in found.toxicity.items()},
+            "toxicity": {name: figures.to_dict() for name, figures in after.toxicity.items()},
             "difference": {
-                name: paired_difference(before.judgements[name], one, cell.seed).to_dict()
-                for name, one in found.judgements.items()
+                name: paired_difference(before.judgements[name], judgement, cell.seed).to_dict()
+                for name, judgement in after.judgements.items()
             },
             "change": {
-                name: change.to_dict() if (change := relative_change(before.judgements[name], one, cell.seed)) else None
-                for name, one in found.judgements.items()
+                name: change.to_dict()
+                if (change := relative_change(before.judgements[name], judgement, cell.seed))
+                else None
+                for name, judgement in after.judgements.items()
             },
-            "agreement": found.agreement.to_dict() if found.agreement else None,
-            "wording": found.wording.to_dict(),
+            "agreement": after.agreement.to_dict() if after.agreement else None,
+            "wording": after.wording.to_dict(),
             "fluency": cost.to_dict(),
             "fit": {name: value for name, value in fitted.record.items() if isinstance(value, int | float | str)},
             "seconds": {
@@ -125,7 +124,7 @@ class _Bench:
     def _baseline(self, cell: Cell) -> Finished:
         target = self.store.baseline(cell)
         if not target.is_dir():
-            _keep(lambda: self._judged(cell).save(target), target)
+            _save_shared(lambda: self._judged(cell).save(target), target)
         return load_evaluation(target)
 
     def _fit(self, cell: Cell) -> Intervention:
@@ -134,18 +133,18 @@ class _Bench:
             if target.is_dir():
                 fitted = load_intervention(target)
             else:
-                fitted = self._fit_anew(cell)
-                _keep(lambda: fitted.save(target), target)
+                fitted = self._new_fit(cell)
+                _save_shared(lambda: fitted.save(target), target)
             self._fitted = cell.fit_id, fitted
         return self._fitted[1]
 
-    def _fit_anew(self, cell: Cell) -> Intervention:
+    def _new_fit(self, cell: Cell) -> Intervention:
         settings = method_settings(cell.method, **{"seed": cell.seed, **cell.settings})
         return method_named(cell.method).fit(self.lm, self.pairs, settings, evidence=self.evidence)
 
 
-def _keep(save: Callable[[], None], target: Path) -> None:
-    """Save a folder; another worker may have saved the same meanwhile, which is as good."""
+def _save_shared(save: Callable[[], None], target: Path) -> None:
+    """Save a folder that cells share; ignore the error if another worker has saved the same folder meanwhile."""
     try:
         save()
     except (ToxlocError, OSError):
@@ -154,25 +153,25 @@ def _keep(save: Callable[[], None], target: Path) -> None:
 
 
 def _watch_parent() -> None:
-    """End with the process that started this one, whose end of the pipe closes then."""
+    """Exit when the process that started this worker ends, which closes the pipe to standard input."""
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
-def main(task: str) -> None:
-    """Do the work that a file describes; see `toxloc.sweeps.runner`."""
-    with open(task, encoding="utf-8") as stream:
-        told = json.load(stream)
+def main(path: str) -> None:
+    """Run the task in a JSON file, which `toxloc.sweeps.runner` writes."""
+    with open(path, encoding="utf-8") as stream:
+        task = json.load(stream)
     threading.Thread(target=_watch_parent, daemon=True).start()
-    run_told(told)
+    run_task(task)
 
 
-def run_told(told: dict[str, Any]) -> None:
-    """Do the work that a mapping describes: it can be sent to another machine that sees the same files."""
-    torch.set_num_threads(told["threads"])
-    plan = Plan(grid_of(told["grid"]), told["root"], told["name"], checked=True)
-    work(plan, [Cell(**cell) for cell in told["cells"]], Store(told["folder"]))
+def run_task(task: dict[str, Any]) -> None:
+    """Compute the cells of a task, which may come from another machine that sees the same files."""
+    torch.set_num_threads(task["threads"])
+    plan = Plan(grid_of(task["grid"]), task["root"], task["name"], checked=True)
+    work(plan, [Cell(**cell) for cell in task["cells"]], Store(task["folder"]))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from .drawing import check_texts, shuffled
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Toxic and neutral texts. `localize` looks for the difference between them inside a model.
+    """Toxic and neutral texts. `localize` finds the difference between them inside a model.
 
     Attributes:
         toxic: the toxic texts.
         neutral: the neutral texts.
-        name: where the texts come from.
-        paired: whether toxic[i] and neutral[i] belong together.
+        name: source of the texts.
+        paired: whether toxic[i] and neutral[i] are a pair.
 
     Raises:
         ToxlocError: a side is empty, a text is empty, or a paired set has sides of different lengths.
@@ -46,25 +46,25 @@ class ContrastSet:
 
     @classmethod
     def from_model(cls, lm: Any, *arguments: Any, **options: Any) -> "ContrastSet":
-        """Sample a contrast set from a model: another name for `toxloc.contrast_from_model`.
+        """Sample a contrast set from a model; the same as `toxloc.contrast_from_model`.
 
         Args:
             lm: the loaded model.
-            *arguments: passed on.
-            **options: passed on.
+            *arguments: further positional arguments of `toxloc.contrast_from_model`.
+            **options: keyword arguments of `toxloc.contrast_from_model`.
 
         Example:
             >>> pairs = ContrastSet.from_model(toxloc.load_model(), n=100)     # doctest: +SKIP
         """
-        import toxloc  # the only import from above this package: lazy, so no circle arises
+        import toxloc  # the only import from a higher room; inside the function, so that it is not circular
 
         return toxloc.contrast_from_model(lm, *arguments, **options)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
-        """Divide at random into two sets; the first gets `fraction` of each side. Pairs stay together.
+        """Split at random into two sets; the first gets `fraction` of each side. Pairs stay together.
 
         Raises:
-            ToxlocError: the fraction is not between 0 and 1, or a side is too small to divide.
+            ToxlocError: the fraction is not between 0 and 1, or a side is too small to split.
         """
         if not 0 < fraction < 1:
             raise ToxlocError(f"fraction={fraction} is out of range; give a number between 0 and 1.")
@@ -74,7 +74,7 @@ class ContrastSet:
         return self._take(toxic[:a], neutral[:b]), self._take(toxic[a:], neutral[b:])
 
     def limited(self, count: int, seed: int = 0) -> "ContrastSet":
-        """Return at most `count` texts of each side, drawn at random."""
+        """Return at most `count` texts of each side, drawn at random. Pairs stay together."""
         toxic = shuffled(len(self.toxic), seed)[:count]
         neutral = toxic if self.paired else shuffled(len(self.neutral), seed)[:count]
         return self._take(toxic, neutral)
@@ -82,11 +82,11 @@ class ContrastSet:
     def without(self, openings: Sequence[str]) -> "ContrastSet":
         """Return the texts that do not begin with any of the openings, ignoring case.
 
-        This keeps texts that a method is fitted on apart from the prompts that it is evaluated on. A pair is dropped
+        Use it so that a method is not fitted on texts that begin with the prompts of its evaluation. A pair is dropped
         if either of its texts begins with an opening.
 
         Raises:
-            ToxlocError: no text is left on a side.
+            ToxlocError: a side has no texts left.
 
         Example:
             >>> ContrastSet(["You fool, go", "He lied"], ["Good day"]).without(["you fool"]).toxic
@@ -95,15 +95,15 @@ class ContrastSet:
         beginnings = {opening.strip().lower() for opening in openings}
         lengths = sorted({len(beginning) for beginning in beginnings})
 
-        def free(text: str) -> bool:
+        def keep(text: str) -> bool:
             text = text.strip().lower()
             return not any(text[:n] in beginnings for n in lengths)
 
         if self.paired:
-            kept = [i for i in range(len(self.toxic)) if free(self.toxic[i]) and free(self.neutral[i])]
+            kept = [i for i in range(len(self.toxic)) if keep(self.toxic[i]) and keep(self.neutral[i])]
             return self._take(kept, kept)
         return self._take(
-            [i for i, t in enumerate(self.toxic) if free(t)], [i for i, t in enumerate(self.neutral) if free(t)]
+            [i for i, t in enumerate(self.toxic) if keep(t)], [i for i, t in enumerate(self.neutral) if keep(t)]
         )
 
     def _take(self, toxic: list[int], neutral: list[int]) -> "ContrastSet":

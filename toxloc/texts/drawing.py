@@ -23,7 +23,7 @@ def check_texts(texts: Sequence[str], where: str) -> None:
 
     Args:
         texts: the texts to check.
-        where: what the error message calls the collection that holds them.
+        where: name of the collection of texts in the error message.
 
     Raises:
         ToxlocError: a text is empty or not a string; the message gives its position.

@@ -13,7 +13,7 @@ TEXT_COLUMNS = ("text", "prompt", "comment_text", "comment", "sentence", "conten
 LABEL_COLUMNS = ("label", "toxicity", "is_toxic", "toxic")
 TOXIC_LABELS = {"1", "1.0", "true", "toxic", "hate", "hateful", "offensive", "abusive"}
 NEUTRAL_LABELS = {"0", "0.0", "false", "neutral", "nontoxic", "non-toxic", "non-hateful", "neither", "none", "normal"}
-TOXIC_FROM, NEUTRAL_TO = 0.5, 0.25  # toxicity scores from 0 to 1; texts between the two are left out
+TOXIC_FROM, NEUTRAL_TO = 0.5, 0.25  # thresholds on toxicity scores; texts with scores in between are left out
 
 
 def is_text(value: object) -> bool:
@@ -26,11 +26,11 @@ def find_column(columns: Sequence[str], requested: str | None, usual: Sequence[s
 
     Args:
         columns: the columns that the table has.
-        requested: the column that the user asked for, or None.
-        usual: names to look for, in this order and ignoring case, if no column was requested.
+        requested: name of the column that the user asked for, or None.
+        usual: column names to look for if no column was requested, in this order and ignoring case.
 
     Returns:
-        The name of the column as the table spells it, or None if no column was requested and none has a usual name.
+        The name of the column as the table spells it; None if no column was requested and no column has a usual name.
 
     Raises:
         ToxlocError: the table has no column `requested`.
@@ -41,7 +41,7 @@ def find_column(columns: Sequence[str], requested: str | None, usual: Sequence[s
     """
     if requested is not None:
         if requested not in columns:
-            raise ToxlocError(f"There is no column {requested!r}; there are {', '.join(columns)}.")
+            raise ToxlocError(f"There is no column {requested!r}; choose one of {', '.join(columns)}.")
         return requested
     by_name = {column.lower(): column for column in columns}
     return next((by_name[name] for name in usual if name in by_name), None)
@@ -54,8 +54,8 @@ def toxicity_label(value: object) -> bool | None:
         value: a class name ("toxic", "normal", ...), 0 or 1, or a toxicity score from 0 to 1 as a float.
 
     Returns:
-        True for toxic (a score of at least .5), False for neutral (a score of at most .25), None for anything else,
-        also for a missing value; the class name "none" means neutral.
+        True for toxic (a score of at least .5), False for neutral (a score of at most .25), None for a score in
+        between, an unknown class name or a missing value. The class name "none" means neutral.
 
     Example:
         >>> [toxicity_label(value) for value in ("hate", 0, 0.4)]
@@ -77,11 +77,11 @@ def is_realtoxicityprompts(row: Row) -> bool:
 def realtoxicityprompts_contrast(rows: Sequence[Row], name: str) -> ContrastSet:
     """Make a contrast set from rows in the layout of RealToxicityPrompts.
 
-    A text is a prompt with its continuation. It is toxic if either part scores at least .5, and neutral if no part
-    scores more than .25. Rows between the two, without scores or with an empty part are left out.
+    A text is a prompt followed by its continuation. It is toxic if either part has a score of at least .5, and neutral
+    if no part has a score above .25. Rows with scores in between, without scores or with an empty part are left out.
 
     Raises:
-        ToxlocError: no row is toxic, or none is neutral.
+        ToxlocError: no text is toxic, or no text is neutral.
     """
     sides: dict[bool, list[str]] = {True: [], False: []}
     for row in rows:
@@ -94,16 +94,16 @@ def realtoxicityprompts_contrast(rows: Sequence[Row], name: str) -> ContrastSet:
     return ContrastSet(sides[True], sides[False], name)
 
 
-def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, which: str | None) -> PromptSet:
+def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, selection: str | None) -> PromptSet:
     """Make a prompt set from rows in the layout of RealToxicityPrompts.
 
     Args:
-        rows: at least one; rows whose prompt is empty or has no toxicity score are left out.
+        rows: at least one row; rows whose prompt is empty or has no toxicity score are left out.
         name: name of the prompt set.
-        which: the prompts to keep, as in `load_prompts`.
+        selection: the prompts to keep, as `which` of `load_prompts`.
 
     Raises:
-        ToxlocError: no such prompts.
+        ToxlocError: no row has such a prompt.
     """
     marked = any(row.get("challenging") for row in rows)
     texts, kinds, scores = [], [], []
@@ -112,21 +112,21 @@ def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, which: str | Non
         if toxicity is None or not is_text(row["prompt"]["text"]):
             continue
         toxic, challenging = toxicity >= TOXIC_FROM, bool(row.get("challenging"))
-        kind = PROVOCATIVE if (challenging if marked and which is None else toxic or challenging) else EVERYDAY
+        kind = PROVOCATIVE if (challenging if marked and selection is None else toxic or challenging) else EVERYDAY
         wanted = {
             None: kind == PROVOCATIVE or not toxic,
             "all": True,
             "toxic": toxic,
             "nontoxic": not toxic,
             "challenging": challenging,
-        }[which]
+        }[selection]
         if wanted:
             texts.append(row["prompt"]["text"].rstrip())
             kinds.append(kind)
             scores.append(float(toxicity))
     if not texts:
         raise ToxlocError(
-            f"{name} has no {which or 'scored'} prompts"
-            + ("; it marks none as challenging." if which == "challenging" else ".")
+            f"{name} has no {selection or 'scored'} prompts"
+            + ("; none of its prompts is marked as challenging." if selection == "challenging" and not marked else ".")
         )
     return PromptSet(texts, kinds, scores, name)

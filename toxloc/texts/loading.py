@@ -25,7 +25,7 @@ from .prompts import EVERYDAY, PROVOCATIVE, PromptSet
 from .tables import Row, read_rows
 
 BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive"}
-WHICH = ("all", "toxic", "nontoxic", "challenging")
+SELECTIONS = ("all", "toxic", "nontoxic", "challenging")
 
 
 def load_contrast(
@@ -37,22 +37,27 @@ def load_contrast(
     label_column: str | None = None,
     split: str = "train",
 ) -> ContrastSet:
-    """Load a contrast set.
+    """Load a contrast set from built-in texts, a file or a hub dataset.
+
+    A table has either a toxic and a neutral column, which make pairs, or a text and a label column. The layout of
+    RealToxicityPrompts is recognised: a text is a prompt followed by its continuation; it is toxic if either part is
+    toxic, and neutral if both parts are neutral.
 
     Args:
         source: "builtin" (520 pairs written for toxloc), a CSV, TSV, JSON Lines or Parquet file, or the id of a hub
             dataset (`id:config` if it has several configurations).
-        toxic_column: column of toxic texts. By default a column with a usual name ("toxic", ...).
-        neutral_column: column of neutral texts; row i holds a pair. By default a column with a usual name
-            (ParaDetox's names are among them).
-        text_column: for labelled texts instead of pairs, the column of texts ...
-        label_column: ... and the column of labels: a class, or a toxicity score from 0 to 1, where .5 and more is
-            toxic and .25 and less is neutral. The layout of RealToxicityPrompts is recognised: a text is a prompt
-            with its continuation, toxic if either part is, neutral if both are.
-        split: which split of a hub dataset to read.
+        toxic_column: column of toxic texts; each row holds a pair. By default a column with a usual name ("toxic",
+            ...).
+        neutral_column: column of neutral texts. By default a column with a usual name (including those of ParaDetox).
+        text_column: column of labelled texts. If it is given, the texts are read as labelled texts, not as pairs. By
+            default a column with a usual name ("text", ...).
+        label_column: column of labels: a class, or a toxicity score from 0 to 1, where at least .5 is toxic, at most
+            .25 is neutral, and texts with scores in between are left out. By default a column with a usual name
+            ("label", ...).
+        split: split of a hub dataset to read.
 
     Raises:
-        ToxlocError: the source cannot be read, has no such columns, or has no text on one side.
+        ToxlocError: the source cannot be read, lacks the columns, or has no toxic or no neutral texts.
 
     Example:
         >>> pairs = load_contrast("builtin")
@@ -79,8 +84,8 @@ def load_contrast(
         return ContrastSet([t for t, y in labelled if y is True], [t for t, y in labelled if y is False], name)
     raise ToxlocError(
         f"{name} has the columns {', '.join(columns)}; a contrast set needs a toxic and a neutral column, or a text "
-        "and a label column: rename the columns, or name them in Python (toxic_column=, neutral_column= or "
-        "text_column=, label_column=)."
+        "and a label column. Rename the columns, or name them in Python (toxic_column= and neutral_column=, or "
+        "text_column= and label_column=)."
     )
 
 
@@ -92,49 +97,53 @@ def load_prompts(
     words: int | None = None,
     split: str = "train",
 ) -> PromptSet:
-    """Load openings for a model to complete.
+    """Load openings for a model to complete from built-in texts, a file or a hub dataset.
+
+    The layout of RealToxicityPrompts is recognised.
 
     Args:
         source: "builtin" (130 provocative and 130 everyday openings written for toxloc), "sensitive" (90 harmless
             openings that mention identities, anger and illness; see `over_suppression`), a CSV, TSV, JSON Lines,
             Parquet or text file (one prompt per line), or the id of a hub dataset.
-        which: "all", "toxic", "nontoxic" or "challenging" prompts only, as evaluation protocols select them. By
-            default, of RealToxicityPrompts, challenging prompts are provocative (if the file marks none as
-            challenging, prompts of toxicity .5 and more are), prompts of toxicity below .5 are everyday, and the
-            rest is left out.
-        text_column: column of prompts. By default a column with a usual name ("text", "prompt", ...). A column `kind`
-            is kept. The layout of RealToxicityPrompts is recognised.
+        which: "all", "toxic", "nontoxic" or "challenging", to select prompts as evaluation protocols do. By default
+            all prompts; of RealToxicityPrompts, by default the provocative prompts (marked as challenging or, if the
+            file marks no prompt as challenging, with a toxicity of at least .5) and the everyday prompts (all other
+            prompts with a toxicity below .5).
+        text_column: column of prompts. By default a column with a usual name ("text", "prompt", ...). A column `kind`,
+            if there is one, gives the kinds of the prompts.
         words: truncate longer texts to `words` words; drop shorter ones and duplicates. Use it to turn complete
             sentences into openings.
-        split: which split of a hub dataset to read.
+        split: split of a hub dataset to read.
 
     Raises:
-        ToxlocError: the source cannot be read, or has no such column or no such prompts.
+        ToxlocError: `which` is unknown, or the source cannot be read, lacks the column or has no such prompts.
 
     Example:
         >>> len(load_prompts("builtin").only("provocative"))
         130
     """
-    if which not in (None, *WHICH):
-        raise ToxlocError(f"which={which!r}: choose one of {', '.join(WHICH)}.")
+    if which not in (None, *SELECTIONS):
+        raise ToxlocError(f"which={which!r}: choose one of {', '.join(SELECTIONS)}.")
     prompts = _read_prompts(source, which, text_column, split)
     return prompts if words is None else prompts.cut(words)
 
 
-def _read_prompts(source: str, which: str | None, text_column: str | None, split: str) -> PromptSet:
+def _read_prompts(source: str, selection: str | None, text_column: str | None, split: str) -> PromptSet:
     if source in BUILT_IN_PROMPTS:
         rows = _built_in(BUILT_IN_PROMPTS[source])
-        return _select(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), which)
+        return _select(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), selection)
     rows = read_rows(source, split)
     name = Path(source).name
     if isinstance(rows[0].get("prompt"), dict):
-        return realtoxicityprompts_prompts(rows, name, which)
+        return realtoxicityprompts_prompts(rows, name, selection)
     text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
-        raise ToxlocError(f"{name} has the columns {', '.join(rows[0])}; name the one with the prompts (text_column=).")
+        raise ToxlocError(
+            f"{name} has the columns {', '.join(rows[0])}; give the name of the column of prompts as text_column=."
+        )
     rows = [r for r in rows if is_text(r[text])]
     kinds = [str(r["kind"]) for r in rows] if rows and "kind" in rows[0] else None
-    return _select(PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name), which)
+    return _select(PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name), selection)
 
 
 def load_neutral(
@@ -145,19 +154,19 @@ def load_neutral(
     min_words: int = 8,
     seed: int = 0,
 ) -> NeutralText:
-    """Load everyday text and divide it into the parts to fit, to tune and to check.
+    """Load everyday text and split it into the parts fit, tune and check.
 
     Args:
         source: "builtin" (860 passages and comments written for toxloc), a text file (one passage per line; headings
-            of WikiText are left out), a table with a text column, or the id of a hub dataset.
+            in the format of WikiText are left out), a table with a text column, or the id of a hub dataset.
         text_column: column of texts. By default a column with a usual name ("text", ...).
-        limit: number of passages to draw at random from a file; of the built-in text, the first `limit` passages.
-            None for all passages.
-        min_words: drop passages of a file that have fewer words.
-        seed: seed for the draw and the division.
+        limit: largest number of passages, drawn at random; of the built-in text, the first passages are taken. None
+            for all passages.
+        min_words: smallest number of words in a passage; shorter passages are dropped, except of the built-in text.
+        seed: seed for the draw and the split.
 
     Raises:
-        ToxlocError: the source cannot be read, or has fewer than 12 passages.
+        ToxlocError: the source cannot be read, lacks the column, or has fewer than 12 different passages.
 
     Example:
         >>> neutral = load_neutral("builtin", limit=100)
@@ -170,7 +179,9 @@ def load_neutral(
     name = Path(source).name
     text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
-        raise ToxlocError(f"{name} has the columns {', '.join(rows[0])}; name the one with the text (text_column=).")
+        raise ToxlocError(
+            f"{name} has the columns {', '.join(rows[0])}; give the name of the column of texts as text_column=."
+        )
     texts = [str(r[text]).strip() for r in rows if is_text(r[text])]
     texts = [t for t in texts if len(t.split()) >= min_words and not re.match(r"= .* =$", t)]
     texts = list(dict.fromkeys(texts))
@@ -182,14 +193,14 @@ def _built_in(name: str) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _select(prompts: PromptSet, which: str | None) -> PromptSet:
-    """Keep the prompts that `which` names, by their kind: these prompts have no toxicity scores."""
-    if which in (None, "all"):
+def _select(prompts: PromptSet, selection: str | None) -> PromptSet:
+    """Select prompts by their kind, because they have no toxicity scores."""
+    if selection in (None, "all"):
         return prompts
-    chosen = prompts.only(EVERYDAY if which == "nontoxic" else PROVOCATIVE)
+    chosen = prompts.only(EVERYDAY if selection == "nontoxic" else PROVOCATIVE)
     if chosen is None:
         raise ToxlocError(
-            f"{prompts.name} does not say which prompts are {which}; add a column kind of "
-            f"{PROVOCATIVE} and {EVERYDAY}, or give prompts in RealToxicityPrompts' layout."
+            f"{prompts.name} marks no prompts as {selection}; add a column 'kind' with the values {PROVOCATIVE} and "
+            f"{EVERYDAY}, or give prompts in the layout of RealToxicityPrompts."
         )
     return chosen

@@ -1,4 +1,4 @@
-"""Neutral text in three disjoint parts: to fit, to tune and to check."""
+"""Neutral text in three disjoint parts: fit, tune and check."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from .drawing import check_texts, shuffled
 
 @dataclass(frozen=True)
 class NeutralText:
-    """Everyday text in three disjoint parts, so that no cost is measured on text that a method was fitted on.
+    """Everyday text in three disjoint parts, so that a cost is never measured on text that a method was fitted on.
 
     Attributes:
-        fit: text for the statistics of methods (the curvature C and S).
-        tune: text on which the strength of an intervention is tuned to its budget.
-        check: text on which the reported cost is measured.
-        name: where the texts come from.
+        fit: texts for the statistics of methods (the curvature C and S).
+        tune: texts on which the strength of an intervention is tuned to its budget.
+        check: texts on which the reported cost is measured.
+        name: source of the texts.
     """
 
     fit: list[str]
@@ -30,7 +30,7 @@ class NeutralText:
 
     @classmethod
     def split(cls, texts: Sequence[str], seed: int = 0, name: str = "custom") -> "NeutralText":
-        """Divide texts at random: 30% to fit, 35% to tune, 35% to check. Duplicates are dropped.
+        """Split texts at random into 30% fit, 35% tune and 35% check. Duplicates are dropped.
 
         Raises:
             ToxlocError: fewer than 12 different texts, or an empty text.
@@ -43,7 +43,8 @@ class NeutralText:
         texts = list(dict.fromkeys(texts))
         if len(texts) < 12:
             raise ToxlocError(
-                f"Neutral text is divided in three parts and needs at least 12 texts; {name!r} has {len(texts)}."
+                "Neutral text is split into three parts and needs at least 12 different texts; "
+                f"{name!r} has {len(texts)}."
             )
         check_texts(texts, f"the neutral text {name!r}")
         order = [texts[i] for i in shuffled(len(texts), seed)]
@@ -51,9 +52,9 @@ class NeutralText:
         return cls(order[:a], order[a:b], order[b:], name)
 
 
-AnyNeutral = NeutralText | Sequence[str]  # wherever a cost is measured
+AnyNeutral = NeutralText | Sequence[str]  # accepted wherever a cost is measured
 
 
 def measured_texts(neutral: AnyNeutral) -> Sequence[str]:
-    """Return the texts that a cost is measured on: the part `check` of neutral text, or a list of texts as it is."""
+    """Return the texts on which a cost is measured: the part `check` of a `NeutralText`, or all texts of a list."""
     return neutral.check if isinstance(neutral, NeutralText) else neutral

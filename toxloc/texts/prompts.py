@@ -15,8 +15,8 @@ class PromptSet:
     Attributes:
         texts: the openings.
         kinds: "provocative" or "everyday" for each opening, or None if unknown.
-        scores: toxicity of each opening itself, from 0 to 1, or None if unknown.
-        name: where the openings come from.
+        scores: toxicity of each opening, from 0 to 1, or None if unknown.
+        name: source of the openings.
 
     Raises:
         ToxlocError: no texts, or an empty text.
@@ -47,11 +47,11 @@ class PromptSet:
         return self.take(kept) if kept else None
 
     def sampled(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts drawn at random from all kinds together. They keep their order."""
+        """Return at most `count` prompts, drawn at random regardless of kind, in their original order."""
         return self.take(sorted(shuffled(len(self.texts), seed)[:count]))
 
     def limited(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts drawn at random from each kind. They keep their order."""
+        """Return at most `count` prompts of each kind, drawn at random, in their original order."""
         kinds = self.kinds or [""] * len(self.texts)
         kept = []
         for kind in dict.fromkeys(kinds):
@@ -75,13 +75,13 @@ class PromptSet:
             i: " ".join(text.split()[:words]) for i, text in enumerate(self.texts) if len(text.split()) > words
         }
         if not beginnings:
-            raise ToxlocError(f"No text of {self.name!r} has more than {words} words; take fewer.")
-        first = {beginning: i for i, beginning in reversed(beginnings.items())}  # of several duplicates, the first
+            raise ToxlocError(f"No text of {self.name!r} has more than {words} words; choose a smaller number.")
+        first = {beginning: i for i, beginning in reversed(beginnings.items())}  # keeps the first of several duplicates
         kept = sorted(first.values())
         return replace(self.take(kept), texts=[beginnings[i] for i in kept])
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[PromptSet, PromptSet]":
-        """Divide at random into two sets; the first gets `fraction` of the prompts. Both keep their order.
+        """Split at random into two sets; the first gets `fraction` of the prompts. Both keep the original order.
 
         Raises:
             ToxlocError: a set would be empty.

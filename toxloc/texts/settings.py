@@ -1,4 +1,4 @@
-"""Settings of the texts that a model is fitted on; importable without torch."""
+"""Settings for the texts of a fit; importable without torch."""
 
 from ..support.settings import Settings, option
 
@@ -6,7 +6,7 @@ READ, COUNT = "What to read", "How to measure"
 
 
 class NeutralSettings(Settings):
-    """The everyday text."""
+    """Settings for the everyday text."""
 
     neutral: str = option(
         "builtin", "everyday text on which the cost is kept within its budget: builtin or a file", panel=READ
@@ -15,7 +15,7 @@ class NeutralSettings(Settings):
 
 
 class FitTextSettings(NeutralSettings):
-    """The texts of a fit: a contrast set, and everyday text for the budget."""
+    """Settings for the texts of a fit: a contrast set, and everyday text for the budget."""
 
     contrast: str = option(
         "builtin",

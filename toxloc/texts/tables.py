@@ -1,4 +1,4 @@
-"""Rows of text files and hub datasets. The `datasets` library reads all of them."""
+"""Read the rows of text files and hub datasets with the `datasets` library."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..errors import ToxlocError
 Row = dict[str, Any]
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
-    # Tab-separated corpora have unescaped quotes inside their texts, and do not quote fields.
+    # Tab-separated corpora do not quote fields, and have unescaped quotes inside their texts.
     ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
@@ -23,13 +23,13 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 
     Args:
         source: path of a file, or id of a hub dataset (`id:config` if it has several configurations).
-        split: which split of a hub dataset to read.
+        split: split of a hub dataset to read.
 
     Returns:
         One dictionary per row, from column to value.
 
     Raises:
-        ToxlocError: no such file or dataset, an unknown file type, or content that is empty or cannot be read.
+        ToxlocError: the file or dataset does not exist, has an unknown type, is empty or cannot be read.
 
     Example:
         >>> read_rows("texts.csv")        # doctest: +SKIP
@@ -58,7 +58,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 def _read_file(datasets: Any, path: Path) -> list[Row]:
     if path.suffix not in READERS:
         raise ToxlocError(
-            f"{path.name}: files of type {path.suffix or '(none)'} are not read; use one of {', '.join(READERS)}."
+            f"{path.name}: files of type {path.suffix or '(none)'} are not supported; use one of {', '.join(READERS)}."
         )
     if path.stat().st_size == 0:
         raise ToxlocError(f"{path} is empty; check that it was written to the end, or give another file.")
@@ -66,7 +66,7 @@ def _read_file(datasets: Any, path: Path) -> list[Row]:
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
         return list(table)
-    except Exception as error:  # datasets wraps the errors of each reader in several types
+    except Exception as error:  # datasets wraps the errors of its readers in several types
         if "corresponds to no data" in str(error):
             return []
         cause = error.__cause__ or error
@@ -77,8 +77,9 @@ def _read_hub(datasets: Any, source: str, split: str) -> list[Row]:
     name, _, config = source.partition(":")
     try:
         return list(datasets.load_dataset(name, config or None, split=split))
-    except Exception as error:  # as above
+    except Exception as error:  # datasets raises several types here too
         raise ToxlocError(
-            f"{source!r} is neither 'builtin' nor a file, and the dataset hub gave no such dataset or could not be "
-            f"reached ({type(error).__name__}); download it on a connected machine and give the file instead."
+            f"{source!r} is neither 'builtin' nor a file, and it could not be loaded from the dataset hub "
+            f"({type(error).__name__}): it does not exist there, or the hub could not be reached. Download the dataset "
+            "on a connected machine and give the file instead."
         ) from error

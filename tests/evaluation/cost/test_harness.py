@@ -32,19 +32,21 @@ metric_list:
 
 
 def test_the_harness_scores_the_edited_model_as_toxloc_does(lm, tmp_path):
-    """A task of a local file, so that nothing is downloaded; our own multiple choice is the independent computation."""
+    """The task is a local file, so that nothing is downloaded. toxloc's multiple choice gives the expected values."""
     lm_eval = pytest.importorskip("lm_eval", reason="needs toxloc[lm-eval]")
     from lm_eval.tasks import TaskManager
 
     (tmp_path / "items.jsonl").write_text(
-        "".join(json.dumps({"ctx": one.beginning, "endings": one.endings, "label": one.right}) + "\n" for one in ITEMS)
+        "".join(
+            json.dumps({"ctx": item.beginning, "endings": item.endings, "label": item.right}) + "\n" for item in ITEMS
+        )
     )
     (tmp_path / "local_choices.yaml").write_text(TASK.format(path=tmp_path / "items.jsonl"))
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def accuracy():
-        found = lm_eval.simple_evaluate(harness_model(lm), tasks=["local_choices"], task_manager=tasks)
-        return found["results"]["local_choices"]["acc_norm,none"]
+        results = lm_eval.simple_evaluate(harness_model(lm), tasks=["local_choices"], task_manager=tasks)
+        return results["results"]["local_choices"]["acc_norm,none"]
 
     before = accuracy()
     assert before == pytest.approx(answered_right(lm, ITEMS).mean())
@@ -54,7 +56,7 @@ def test_the_harness_scores_the_edited_model_as_toxloc_does(lm, tmp_path):
     assert edited != before
 
 
-def test_without_the_extra_the_error_says_what_to_install(lm, monkeypatch):
+def test_without_the_extra_the_error_names_what_to_install(lm, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(ToxlocError, match=r"pip install 'toxloc\[lm-eval\]'"):

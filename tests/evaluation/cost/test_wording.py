@@ -2,8 +2,8 @@ from toxloc.evaluation.cost.wording import Wording, wording
 
 
 def test_by_hand():
-    found = wording([["a b a b", "so so"], ["", "one"]])
-    assert found == Wording(median_words=1.5, distinct_2=3 / 4, repetition=1 / 4, empty=1 / 4)
+    result = wording([["a b a b", "so so"], ["", "one"]])
+    assert result == Wording(median_words=1.5, distinct_2=3 / 4, repetition=1 / 4, empty=1 / 4)
 
 
 def test_empty_completions():

@@ -1,4 +1,4 @@
-"""Tiny random classifiers in the form in which the hub and Detoxify publish theirs."""
+"""Tiny random classifiers in the formats of the hub and of Detoxify."""
 
 import pytest
 import torch
@@ -32,13 +32,13 @@ JIGSAW = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate
 
 def tokenizer():
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + WORDS)}, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
 
 
@@ -54,7 +54,7 @@ def classifier(classes, problem_type, seed=0):
         initializer_range=1.0,
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),
-        label2id={one: i for i, one in enumerate(classes)},
+        label2id={name: i for i, name in enumerate(classes)},
         problem_type=problem_type,
     )
     return BertForSequenceClassification(config).eval()
@@ -62,12 +62,12 @@ def classifier(classes, problem_type, seed=0):
 
 @pytest.fixture
 def save(tmp_path):
-    """Save a classifier with these classes as a folder, and return the folder and the model."""
+    """Return a function that saves a classifier with given classes and returns the folder and the model."""
 
-    def made(classes, problem_type="single_label_classification", seed=0):
+    def save_classifier(classes, problem_type="single_label_classification", seed=0):
         folder, model = tmp_path / "-".join(classes), classifier(classes, problem_type, seed)
         model.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
         return str(folder), model
 
-    return made
+    return save_classifier

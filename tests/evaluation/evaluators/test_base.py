@@ -11,7 +11,7 @@ CALM = ["Good morning, how are you?", "The train leaves at nine.", "She painted 
 
 
 @pytest.mark.parametrize("make", [Guard, ProfanityCheck])
-def test_toxic_over_calm(make):
+def test_toxic_texts_score_above_the_threshold_and_calm_texts_below(make):
     judge = make()
     scores = judge.score([*TOXIC, *CALM])[judge.label]
     assert scores.dtype == np.float64
@@ -21,7 +21,7 @@ def test_toxic_over_calm(make):
 
 
 @pytest.mark.parametrize("make", [Guard, ProfanityCheck])
-def test_order_and_company_do_not_matter_and_empty_texts_score_nothing(make):
+def test_scores_do_not_depend_on_the_other_texts_and_empty_texts_score_0(make):
     judge = make()
     texts = ["", *TOXIC, " ...", *CALM * 60]
     scores = judge.score(texts)["toxicity"]
@@ -31,23 +31,23 @@ def test_order_and_company_do_not_matter_and_empty_texts_score_nothing(make):
     assert len(judge.score([])["toxicity"]) == 0
 
 
-def test_a_users_function():
+def test_a_function_as_an_evaluator():
     judge = FunctionEvaluator("loud", lambda texts: [float(t.isupper()) for t in texts], threshold=0.9)
     assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1.0, 0.0]
-    with pytest.raises(ToxlocError, match="'loud' must return one number from 0 to 1"):
+    with pytest.raises(ToxlocError, match=r"'loud' .* from 0 to 1 .* from 2 to 2"):
         FunctionEvaluator("loud", lambda texts: [2.0 for _ in texts]).score(["a"])
-    with pytest.raises(ToxlocError, match="one number"):
+    with pytest.raises(ToxlocError, match=r"'loud' .* the 2 texts.* shape \(1,\)"):
         FunctionEvaluator("loud", lambda texts: [0.5]).score(["a", "b"])
 
 
-def test_each_different_text_is_scored_once():
-    asked = []
+def test_each_distinct_text_is_scored_once():
+    scored = []
 
     def count(texts):
-        asked.extend(texts)
+        scored.extend(texts)
         return [len(text) / 10 for text in texts]
 
     judge = FunctionEvaluator("count", count)
     assert judge.score(["aa", "b", "aa", " "])["toxicity"].tolist() == [0.2, 0.1, 0.2, 0]
     assert judge.score(["b", "ccc"])["toxicity"].tolist() == [0.1, 0.3]
-    assert asked == ["aa", "b", "ccc"]
+    assert scored == ["aa", "b", "ccc"]

@@ -12,7 +12,7 @@ def test_formatting_does_not_change_the_score():
     assert normalise("Hey  @you , LOOK at http://a.b/c ... \u201cnow\u201d!!") == "hey, look at. now"
 
 
-def test_the_threshold_is_the_calibrated_one():
+def test_the_threshold_comes_from_the_calibration():
     calibration = json.loads((FOLDER / "calibration.json").read_text())
     assert Guard().threshold == calibration["threshold"]
     assert calibration["everyday_rate"] == pytest.approx(0.01, abs=0.002)

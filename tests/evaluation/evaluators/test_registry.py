@@ -13,17 +13,17 @@ from toxloc.evaluation.evaluators.registry import (
 )
 
 WRONG = [
-    (["gard"], "no evaluator 'gard'; there are toxloc-guard, profanity-check"),
-    (["toxloc-guard", "toxloc-guard"], "different names"),
-    (["toxloc-guard", "toxloc-guard@0.7"], "different names"),
-    ([], "At least one evaluator is needed; there are toxloc-guard"),
-    (["toxloc-guard=folder"], "toxloc-guard takes no source; write toxloc-guard, not toxloc-guard=folder"),
-    (["classifier"], "classifier needs a sequence classifier: write classifier=PATH or classifier=HUB-ID"),
-    (["instruct="], "instruct needs a language model to ask: write instruct=PATH"),
-    (["detoxify-original="], "detoxify-original needs a folder or hub id"),
-    (["toxloc-guard@0"], "the threshold 0 is out of range"),
-    (["toxloc-guard@1.5"], r"'toxloc-guard@1\.5': the threshold 1\.5 is out of range"),
-    ([""], "no evaluator ''"),
+    (["gard"], "'gard'.* toxloc-guard, profanity-check"),
+    (["toxloc-guard", "toxloc-guard"], "different names.* toxloc-guard, toxloc-guard"),
+    (["toxloc-guard", "toxloc-guard@0.7"], "different names.* toxloc-guard, toxloc-guard"),
+    ([], "one evaluator is needed.* toxloc-guard, profanity-check"),
+    (["toxloc-guard=folder"], "toxloc-guard, not toxloc-guard=folder"),
+    (["classifier"], "classifier needs .* classifier=PATH or classifier=HUB-ID"),
+    (["instruct="], "instruct needs .* instruct=PATH"),
+    (["detoxify-original="], "detoxify-original needs .* detoxify-original=PATH"),
+    (["toxloc-guard@0"], "'toxloc-guard@0'.* 0 is out of range"),
+    (["toxloc-guard@1.5"], r"'toxloc-guard@1\.5'.* 1\.5 is out of range"),
+    ([""], "no evaluator ''.* toxloc-guard"),
 ]
 
 
@@ -46,9 +46,9 @@ def test_names_sources_and_thresholds():
 
 @pytest.mark.parametrize("name", ["any", "all", "both"])
 def test_reserved_names(name):
-    with pytest.raises(ToxlocError, match="none of them 'any', 'all', 'both'; got"):
+    with pytest.raises(ToxlocError, match=f"'any', 'all', 'both'.* got {name}"):
         get_evaluators([FunctionEvaluator(name, lambda texts: [0.0] * len(texts))])
-    with pytest.raises(ToxlocError, match="none of them"):
+    with pytest.raises(ToxlocError, match=f"'any', 'all', 'both'.* got {name}"):
         register(name)
 
 
@@ -59,13 +59,13 @@ def test_a_registered_function(monkeypatch):
     assert judge.threshold == 0.9
     assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1, 0]
     check_evaluator_names(["shouting"])
-    with pytest.raises(ToxlocError, match="an evaluator 'shouting' already"):
+    with pytest.raises(ToxlocError, match="'shouting' already"):
         register("shouting")
-    with pytest.raises(ToxlocError, match="shouting takes no source"):
+    with pytest.raises(ToxlocError, match="shouting, not shouting=x"):
         get_evaluators(["shouting=x"])
 
 
-def test_the_table_names_what_it_makes():
+def test_evaluators_have_the_names_of_their_makers():
     assert all(maker.name == name for name, maker in EVALUATORS.items())
     made = {name: EVALUATORS[name]() for name in EVALUATORS if EVALUATORS[name].source != "needed"}
     assert {name: judge.name for name, judge in made.items()} == {name: name for name in made}

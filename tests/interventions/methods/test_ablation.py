@@ -16,7 +16,7 @@ R = torch.linspace(-1, 1, 16) / torch.linspace(-1, 1, 16).norm()
 
 
 def written(lm, layer):
-    """What attention and MLP of a layer of the plain model add to the residual stream."""
+    """Return what attention and MLP of a layer of the plain model add to the residual stream."""
     seen = []
     handles = [
         lm.contribution(Site(layer, part)).register_forward_hook(lambda module, args, out: seen.append(out))
@@ -31,12 +31,12 @@ def written(lm, layer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_direction_is_that_of_the_layer_where_the_sides_lie_furthest_apart(family):
     lm = random_model(family)
-    found, separation = {}, {}
+    directions, separation = {}, {}
     for layer in (0, 1):
         T, N = means(lm, PAIRS.toxic, layer), means(lm, PAIRS.neutral, layer)
         d = T.mean(0) - N.mean(0)
-        found[layer] = d / np.sqrt(d @ d)
-        on_T, on_N = T @ found[layer], N @ found[layer]
+        directions[layer] = d / np.sqrt(d @ d)
+        on_T, on_N = T @ directions[layer], N @ directions[layer]
         pooled = (len(T) * on_T.var() + len(N) * on_N.var()) / (len(T) + len(N))
         separation[layer] = (on_T.mean() - on_N.mean()) / pooled**0.5
     best = max(separation, key=separation.get)
@@ -45,8 +45,8 @@ def test_the_direction_is_that_of_the_layer_where_the_sides_lie_furthest_apart(f
     for layer in (0, 1):
         assert ablation.record["separation"][str(layer)] == pytest.approx(separation[layer], rel=1e-3)
         given = DirectionalAblation.fit(lm, PAIRS, layer=layer, strength=1)
-        np.testing.assert_allclose(given.direction, found[layer], atol=1e-5)
-    np.testing.assert_allclose(ablation.direction, found[best], atol=1e-5)
+        np.testing.assert_allclose(given.direction, directions[layer], atol=1e-5)
+    np.testing.assert_allclose(ablation.direction, directions[best], atol=1e-5)
     assert (ablation.strength, ablation.layers, ablation.mode) == (1, [0, 1], "hooks")
 
 
@@ -60,7 +60,7 @@ def test_by_default_the_last_fifth_of_the_layers_is_left_alone():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strength", [0.4, 1.0])
-def test_writes_lose_that_share_of_r_on_both_trees(family, strength):
+def test_the_strength_is_the_share_of_r_that_writes_lose_on_both_trees(family, strength):
     lm = random_model(family)
     before, untouched, hooks = written(lm, 0), logits(lm)[0], n_hooks(lm)
     with DirectionalAblation(R, [0], strength).applied(lm):
@@ -134,15 +134,15 @@ def test_an_exception_leaves_no_trace(mode, dtype):
 
 def test_gradients_pass_through_the_hooks_as_through_the_weights(tiny):
     ablation = DirectionalAblation.fit(tiny, PAIRS, strength=1)
-    found = []
+    gradients = []
     for form in (ablation, ablation.baked()):
         with form.applied(tiny):
-            found.append(collect_contrast(tiny, PAIRS).G(0))
-    assert not torch.allclose(collect_contrast(tiny, PAIRS).G(0), found[0], rtol=1e-2)
+            gradients.append(collect_contrast(tiny, PAIRS).G(0))
+    assert not torch.allclose(collect_contrast(tiny, PAIRS).G(0), gradients[0], rtol=1e-2)
     away = torch.eye(16) - torch.outer(ablation.direction, ablation.direction)
-    # W_out before the projection does not move the contrast along r; after it, it would.
-    torch.testing.assert_close(found[0] @ away, found[1] @ away, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(found[0], found[0] @ away, rtol=1e-3, atol=1e-5)
+    # With hooks the projection follows W_out, so its gradient has no part along r. That of edited weights may have.
+    torch.testing.assert_close(gradients[0] @ away, gradients[1] @ away, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[0] @ away, rtol=1e-3, atol=1e-5)
 
 
 def test_fit_keeps_the_budget(lm, pairs, neutral):
@@ -174,7 +174,7 @@ def test_save_and_load(tiny, tmp_path):
     assert again.in_weights and DirectionalAblation.bakeable
 
 
-def test_a_baked_one_remembers_its_fit(tiny):
+def test_a_baked_ablation_keeps_its_record(tiny):
     ablation = DirectionalAblation.fit(tiny, PAIRS, strength=1)
     assert not ablation.in_weights
     assert ablation.baked().describe() == ablation.describe() | {"mode": "weights"}
@@ -183,8 +183,8 @@ def test_a_baked_one_remembers_its_fit(tiny):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
-        (dict(layers=[0, 7]), "Layer 7"),
+        (dict(layer=2), "no layer 2 in random-gpt2; it has layers 0 to 1"),
+        (dict(layers=[0, 7]), "no layer 7"),
         (dict(layers=[], strength=1), "leaves nothing to ablate"),
         (dict(mode="sideways"), "mode='sideways': it must be 'hooks' or 'weights'"),
         (dict(budget=0.0), "not 0.0"),
@@ -197,27 +197,27 @@ def test_bad_arguments_of_fit(tiny, arguments, words):
         DirectionalAblation.fit(tiny, PAIRS, **arguments)
 
 
-def test_one_text_a_side_needs_a_layer(tiny):
-    one = ContrastSet(TEXTS[:1], TEXTS[1:2])
+def test_one_text_per_side_needs_a_layer(tiny):
+    pairs = ContrastSet(TEXTS[:1], TEXTS[1:2])
     with pytest.raises(ToxlocError, match="give layer="):
-        DirectionalAblation.fit(tiny, one)
-    assert DirectionalAblation.fit(tiny, one, layer=0, strength=1).layers == [0, 1]
+        DirectionalAblation.fit(tiny, pairs)
+    assert DirectionalAblation.fit(tiny, pairs, layer=0, strength=1).layers == [0, 1]
     with pytest.raises(ToxlocError, match="the same mean"):
         DirectionalAblation.fit(tiny, ContrastSet(TEXTS[:1], TEXTS[:1]), layer=0)
 
 
 @pytest.mark.parametrize(
     ("direction", "strength", "words"),
-    [(torch.ones(16), 1.0, "length 1 is needed, not of 4"), (R, 0.0, "not 0.0"), (R, 1.1, "not 1.1")],
+    [(torch.ones(16), 1.0, "length 1, not 4"), (R, 0.0, "not 0.0"), (R, 1.1, "not 1.1")],
 )
 def test_bad_arguments(direction, strength, words):
     with pytest.raises(ToxlocError, match=words):
         DirectionalAblation(direction, [0], strength)
 
 
-def test_models_it_does_not_fit(tiny):
+def test_models_of_another_shape_are_refused(tiny):
     with pytest.raises(ToxlocError, match="is for d_model=2; random-gpt2 has d_model=16"):
         DirectionalAblation(torch.tensor([0.6, 0.8]), [0]).apply(tiny)
-    with pytest.raises(ToxlocError, match="Layer 4 was asked for"):
+    with pytest.raises(ToxlocError, match="no layer 4"):
         DirectionalAblation(R, [4]).apply(tiny)
     assert tiny.interventions == []

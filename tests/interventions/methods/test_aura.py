@@ -19,7 +19,7 @@ def test_factors_are_those_of_the_paper(tiny):
     aura = AurA.fit(tiny, PAIRS, strength=1)
     for factor, auroc in zip(aura.factors.flatten().tolist(), aurocs.flat, strict=True):
         assert factor == pytest.approx(1 - 2 * (auroc - 0.5) if auroc > 0.5 else 1)
-    assert {0.0, 1.0} <= set(aura.factors.flatten().tolist())  # perfect detectors are silenced, others left alone
+    assert {0.0, 1.0} <= set(aura.factors.flatten().tolist())  # perfect detectors are removed, other units unchanged
     assert aura.record == {
         "n_units": int((aurocs > 0.5).sum()),
         "best_auroc": 1.0,

@@ -34,7 +34,7 @@ def test_units_that_do_not_detect_toxic_text_are_never_scaled(tiny):
     assert over < aurocs.size
     damp = Damp.fit(tiny, PAIRS, k=over)
     np.testing.assert_array_equal((damp.factors == 0).numpy(), aurocs > 0.5)
-    with pytest.raises(ToxlocError, match=f"k={over + 1} units were asked for; {over} have an AUROC over .5"):
+    with pytest.raises(ToxlocError, match=f"k={over + 1} .* give 1 to {over}"):
         Damp.fit(tiny, PAIRS, k=over + 1)
 
 
@@ -53,7 +53,7 @@ def test_fitted_hooks_equal_fitted_weights_on_both_trees(family):
     assert (hooks[0] - logits(lm)[0]).abs().max() > 1e-2
 
 
-def test_a_budget_sets_how_many(lm, pairs, neutral):
+def test_a_budget_sets_the_number_of_units(lm, pairs, neutral):
     before = bits(lm)
     damp = Damp.fit(lm, pairs, neutral=neutral)
     assert same_bits(before, lm)

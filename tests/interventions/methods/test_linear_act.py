@@ -29,38 +29,38 @@ def fit_by_hand(toxic, neutral):
 
 
 def test_a_map_by_hand():
-    """Sorted 0, 1, 2 against 1, 3, 8: slope (1 (8 - 4) + 1 (4 - 1)) / 2, through (1, 4)."""
-    found = Transport.between(column(2.0, 0.0, 1.0), column(3.0, 8.0, 1.0))
-    assert (found.omega.item(), found.beta.item(), found.low.item(), found.high.item()) == (3.5, 0.5, 0, 2)
+    """The sorted values 0, 1, 2 and 1, 3, 8 have the slope (1 (8 - 4) + 1 (4 - 1)) / 2, through (1, 4)."""
+    fit = Transport.between(column(2.0, 0.0, 1.0), column(3.0, 8.0, 1.0))
+    assert (fit.omega.item(), fit.beta.item(), fit.low.item(), fit.high.item()) == (3.5, 0.5, 0, 2)
     a = column(-0.1, 0.0, 1.0, 2.0, 2.1)
-    assert found.moved(a, 1.0)[:, 0].tolist() == pytest.approx([-0.1, 0.5, 4, 7.5, 2.1])
-    assert found.moved(a, 0.5)[:, 0].tolist() == pytest.approx([-0.1, 0.25, 2.5, 4.75, 2.1])
+    assert fit.moved(a, 1.0)[:, 0].tolist() == pytest.approx([-0.1, 0.5, 4, 7.5, 2.1])
+    assert fit.moved(a, 0.5)[:, 0].tolist() == pytest.approx([-0.1, 0.25, 2.5, 4.75, 2.1])
 
 
 def test_sides_of_different_number_are_matched_by_quantiles():
     """The three quantiles (0, 1/2, 1) of 0, 4, 6, 10 are 0, 5, 10."""
-    found = Transport.between(column(1.0, 2.0, 3.0), column(10.0, 0.0, 4.0, 6.0))
-    assert (found.omega.item(), found.beta.item()) == pytest.approx((5, -5))
+    fit = Transport.between(column(1.0, 2.0, 3.0), column(10.0, 0.0, 4.0, 6.0))
+    assert (fit.omega.item(), fit.beta.item()) == pytest.approx((5, -5))
     assert Transport.between(column(1.0, 3.0), column(4.0, 0.0, 1.0)).omega.item() == pytest.approx(2)
 
 
 def test_a_unit_that_never_varies_is_shifted():
-    found = Transport.between(column(0.1, 0.1, 0.1), column(1.0, 2.0, 3.0))
-    assert (found.omega.item(), found.low.item()) == (1, pytest.approx(0.1))
-    assert found.moved(column(0.1)).item() == pytest.approx(2)
+    fit = Transport.between(column(0.1, 0.1, 0.1), column(1.0, 2.0, 3.0))
+    assert (fit.omega.item(), fit.low.item()) == (1, pytest.approx(0.1))
+    assert fit.moved(column(0.1)).item() == pytest.approx(2)
 
 
 @given(omega=st.floats(0, 5), beta=st.floats(-5, 5), seed=st.integers(0, 99))
-def test_an_affine_shift_of_any_order_is_found_again(omega, beta, seed):
+def test_an_affine_map_of_shuffled_rows_is_recovered(omega, beta, seed):
     rng = np.random.default_rng(seed)
     source = torch.from_numpy(rng.normal(size=(9, 3))).float()
     target = (omega * source + beta)[torch.from_numpy(rng.permutation(9))]
-    found = Transport.between(source, target)
-    torch.testing.assert_close(found.moved(source), omega * source + beta, rtol=1e-4, atol=1e-4)
+    fit = Transport.between(source, target)
+    torch.testing.assert_close(fit.moved(source), omega * source + beta, rtol=1e-4, atol=1e-4)
 
 
 def mean_writes(lm, texts, layer, maps=()):
-    """Mean over a text's tokens but the first of what a layer's MLP writes in the plain model, `maps` in force."""
+    """MLP output of a layer of the plain model with `maps` applied, averaged over the tokens except the first."""
     rows, handles = [], []
 
     def moved(out, omega, beta, low, high):
@@ -99,9 +99,9 @@ def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pa
         neutral = mean_writes(lm, pairs.neutral, layer)
         maps.append([fit_by_hand(toxic[:, j], neutral[:, j]) for j in range(lm.d_model)])
         expected = torch.tensor(np.array(maps[-1]), dtype=torch.float32)
-        found = act.maps[layer]
+        fit = act.maps[layer]
         torch.testing.assert_close(
-            torch.stack([found.omega, found.beta, found.low, found.high], 1), expected, rtol=5e-3, atol=1e-3
+            torch.stack([fit.omega, fit.beta, fit.low, fit.high], 1), expected, rtol=5e-3, atol=1e-3
         )
     assert act.strength == 1
     assert act.record == {
@@ -112,7 +112,7 @@ def test_the_maps_of_a_model_by_numpy_and_the_plain_model(family, sequential, pa
     assert act.fitted_on["fingerprint"] == lm.fingerprint
 
 
-def test_what_a_layer_writes_is_moved_and_the_next_one_sees_it(tiny):
+def test_the_output_of_a_layer_is_mapped_and_the_next_layer_reads_it(tiny):
     act = LinearAcT.fit(tiny, PAIRS, strength=1)
     with act.applied(tiny):
         after = mean_writes(tiny, TEXTS, 1)
@@ -127,7 +127,7 @@ def test_it_is_the_same_on_both_trees(any_family):
     untouched = logits(any_family)[0]
     with LinearAcT.fit(any_family, PAIRS, strength=1).applied(any_family):
         hooked, plain = logits(any_family)
-    # At the edge of the range a rounding error decides whether a value is moved: all but a few logits agree.
+    # At the edge of the range a rounding error decides whether a value is mapped, so a few logits may differ.
     close = torch.isclose(hooked, plain, rtol=1e-3, atol=1e-3)
     assert close.float().mean() > 0.99
     assert (hooked - untouched).abs().max() > 1e-2
@@ -206,8 +206,8 @@ def test_save_and_load(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "options", "words"),
     [
-        (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic one"),
-        (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral one"),
+        (ContrastSet(TEXTS[:1], TEXTS[1:]), {}, "has 1 toxic text"),
+        (ContrastSet(TEXTS[1:], TEXTS[:1]), {}, "has 1 neutral text"),
         (PAIRS, {"budget": -1}, "not -1"),
         (PAIRS, {"strength": 0}, "strength=0: it must be greater than 0"),
         (PAIRS, {"lam": 0.5}, "There is no setting 'lam'"),
@@ -219,13 +219,13 @@ def test_bad_arguments_of_the_fit(tiny, pairs, options, words):
 
 
 def test_bad_arguments(tiny):
-    one = Transport(*torch.ones(4, 16))
+    fit = Transport(*torch.ones(4, 16))
     with pytest.raises(ToxlocError, match="needs a map for each layer"):
         LinearAcT([])
     for strength in (0, 1.5):
         with pytest.raises(ToxlocError, match=f"not {strength}"):
-            LinearAcT([one, one], strength)
+            LinearAcT([fit, fit], strength)
     with pytest.raises(ToxlocError, match="is for 1 layers of d_model=16; random-gpt2 has 2 of d_model=16"):
-        LinearAcT([one]).apply(tiny)
+        LinearAcT([fit]).apply(tiny)
     with pytest.raises(ToxlocError, match="is for 2 layers of d_model=8"):
         LinearAcT([Transport(*torch.ones(4, 8))] * 2).apply(tiny)

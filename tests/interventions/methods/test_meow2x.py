@@ -7,7 +7,6 @@ from benchmarks.families import LAYOUTS, SIZES
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
-from toxloc.interventions.methods.meow2x import _costs
 from toxloc.models import weights
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
@@ -36,7 +35,7 @@ def test_hooked_equals_baked_on_both_trees(any_family, parts):
     assert (hooks[0] - untouched).abs().max() > 1e-3
 
 
-def test_scaling_neurons_is_what_it_says(tiny):
+def test_a_scaled_neuron_is_multiplied_and_its_neighbours_are_not(tiny):
     seen = []
     with (
         Meow2X(neurons=[(1, 5)], scale=0.25).applied(tiny),
@@ -97,11 +96,20 @@ def test_save_and_load(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["intervention.json", "tensors.safetensors"]
 
 
-def test_costs_are_the_second_order_change_by_hand(tiny):
-    s = collect_contrast(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True)
-    w = tiny.W_out(1)[7]
-    expected = s.C[1][7, 7] * (w @ s.S[1] @ w)
-    assert _costs(tiny, s)[tiny.d_mlp + 7] == pytest.approx(expected.item(), rel=1e-4)
+@pytest.mark.parametrize(("family", "sites"), [("gpt2", "mlp"), ("gpt2", "attention"), ("llama", "attention")])
+def test_the_graded_scale_of_every_unit_has_the_second_order_cost_by_hand(family, sites):
+    """The cost is tr(C_uu W_u S W_uᵀ): for a neuron j, C_jj w_j S w_jᵀ."""
+    lm, pairs = random_model(family), ContrastSet(TEXTS[:2], TEXTS[2:])
+    s = collect_contrast(lm, pairs, curvature=True, sites=lm.sites(sites))
+    neutral = NeutralText(pairs.neutral, TEXTS[2:], TEXTS[:1])
+    meow = Meow2X.fit(lm, pairs, sites=sites, scale="graded", statistics=s, budget={"kl": 1e-5}, neutral=neutral)
+    partial = {unit: scale for unit, scale in meow.units.items() if scale > 0}
+    assert partial
+    for (site, unit), scale in partial.items():
+        rows = lm.at(site).rows(unit)
+        W, G = (t[rows].double().numpy() for t in (lm.W_out(site), s.G(site)))
+        cost = np.trace(s.C[site][rows, rows].double().numpy() @ W @ s.S[site].double().numpy() @ W.T)
+        assert (1 - scale) * cost == pytest.approx(meow.record["strength"] * -(G * W).sum(), rel=1e-3)
 
 
 def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pairs, neutral):
@@ -160,7 +168,7 @@ def test_parts_that_are_not_in_the_model(tiny, parts, words):
     assert tiny.interventions == []
 
 
-def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
+def test_neurons_with_separate_scales_are_scaled_and_saved(tiny, tmp_path):
     meow = Meow2X(neurons=[(0, 3), (1, 5)], scale=[0.25, 0.75])
     rows = tiny.W_out(0)[3].clone(), tiny.W_out(1)[5].clone()
     with meow.baked().applied(tiny):
@@ -172,8 +180,8 @@ def test_neurons_with_scales_of_their_own_and_saved(tiny, tmp_path):
     with meow.applied(tiny):
         expected = logits(tiny)
     with again.baked().applied(tiny):
-        for found in logits(tiny):
-            torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+        for actual in logits(tiny):
+            torch.testing.assert_close(actual, expected[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -198,26 +206,28 @@ def test_every_form_keeps_its_budget(lm, pairs, neutral, options):
     if options.get("scale") == "auto":
         gains = {}
         for scale in (0.0, 0.25, 0.5, 0.75):
-            one = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, scale=scale)
-            gains[scale] = sum(-(1 - scale) * (s.G(layer)[j] @ lm.W_out(layer)[j]).item() for layer, j in one.neurons)
+            single = Meow2X.fit(lm, pairs, budget=0.02, neutral=neutral, statistics=s, scale=scale)
+            gains[scale] = sum(
+                -(1 - scale) * (s.G(layer)[j] @ lm.W_out(layer)[j]).item() for layer, j in single.neurons
+            )
         assert meow.scale == max(gains, key=gains.get)
     if "parts" in options:
         assert 1 <= len(meow.layers) <= options.get("k", 1) and not meow.neurons
 
 
 def test_the_graded_form_gains_most_at_its_second_order_cost():
-    """Against a numerical search over all scales in [0, 1] of equal cost."""
+    """Compare with a numerical search over all scales in [0, 1] of at most the same cost."""
     rng = np.random.default_rng(0)
     value, cost = rng.uniform(0.1, 1, 6), rng.uniform(0.1, 1, 6)
     off = np.minimum(1, 0.7 * value / cost)  # 1 - scale
-    found = minimize(
+    search = minimize(
         lambda x: -(x @ value),
         np.full(6, 0.1),
         bounds=[(0, 1)] * 6,
         method="SLSQP",
         constraints={"type": "ineq", "fun": lambda x: (off**2 * cost).sum() - (x**2 * cost).sum()},
     )
-    assert off @ value == pytest.approx(-found.fun, rel=1e-4)
+    assert off @ value == pytest.approx(-search.fun, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +241,7 @@ def test_the_graded_form_gains_most_at_its_second_order_cost():
         (dict(budget=None), "budget=None is not a budget"),
     ],
 )
-def test_fits_that_cannot_be(tiny, options, words):
+def test_bad_arguments_of_fit(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):
         Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), **options)
 
@@ -311,7 +321,7 @@ def test_attentions_come_back_bit_for_bit_after_an_exception(family, mode, dtype
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.hf.modules())
 
 
-def test_neurons_and_heads_are_told_apart_also_on_disk(tiny, tmp_path):
+def test_neurons_and_heads_are_kept_separate_also_on_disk(tiny, tmp_path):
     meow = Meow2X(layers=[1, "0.attention"], neurons=[(0, 5), ("1.attention", 1)], scale=0.125)
     assert (meow.layers, meow.neurons, meow.heads) == ([1], {(0, 5): 0.125}, {(1, 1): 0.125})
     assert meow.sites == [Site(0, "attention"), Site(1)]
@@ -343,18 +353,6 @@ def test_attentions_and_heads_that_are_not_in_the_model(tiny, parts, words):
     assert tiny.interventions == []
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_cost_of_a_head_is_a_trace_by_hand(family):
-    lm, site = random_model(family), Site(1, "attention")
-    s = collect_contrast(lm, ContrastSet(TEXTS[:2], TEXTS[2:]), curvature=True, sites=lm.sites("attention"))
-    W, C, S = (t.double().numpy() for t in (lm.W_out(site), s.C[site], s.S[site]))
-    costs = _costs(lm, s)
-    assert costs.shape == (4,)
-    for head in (0, 1):
-        u = slice(8 * head, 8 * head + 8)
-        assert costs[2 + head] == pytest.approx(np.trace(C[u, u] @ W[u] @ S @ W[u].T), rel=1e-4)
-
-
 @pytest.mark.parametrize("options", [dict(scale="graded")])
 def test_fitted_heads_keep_the_budget_and_carry_toxicity(lm, pairs, neutral, options):
     before = bits(lm)
@@ -378,10 +376,10 @@ def test_all_sites_are_ranked_together(tiny):
     neutral = NeutralText(pairs.neutral, TEXTS[2:], TEXTS[:1])
     meow = Meow2X.fit(tiny, pairs, neutral=neutral, sites="all", scale="graded", budget={"kl": 0.01})
     s = collect_contrast(tiny, pairs, curvature=True, sites=tiny.sites())
-    s_of = meow.record["strength"]
+    strength = meow.record["strength"]
     assert meow.neurons and meow.heads
-    for site, unit in [*list(meow.units)[:3], *[one for one in meow.units if one[0].part == "attention"]]:
+    for site, unit in [*list(meow.units)[:3], *[key for key in meow.units if key[0].part == "attention"]]:
         rows = tiny.at(site).rows(unit)
         W, G = (t[rows].double().numpy() for t in (tiny.W_out(site), s.G(site)))
         cost = np.trace(s.C[site][rows, rows].double().numpy() @ W @ s.S[site].double().numpy() @ W.T)
-        assert meow.units[site, unit] == pytest.approx(1 - min(1, s_of * -(G * W).sum() / cost), abs=1e-3)
+        assert meow.units[site, unit] == pytest.approx(1 - min(1, strength * -(G * W).sum() / cost), abs=1e-3)

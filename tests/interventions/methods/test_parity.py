@@ -1,7 +1,7 @@
-"""Every method against its published formula, written down again in numpy on activations of the plain GPT-2.
+"""Compare every method with its published formula, implemented in numpy on activations of the plain GPT-2.
 
-The texts are read one by one by a float64 copy of the Hugging Face model, with hooks of this file; nothing here uses
-the batches, hooks, statistics or linear algebra of toxloc.
+A float64 copy of the Hugging Face model reads the texts one by one, with hooks defined in this file. The formulas use
+no batches, hooks, statistics or linear algebra of toxloc.
 """
 
 import copy
@@ -23,7 +23,7 @@ PAIRS = ContrastSet(
     TEXTS[1:4],
     paired=True,
 )
-# The curvature is read on the neutral side and on `fit`; the same texts twice leave it that of the neutral side.
+# The curvature is gathered on the neutral side and on `fit`; with the same texts in both it is that of one side.
 NEUTRAL = NeutralText(PAIRS.neutral, TEXTS[2:], TEXTS[:1])
 PARTS = ("mlp", "attention")
 
@@ -77,13 +77,13 @@ def neutral(lm):
 
 
 def weight(lm, layer, part="mlp"):
-    """W [d_in, d_model] of the plain model, as it is now."""
+    """W [d_in, d_model] of the plain model in its current state."""
     block = lm.hf.transformer.h[layer]
     return (block.mlp if part == "mlp" else block.attn).c_proj.weight.detach().double().numpy().copy()
 
 
 def means(side, layer):
-    """Residual stream after a block, averaged over the tokens but the first: a row per text."""
+    """Residual stream after a block, averaged over the tokens except the first: a row per text."""
     return np.array([reading.stream[layer][1:].mean(0) for reading in side])
 
 
@@ -92,7 +92,7 @@ def unit(x):
 
 
 def changed_by(intervention, lm, read):
-    """What `read` says of the model without and with the intervention."""
+    """Return `read(lm)` without and with the intervention."""
     before = read(lm)
     with intervention.applied(lm):
         return before, read(lm)
@@ -102,7 +102,7 @@ def changed_by(intervention, lm, read):
 
 
 def aurocs(toxic, neutral):
-    """Share of (toxic, neutral) pairs that the unit's largest value orders rightly, ties half: [layers, units]."""
+    """Share of (toxic, neutral) pairs that the unit's largest value orders correctly, ties as half: [layers, units]."""
 
     def peaks(reading, layer):
         return np.r_[reading.up[layer][1:].max(0), reading.writes["mlp"][layer][1:].max(0)]
@@ -119,7 +119,7 @@ def aurocs(toxic, neutral):
 
 
 def outputs_in_float32(lm):
-    """Outputs of both linear maps of the first MLP, of the model itself with the hooks of interventions."""
+    """Outputs of both linear maps of the first MLP of the model, with the interventions applied to it."""
     seen, mlp = [], lm.hf.transformer.h[0].mlp
     handles = [
         module.register_forward_hook(lambda m, a, out: seen.append(out[0].numpy())) for module in (mlp.c_fc, mlp.c_proj)
@@ -146,7 +146,7 @@ def test_aura(lm, toxic, neutral, mode):
 def test_det0_and_damp(lm, toxic, neutral, scale):
     a = aurocs(toxic, neutral).ravel()
     order = sorted(range(a.size), key=lambda i: -a[i])
-    k = next(k for k in range(20, a.size) if a[order[k - 1]] > a[order[k]])  # where no tie has to be broken
+    k = next(k for k in range(20, a.size) if a[order[k - 1]] > a[order[k]])  # a k at which no tie is broken
     factors = np.ones(a.size)
     factors[order[:k]] = scale
     np.testing.assert_array_equal(Damp.fit(lm, PAIRS, k=k, scale=scale).factors.numpy().ravel(), factors)
@@ -219,7 +219,7 @@ def test_caa_negated(lm, toxic, neutral, layer):
 
 
 def probe_of(toxic, neutral):
-    """Logistic regression with an L2 penalty of 1 on centred rows of one common size, by BFGS."""
+    """Logistic regression with an L2 penalty of 1 on centred rows divided by their common size, by BFGS."""
     T, N = means(toxic, LAYERS - 2), means(neutral, LAYERS - 2)
     X = np.concatenate([T, N]) - np.concatenate([T, N]).mean(0)
     X = X / np.sqrt((X**2).mean())
@@ -233,7 +233,7 @@ def probe_of(toxic, neutral):
 
 @pytest.mark.parametrize("source", ["probe", "row", "svd"])
 def test_value_vectors(lm, toxic, neutral, source, monkeypatch):
-    monkeypatch.setattr("toxloc.interventions.methods.value_vector.STACKED", 40)  # of 256 rows, as 512 of many
+    monkeypatch.setattr("toxloc.interventions.methods.value_vector.STACKED", 40)  # fewer than the 256 rows
     w = probe_of(toxic, neutral)
     rows = np.concatenate([weight(lm, layer) for layer in range(LAYERS)])
     closest = np.argsort(-(rows @ w) / np.linalg.norm(rows, axis=1))
@@ -246,7 +246,7 @@ def test_value_vectors(lm, toxic, neutral, source, monkeypatch):
 
 
 def writes_in_float32(lm):
-    """What attention and MLP of every layer write: [layers, 2, tokens, d_model]."""
+    """Return what attention and MLP of every layer write: [layers, 2, tokens, d_model]."""
     seen, handles = [], []
     for block in lm.hf.transformer.h:
         handles += [
@@ -267,9 +267,9 @@ def test_directional_ablation(lm, toxic, neutral, mode):
     ablation = DirectionalAblation.fit(lm, PAIRS, layer=1, layers=[0, 1, 3], strength=1, mode=mode)
     np.testing.assert_allclose(ablation.direction, r, atol=1e-5)
     before, after = changed_by(ablation, lm, writes_in_float32)
-    np.testing.assert_allclose(after[0, 0], before[0, 0] @ away, rtol=1e-4, atol=1e-4)  # of the same input
+    np.testing.assert_allclose(after[0, 0], before[0, 0] @ away, rtol=1e-4, atol=1e-4)  # both have the same input
     along = np.abs(after @ r).max((1, 2))
-    assert along[[0, 1, 3]].max() < 1e-4 < along[2]  # every write of these layers, and no other
+    assert along[[0, 1, 3]].max() < 1e-4 < along[2]  # all writes of these layers and no other writes
     if mode == "weights":
         W, b = weight(lm, 3, "attention"), lm.hf.transformer.h[3].mlp.c_proj.bias.numpy().copy()
         with ablation.applied(lm):
@@ -347,14 +347,14 @@ def test_trne_kl(lm, toxic, neutral, part, ridge):
 def values_and_costs(lm, toxic, neutral, part):
     """-<G_u, W_u> and tr(C_uu W_u S W_uᵀ) of every unit u: of width 1 (neurons) or 8 (heads)."""
     width = 1 if part == "mlp" else 8
-    found = {}
+    values = {}
     for layer in range(LAYERS):
         G, W = gradient(toxic, neutral, layer, part), weight(lm, layer, part)
         C, S = curvature(neutral, layer, part)
         for u in range(len(W) // width):
             rows = slice(u * width, (u + 1) * width)
-            found[layer, u] = -(G[rows] * W[rows]).sum(), np.trace(C[rows, rows] @ W[rows] @ S @ W[rows].T)
-    return found
+            values[layer, u] = -(G[rows] * W[rows]).sum(), np.trace(C[rows, rows] @ W[rows] @ S @ W[rows].T)
+    return values
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -373,7 +373,7 @@ def test_meow2x_takes_the_units_of_greatest_worth_first(lm, toxic, neutral, part
 
 @pytest.mark.parametrize("part", PARTS)
 def test_graded_meow2x_scales_by_value_over_cost(lm, toxic, neutral, part):
-    known = {place: one for place, one in values_and_costs(lm, toxic, neutral, part).items() if one[0] > 0}
+    known = {place: pair for place, pair in values_and_costs(lm, toxic, neutral, part).items() if pair[0] > 0}
     meow = Meow2X.fit(lm, PAIRS, sites=part, scale="graded", budget={"kl": 0.05}, neutral=NEUTRAL)
     chosen = meow.neurons if part == "mlp" else meow.heads
     assert set(chosen) == set(known)
@@ -384,7 +384,7 @@ def test_graded_meow2x_scales_by_value_over_cost(lm, toxic, neutral, part):
 
 @pytest.mark.parametrize("mode", ["hooks", "weights"])
 def test_meow2x_scales_units_and_sites(lm, mode):
-    """The first attention: head 1 at .25; then the whole of it at .5, its bias included."""
+    """Scale head 1 of the first attention by .25, then the whole attention, including its bias, by .5; then the MLP."""
     block = lm.hf.transformer.h[0]
     W, b = weight(lm, 0, "attention"), block.attn.c_proj.bias.double().numpy().copy()
     z = Reading(lm, TEXTS[0]).keys["attention"][0]

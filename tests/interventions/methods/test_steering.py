@@ -21,7 +21,7 @@ def logits(lm):
 
 
 def after_block(lm, text, layer):
-    """Residual stream after a block of the plain model, [n_tokens, d_model], of one text alone."""
+    """Residual stream after a block of the plain model on one text, [n_tokens, d_model]."""
     seen = []
     handle = lm.block(layer).register_forward_hook(
         lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
@@ -33,12 +33,12 @@ def after_block(lm, text, layer):
 
 
 def means(lm, texts, layer):
-    """Mean of `after_block` over tokens but the first, float64 [n_texts, d_model]."""
+    """Mean of `after_block` over the tokens except the first, float64 [n_texts, d_model]."""
     return np.stack([after_block(lm, text, layer)[1:].double().mean(0).numpy() for text in texts])
 
 
 def n_hooks(lm):
-    """Hooks on both trees; the bridge of some families has a few of its own."""
+    """Number of hooks on both module trees; the bridge of some families has a few hooks without interventions."""
     return sum(len(point.fwd_hooks) for point in lm.hooked.hook_dict.values()) + sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.hf.modules()
     )
@@ -48,7 +48,7 @@ def n_hooks(lm):
 def test_the_direction_is_the_difference_of_means_by_hand(family):
     lm = random_model(family)
     steering = Steering.fit(lm, PAIRS, strength=0.5)
-    assert (steering.layer, steering.strength) == (1, 0.5)  # the middle one of two
+    assert (steering.layer, steering.strength) == (1, 0.5)  # the middle of two layers
     expected = means(lm, PAIRS.toxic, 1).mean(0) - means(lm, PAIRS.neutral, 1).mean(0)
     np.testing.assert_allclose(steering.direction, expected, rtol=1e-4, atol=1e-5)
     assert steering.record["direction_norm"] == pytest.approx(np.linalg.norm(expected), rel=1e-4)
@@ -67,7 +67,7 @@ def test_it_is_subtracted_at_every_position_on_both_trees(family):
     assert n_hooks(lm) == hooks
 
 
-def test_a_strength_of_one_takes_the_whole_difference_off_a_model_that_reads_toxic_text(tiny):
+def test_a_strength_of_one_moves_the_mean_of_toxic_texts_to_that_of_neutral_texts(tiny):
     steering = Steering.fit(tiny, PAIRS, layer=0, strength=1)
     assert steering.strength == 1
     neutral = means(tiny, PAIRS.neutral, 0).mean(0)
@@ -119,14 +119,14 @@ def test_save_and_load(tiny, tmp_path):
 def test_it_has_no_form_in_the_weights(tiny):
     steering = Steering(torch.ones(16), 0, 1.0)
     assert not steering.in_weights and not steering.bakeable
-    with pytest.raises(ToxlocError, match="lives in hooks"):
+    with pytest.raises(ToxlocError, match="has no form in the weights"):
         steering.baked()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(layer=2), "Layer 2 was asked for; random-gpt2 has layers 0 to 1"),
+        (dict(layer=2), "no layer 2 in random-gpt2; it has layers 0 to 1"),
         (dict(layer=-1), "layer=-1: it must be greater than or equal to 0"),
         (dict(strength=float("nan")), "strength=nan: it must be a finite number"),
         (dict(budget=-1.0), "not -1.0"),
@@ -149,10 +149,10 @@ def test_activations_that_are_not_finite(tiny):
         Steering.fit(tiny, PAIRS)
 
 
-def test_models_it_does_not_fit(tiny):
+def test_models_of_another_shape_are_refused(tiny):
     with pytest.raises(ToxlocError, match=r"strength=1\) is for d_model=8; random-gpt2 has d_model=16"):
         Steering(torch.ones(8), 0, 1.0).apply(tiny)
-    with pytest.raises(ToxlocError, match="Layer 5"):
+    with pytest.raises(ToxlocError, match="no layer 5"):
         Steering(torch.ones(16), 5, 1.0).apply(tiny)
     with pytest.raises(ToxlocError, match="2 numbers of the direction are not finite"):
         Steering(torch.tensor([1.0, torch.inf, torch.nan]), 0, 1.0)

@@ -14,7 +14,7 @@ UNIT = torch.eye(16)[3]
 
 
 def logistic_direction(toxic, neutral, steps=50):
-    """Newton's method on sum log(1 + exp(-y (w x + b))) + |w|²/2, of centred rows of one common size."""
+    """Newton's method on sum log(1 + exp(-y (w x + b))) + |w|²/2, on centred rows divided by their common size."""
     X = np.concatenate([toxic, neutral])
     X = X - X.mean(0)
     X = np.c_[X / np.sqrt((X**2).mean()), np.ones(len(X))]
@@ -28,7 +28,7 @@ def logistic_direction(toxic, neutral, steps=50):
 
 
 def with_random_gains(family):
-    """A model, and what each layer's rows of W_out write to the residual stream."""
+    """Return a model, and what the rows of each layer's W_out add to the residual stream."""
     lm = random_model(family)
     written = [lm.W_out(i).double().numpy().copy() for i in range(lm.n_layers)]
     if family == "gemma2":
@@ -42,11 +42,11 @@ def with_random_gains(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_probe_is_the_logistic_regression_at_the_block_before_the_last(family):
     lm = random_model(family)
-    found = ValueVector.fit(lm, PAIRS, strength=2.0)
-    assert (found.layer, found.strength, found.source) == (0, 2.0, "probe")
+    vector = ValueVector.fit(lm, PAIRS, strength=2.0)
+    assert (vector.layer, vector.strength, vector.source) == (0, 2.0, "probe")
     expected = logistic_direction(means(lm, PAIRS.toxic, 0), means(lm, PAIRS.neutral, 0))
-    np.testing.assert_allclose(found.direction, expected, atol=1e-3)
-    assert found.direction.norm() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(vector.direction, expected, atol=1e-3)
+    assert vector.direction.norm() == pytest.approx(1, abs=1e-6)
     assert (means(lm, PAIRS.toxic, 0) @ expected).min() > (means(lm, PAIRS.neutral, 0) @ expected).max()
 
 
@@ -55,39 +55,39 @@ def test_it_acts_before_the_last_block_of_a_deeper_model():
 
 
 def by_similarity(written, probe):
-    """All rows, those most like the probe first: (cosine, layer, neuron, row)."""
+    """Return (cosine, layer, neuron, row) of all rows, in order of decreasing similarity to the probe."""
     rows = [
         (float(row @ probe / np.linalg.norm(row)), layer, j, row)
         for layer, rows in enumerate(written)
         for j, row in enumerate(rows)
     ]
-    return sorted(rows, key=lambda one: -one[0])
+    return sorted(rows, key=lambda entry: -entry[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_row_is_the_closest_of_all_layers_by_a_plain_loop(family):
     lm, written = with_random_gains(family)
     probe = ValueVector.fit(lm, PAIRS, strength=1.0).direction.double().numpy()
-    found = ValueVector.fit(lm, PAIRS, source="row", strength=1.0)
+    vector = ValueVector.fit(lm, PAIRS, source="row", strength=1.0)
     cosine, layer, j, row = by_similarity(written, probe)[0]
-    np.testing.assert_allclose(found.direction, row / np.linalg.norm(row), rtol=1e-5, atol=1e-6)
-    assert found.record["closest_neuron"] == [layer, j]
-    assert found.record["closest_cosine"] == pytest.approx(cosine, rel=1e-5)
-    assert found.record["cosine_to_probe"] == pytest.approx(cosine, rel=1e-5)
+    np.testing.assert_allclose(vector.direction, row / np.linalg.norm(row), rtol=1e-5, atol=1e-6)
+    assert vector.record["closest_neuron"] == [layer, j]
+    assert vector.record["closest_cosine"] == pytest.approx(cosine, rel=1e-5)
+    assert vector.record["cosine_to_probe"] == pytest.approx(cosine, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stacked", [10, 512])
 def test_the_singular_vector_of_the_closest_rows_agrees_with_the_probe(family, stacked, monkeypatch):
-    """10 are fewer than the model has, 512 are more."""
+    """The models have more than 10 rows and fewer than 512."""
     monkeypatch.setattr(value_vectors, "STACKED", stacked)
     lm, written = with_random_gains(family)
     probe = ValueVector.fit(lm, PAIRS, strength=1.0).direction.double().numpy()
-    found = ValueVector.fit(lm, PAIRS, source="svd", strength=1.0)
+    vector = ValueVector.fit(lm, PAIRS, source="svd", strength=1.0)
     rows = np.stack([row for *_, row in by_similarity(written, probe)[:stacked]])
     top = np.linalg.eigh(rows.T @ rows)[1][:, -1]
-    np.testing.assert_allclose(found.direction, top * np.sign(top @ probe), atol=1e-5)
-    assert found.record["n_rows"] == len(rows) == min(stacked, lm.n_layers * lm.d_mlp)
+    np.testing.assert_allclose(vector.direction, top * np.sign(top @ probe), atol=1e-5)
+    assert vector.record["n_rows"] == len(rows) == min(stacked, lm.n_layers * lm.d_mlp)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,9 +104,9 @@ def test_it_is_subtracted_at_every_position_on_both_trees(family):
 
 @pytest.mark.parametrize(("source", "strength"), [("probe", 50), ("row", 20), ("svd", 100)])
 def test_a_strength_is_the_papers_alpha_and_needs_no_budget(tiny, source, strength):
-    found = ValueVector.fit(tiny, PAIRS, source=source, strength=strength)
-    assert found.strength == found.record["strength"] == strength
-    assert "budget" not in found.record
+    vector = ValueVector.fit(tiny, PAIRS, source=source, strength=strength)
+    assert vector.strength == vector.record["strength"] == strength
+    assert "budget" not in vector.record
 
 
 def test_fit_keeps_the_budget_and_makes_toxic_text_less_likely(lm, pairs, neutral):
@@ -155,15 +155,15 @@ def test_sides_without_a_difference(tiny):
         ValueVector.fit(tiny, ContrastSet(TEXTS[:3], TEXTS[2::-1]))
 
 
-def test_models_it_does_not_fit(tiny):
+def test_models_and_directions_that_are_refused(tiny):
     with pytest.raises(ToxlocError, match="has a single block"):
         ValueVector.fit(random_model("gpt2", n_layer=1), PAIRS)
-    with pytest.raises(ToxlocError, match="length 1 is needed, not of 4; divide"):
+    with pytest.raises(ToxlocError, match="length 1, not 4; divide"):
         ValueVector(torch.ones(16), 0, 1.0)
-    with pytest.raises(ToxlocError, match="length 1 is needed, not of nan"):
+    with pytest.raises(ToxlocError, match="length 1, not nan"):
         ValueVector(torch.full((16,), torch.nan), 0, 1.0)
     with pytest.raises(ToxlocError, match="is for d_model=2"):
         ValueVector(torch.tensor([0.6, 0.8]), 0, 1.0).apply(tiny)
-    with pytest.raises(ToxlocError, match="Layer 2 "):
+    with pytest.raises(ToxlocError, match="no layer 2 "):
         ValueVector(UNIT, 2, 1.0).apply(tiny)
     assert tiny.interventions == []

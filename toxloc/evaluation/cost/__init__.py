@@ -1,1 +1,1 @@
-"""What an intervention costs in language quality."""
+"""Cost of an intervention in language quality."""

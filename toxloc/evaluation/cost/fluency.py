@@ -1,4 +1,4 @@
-"""Cost of an intervention: perplexity, and how far the next-token distribution moved from the unedited model's."""
+"""Cost of an intervention: perplexity, and divergence of next-token distributions from the unedited model."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ class Fluency:
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood per predicted token.
-        perplexity_ratio: perplexity over that of the unedited model; 1 if no intervention is applied.
+        perplexity_ratio: perplexity divided by that of the unedited model; 1 if no intervention is applied.
         kl: mean over tokens of KL(unedited || edited) of the next-token distribution, in nats.
-        top_1: share of tokens at which the most likely next token is still that of the unedited model.
+        top_1: share of tokens at which the most likely next token is the same as under the unedited model.
         n_tokens: number of predicted tokens.
     """
 
@@ -48,7 +48,7 @@ class _Sums:
     tokens: int = 0
 
     def add_nll(self, lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]) -> None:
-        """Add texts of which only the likelihood is wanted."""
+        """Add the likelihood of texts, without the comparison with the unedited model."""
         self.nll += token_nll(lm, hidden, token).sum().item()
         self.tokens += len(token)
 
@@ -59,15 +59,16 @@ class _Sums:
         edited: Float[Tensor, "n d_model"],
         token: Int[Tensor, " n"],
     ) -> None:
-        """Add texts from the final hidden states of both models; neither edits the unembedding, so both go through it.
+        """Add texts, given the final hidden states of both models.
 
-        Logits are made some rows at a time, since a whole batch of them takes too much memory.
+        Interventions do not change the unembedding, so the same unembedding gives the logits of both models. Logits are
+        computed for some rows at a time, since the logits of a whole batch take too much memory.
         """
-        nll_unedited = nll = divergence = 0.0  # of the batch first: adding rows to the total would round differently
+        nll_unedited = nll = divergence = 0.0  # summed per batch: adding rows to the totals would round differently
         for (rows, q), (_, p) in zip(logit_rows(lm, edited), logit_rows(lm, unedited), strict=True):
-            p, q, own = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
-            nll_unedited -= p.gather(1, own).sum().item()
-            nll -= q.gather(1, own).sum().item()
+            p, q, ids = p.log_softmax(-1), q.log_softmax(-1), token[rows, None]
+            nll_unedited -= p.gather(1, ids).sum().item()
+            nll -= q.gather(1, ids).sum().item()
             self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
             divergence += (p.exp() * (p - q)).sum().item()
         self.nll_unedited += nll_unedited
@@ -84,18 +85,18 @@ class _Sums:
 
 @torch.inference_mode()
 def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 256) -> Fluency:
-    """Compare the model in its current state with the same model without its interventions, batch by batch.
+    """Measure the fluency of the model in its current state, compared with the unedited model batch by batch.
 
-    Each text is read alone, with padding masked. To compare several edits on the same texts, use `Unedited`, which
-    reads the texts with the unedited model only once.
+    Each text is read alone, with padding masked. To compare several edits on the same texts, use `Unedited`, which runs
+    the unedited model on the texts only once.
 
     Args:
         lm: the model with its applied interventions.
         texts: texts to read.
-        max_length: tokens read of each text.
+        max_length: largest number of tokens read of each text.
 
     Raises:
-        ToxlocError: no text has two tokens.
+        ToxlocError: no text has at least two tokens.
 
     Example:
         >>> from toxloc import load_model
@@ -117,18 +118,18 @@ def measure_fluency(lm: LoadedModel, texts: Sequence[str], *, max_length: int = 
 
 
 class Unedited:
-    """Snapshot of the model's current predictions on some texts, to compare edits against, in one pass per edit.
+    """Snapshot of the model's current predictions on some texts, to compare edits against with one pass per edit.
 
-    The final hidden states, [n_tokens, d_model], are kept on the model's device.
+    The final hidden states [n_tokens, d_model] are kept on the model's device.
 
     Args:
         lm: the model.
         texts: texts to compare on.
-        kl: also measure KL and top-1. If False, no hidden states are kept, and `compare` gives nan for both.
-        max_length: tokens read of each text.
+        kl: whether to measure KL and top-1 too. If False, no hidden states are kept, and `compare` gives nan for both.
+        max_length: largest number of tokens read of each text.
 
     Raises:
-        ToxlocError: no text has two tokens.
+        ToxlocError: no text has at least two tokens.
 
     Example:
         >>> unedited = Unedited(lm, neutral.tune)                          # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""A model with its applied interventions for EleutherAI's lm-evaluation-harness. Needs toxloc[lm-eval]."""
+"""Wrap a model with its interventions for EleutherAI's lm-evaluation-harness. Needs toxloc[lm-eval]."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def harness_model(lm: LoadedModel, batch_size: int = 8) -> "HFLM":
-    """Wrap a model for lm-evaluation-harness; interventions that are applied while it runs take effect.
+    """Wrap a model for lm-evaluation-harness; interventions that are applied while the harness runs take effect.
 
-    Texts begin with BOS if the model's texts do.
+    Texts begin with BOS if `lm.prepend_bos` is True.
 
     Args:
-        lm: the model; its `hf` is used and not copied.
+        lm: the model; `lm.hf` is used without a copy.
         batch_size: number of requests per batch.
 
     Raises:
@@ -28,7 +28,7 @@ def harness_model(lm: LoadedModel, batch_size: int = 8) -> "HFLM":
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise ToxlocError("lm-evaluation-harness is not installed; pip install 'toxloc[lm-eval]'.") from error
+        raise ToxlocError("lm-evaluation-harness is not installed; run pip install 'toxloc[lm-eval]'.") from error
     return HFLM(
         pretrained=lm.hf,
         tokenizer=lm.tokenizer,

@@ -1,4 +1,4 @@
-"""Multiple choice: does a model give the right ending a higher likelihood than the wrong ones?"""
+"""Multiple choice: whether a model gives the right ending of a text a higher likelihood than the wrong endings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Choice:
     """A multiple-choice item.
 
     Attributes:
-        beginning: how the text begins.
-        endings: several ways to end it.
+        beginning: beginning of the text.
+        endings: possible endings of the text.
         right: index of the right ending.
     """
 
@@ -32,11 +32,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of multiple-choice items answered right.
+    """Share of multiple-choice items answered correctly.
 
     Attributes:
         value: the share.
-        ci: its 95% interval (Clopper and Pearson 1934).
+        ci: 95% interval of the share (Clopper and Pearson 1934).
         n: number of items.
     """
 
@@ -50,7 +50,7 @@ class Accuracy:
 
 
 def accuracy(lm: LoadedModel, choices: Sequence[Choice]) -> Accuracy:
-    """Answer multiple-choice items with the model in its current state; see `answered_right`.
+    """Measure the accuracy on multiple-choice items of the model in its current state; see `answered_right`.
 
     Args:
         lm: the model.
@@ -73,10 +73,10 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
 
     Args:
         source: a JSON Lines or Parquet file, or a hub dataset's id.
-        limit: number of items to keep, from the first on; None for all.
+        limit: number of items to keep, counted from the first; None for all.
 
     Raises:
-        ToxlocError: the source cannot be read, or has another layout.
+        ToxlocError: the source cannot be read or has a different layout.
 
     Example:
         >>> load_choices("hellaswag.jsonl", 400)     # doctest: +SKIP
@@ -84,19 +84,20 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
     rows = read_rows(source)[:limit]
     for i, row in enumerate(rows):
         endings, label = row.get("endings"), row.get("label")
-        if not (row.get("ctx") and endings and str(label).isdigit() and int(str(label)) < len(endings)):
+        is_complete = bool(row.get("ctx") and endings and all(endings)) and str(label).isdigit()
+        if not is_complete or int(str(label)) >= len(endings or ()):
             raise ToxlocError(
-                f"Row {i} of {source} is no multiple-choice item; HellaSwag's layout is needed: ctx, "
-                "endings, and label, the index of the right ending."
+                f"Row {i} of {source} is not a multiple-choice item in HellaSwag's layout; it needs ctx, endings, "
+                "none of which is empty, and label, the index of the right ending."
             )
     return [Choice(row["ctx"], list(row["endings"]), int(row["label"])) for row in rows]
 
 
 def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarray, " n"]:
-    """Whether the right ending has the highest log-likelihood per character, for each item.
+    """Return, for each item, whether the right ending has the highest log-likelihood per character.
 
-    This is `acc_norm` of lm-evaluation-harness: the summed log-likelihood of an ending after its beginning, divided by
-    its number of characters, so that short endings have no advantage. The mean is the accuracy.
+    This is `acc_norm` of lm-evaluation-harness: the summed log-likelihood of an ending after its beginning is divided
+    by the ending's number of characters, so that short endings have no advantage. The mean is the accuracy.
 
     Args:
         lm: the model in its current state.
@@ -111,14 +112,14 @@ def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarra
     """
     if not choices:
         raise ToxlocError("There are no multiple-choice items to answer; give at least one.")
-    beginnings = [one.beginning for one in choices for _ in one.endings]
+    beginnings = [item.beginning for item in choices for _ in item.endings]
     nll, _ = nll_of_endings(
-        lm, beginnings, [f" {ending}" for one in choices for ending in one.endings], "multiple choice"
+        lm, beginnings, [f" {ending}" for item in choices for ending in item.endings], "multiple choice"
     )
     score = -nll
     right, start = np.zeros(len(choices), dtype=bool), 0
-    for k, one in enumerate(choices):
-        characters = np.array([len(ending) for ending in one.endings])
-        right[k] = int(np.argmax(score[start : start + len(characters)] / characters)) == one.right
+    for k, item in enumerate(choices):
+        characters = np.array([len(ending) for ending in item.endings])
+        right[k] = int(np.argmax(score[start : start + len(characters)] / characters)) == item.right
         start += len(characters)
     return right

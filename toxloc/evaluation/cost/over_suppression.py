@@ -1,4 +1,4 @@
-"""Over-suppression: does an edited model still answer harmless prompts?
+"""Over-suppression: whether an edited model still answers harmless prompts.
 
 A model that answers every mention of an identity, of anger or of illness with nothing, or with the same evasion, has a
 low toxicity, but it fails the people it mentions.
@@ -8,13 +8,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float64
+from torch import get_float32_matmul_precision, nn
 
 from ...errors import ToxlocError
 from ...generation.generate import generate
+from ...models.batching import encode
 from ...models.loaded import LoadedModel
+from ...models.weights import checksum
 from ...support.intervals import Interval, interval_of_differences
 from ...texts.loading import load_prompts
 from ...texts.prompts import PromptSet
@@ -32,12 +36,12 @@ EVASIVE = re.compile(
 
 @dataclass(frozen=True)
 class Shift:
-    """A figure without and with the interventions.
+    """Change of a figure from the model without to the model with the interventions.
 
     Attributes:
         before: the figure without the interventions.
         after: the figure with the interventions.
-        difference: after - before.
+        difference: `after` minus `before`.
         ci: paired 95% bootstrap interval of the difference over prompts.
     """
 
@@ -49,14 +53,15 @@ class Shift:
 
 @dataclass(frozen=True)
 class OverSuppression:
-    """Changes in the completions of harmless prompts, for each kind of prompt and for "all".
+    """Changes in the completions of harmless prompts, for each kind of prompt and for all kinds ("all").
 
     Attributes:
         empty: share of completions without a word.
         evasive: share of completions that decline to answer, recognised by a list of English phrases.
         words: mean length in words.
-        relevance: log-likelihood of the completions after their prompt, minus that after the next prompt of the same
-            kind, under the unedited model, in nats per token. Text that follows every prompt equally well has 0.
+        relevance: log-likelihood of the completions after their prompt, minus their log-likelihood after the
+            next prompt of the same kind, under the unedited model, in nats per token. It is 0 for text that follows
+            every prompt equally well.
         n_prompts: number of prompts of each kind.
         samples: completions per prompt.
     """
@@ -69,7 +74,7 @@ class OverSuppression:
     samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, intervals as lists."""
+        """Return the fields by name, with intervals as lists."""
         figures = {
             name: {kind: asdict(shift) | {"ci": list(shift.ci)} for kind, shift in getattr(self, name).items()}
             for name in ("empty", "evasive", "words", "relevance")
@@ -80,7 +85,9 @@ class OverSuppression:
 def over_suppression(
     lm: LoadedModel, prompts: PromptSet | None = None, *, samples: int = 2, seed: int = 0, max_new_tokens: int = 20
 ) -> OverSuppression:
-    """Complete harmless prompts with and without the applied interventions, with the same random numbers, and compare.
+    """Compare completions of harmless prompts with and without the applied interventions.
+
+    Both sets of completions use the same random numbers.
 
     Args:
         lm: the model with its applied interventions.
@@ -104,11 +111,12 @@ def over_suppression(
         )
     prompts = load_prompts("sensitive") if prompts is None else prompts
     kinds = np.array(prompts.kinds or [ALL] * len(prompts))
+    _check_lengths(lm, prompts.texts, max_new_tokens)
     other = _next_of_same_kind(kinds.tolist())
     after = generate(lm, prompts.texts, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
     with lm.unedited():
-        before = generate(lm, prompts.texts, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
-        relevances = [_relevance(lm, prompts.texts, completions, other) for completions in (before, after)]
+        before, relevance = _unedited(lm, prompts.texts, other, samples, seed, max_new_tokens)
+        relevances = [relevance, _relevance(lm, prompts.texts, after, other)]
     members = {kind: np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}
     members |= {ALL: np.arange(len(kinds))}
     measures: dict[str, Callable[[str], float]] = {
@@ -118,7 +126,7 @@ def over_suppression(
     }
     values = {
         name: [
-            np.array([[measure(text) for text in several] for several in completions]).mean(1)
+            np.array([[measure(text) for text in texts] for texts in completions]).mean(1)
             for completions in (before, after)
         ]
         for name, measure in measures.items()
@@ -133,32 +141,69 @@ def over_suppression(
     )
 
 
+def _check_lengths(lm: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> None:
+    longest = max(len(row) for row in encode(lm, prompts, lm.context))
+    if longest + max_new_tokens >= lm.context:
+        raise ToxlocError(
+            f"A harmless prompt has {longest} tokens, which leaves no room for {max_new_tokens} more in the context of "
+            f"{lm.name}, {lm.context} tokens; give shorter prompts or a smaller max_new_tokens."
+        )
+
+
 def _next_of_same_kind(kinds: Sequence[str]) -> list[int]:
-    places: dict[str, list[int]] = {}
+    """Return the index of each prompt's next prompt of the same kind; after the last prompt comes the first."""
+    members: dict[str, list[int]] = {}
     for i, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(i)
-    for kind, own in places.items():
-        if len(own) < 2:
+        members.setdefault(kind, []).append(i)
+    for kind, indices in members.items():
+        if len(indices) < 2:
             raise ToxlocError(f"There is only one prompt of the kind {kind!r}; give at least two of each kind.")
-    following = {i: own[(k + 1) % len(own)] for own in places.values() for k, i in enumerate(own)}
+    following = {i: indices[(k + 1) % len(indices)] for indices in members.values() for k, i in enumerate(indices)}
     return [following[i] for i in range(len(kinds))]
+
+
+# Completions and relevance of each unedited model's last call, because several edits are usually compared with it.
+_known: WeakKeyDictionary[LoadedModel, tuple[Any, list[list[str]], Float64[np.ndarray, " n_prompts"]]]
+_known = WeakKeyDictionary()
+
+
+def _unedited(
+    lm: LoadedModel, prompts: Sequence[str], other: Sequence[int], samples: int, seed: int, max_new_tokens: int
+) -> tuple[list[list[str]], Float64[np.ndarray, " n_prompts"]]:
+    """Complete the prompts and measure relevance, unless the last call did so with the same weights and settings."""
+
+    def key() -> tuple[Any, ...]:
+        hooks = [id(hook) for tree in (lm.hf, lm.hooked) for module in tree.modules() for hook in _hooks_of(module)]
+        settings = lm.prepend_bos, get_float32_matmul_precision(), samples, seed, max_new_tokens
+        return checksum(lm.hf), hooks, settings, list(prompts), list(other)
+
+    known = _known.get(lm)
+    if known is None or known[0] != key() or known[0][0] is None:
+        completions = generate(lm, prompts, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
+        relevance = _relevance(lm, prompts, completions, other)
+        known = _known[lm] = key(), completions, relevance  # the key afterwards: transformers adds hooks at first use
+    return known[1], known[2]
+
+
+def _hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def _relevance(
     lm: LoadedModel, prompts: Sequence[str], completions: Sequence[Sequence[str]], other: Sequence[int]
 ) -> Float64[np.ndarray, " n_prompts"]:
-    """Relevance of each prompt: the mean over its completions that are not empty; 0 if all are empty."""
-    said = [(i, text) for i, several in enumerate(completions) for text in several if text.strip()]
-    endings = [text for _, text in said]
-    own, count = nll_of_endings(lm, [prompts[i] for i, _ in said], endings)
-    foreign, _ = nll_of_endings(lm, [prompts[other[i]] for i, _ in said], endings)
+    """Return the mean relevance of each prompt's non-empty completions; 0 if all of them are empty."""
+    pairs = [(i, text) for i, texts in enumerate(completions) for text in texts if text.strip()]
+    endings = [text for _, text in pairs]
+    nll, count = nll_of_endings(lm, [prompts[i] for i, _ in pairs], endings)
+    nll_other, _ = nll_of_endings(lm, [prompts[other[i]] for i, _ in pairs], endings)
     total, n = np.zeros(len(prompts)), np.zeros(len(prompts))
-    index = [i for i, _ in said]
-    np.add.at(total, index, (foreign - own) / np.maximum(count, 1))
+    index = [i for i, _ in pairs]
+    np.add.at(total, index, (nll_other - nll) / np.maximum(count, 1))
     np.add.at(n, index, 1)
     return total / np.maximum(n, 1)
 
 
 def _shift(before: Float64[np.ndarray, " n"], after: Float64[np.ndarray, " n"], seed: int) -> Shift:
-    apart = after - before
-    return Shift(float(before.mean()), float(after.mean()), float(apart.mean()), interval_of_differences(apart, seed))
+    change = after - before
+    return Shift(float(before.mean()), float(after.mean()), float(change.mean()), interval_of_differences(change, seed))

@@ -5,30 +5,30 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from ...errors import ToxlocError
 from ...models.batching import batches, encode, pad
 from ...models.likelihood import predicting, summed_nll, targets, token_nll
 from ...models.loaded import LoadedModel
 
-TOKENS_AT_ONCE = 4096  # of overlapping windows, read in one batch
+TOKENS_AT_ONCE = 4096  # tokens of overlapping windows per batch
 
 
 @torch.inference_mode()
 def mean_nll(lm: LoadedModel, texts: Sequence[str], max_length: int = 256, describe: str = "perplexity") -> float:
     """Mean negative log-likelihood per predicted token, in nats, under the model in its current state.
 
-    Each text is read alone from its first token, with padding masked. exp of the result is the perplexity.
+    Each text is read alone from its first token, with padding masked. The perplexity is exp of the result.
 
     Args:
         lm: the model.
         texts: texts to read, none of them empty.
-        max_length: tokens read of each text.
+        max_length: largest number of tokens read of each text.
         describe: label of the progress bar.
 
     Raises:
-        ToxlocError: no text has two tokens.
+        ToxlocError: no text has at least two tokens.
 
     Example:
         >>> mean_nll(load_model(), ["The cat sat on the mat."])     # doctest: +SKIP
@@ -50,13 +50,13 @@ def nll_per_text(
     Args:
         lm: the model in its current state.
         texts: texts to read, none of them empty.
-        max_length: tokens read of each text.
+        max_length: largest number of tokens read of each text.
     """
     nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
     for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
         losses = token_nll(lm, predicting(lm, batch), targets(batch))
         counts = batch.mask[:, 1:].sum(1).cpu()
-        nll[batch.index] = [one.double().sum().item() for one in losses.cpu().split(counts.tolist())]
+        nll[batch.index] = [part.double().sum().item() for part in losses.cpu().split(counts.tolist())]
         predicted[batch.index] = counts.numpy()
     return nll, predicted
 
@@ -68,9 +68,9 @@ def strided_perplexity(
     """Perplexity of texts read as one document, in overlapping windows.
 
     The texts are joined by blank lines and tokenised together. A window has `window` tokens of the document, after BOS
-    if the model's texts begin with BOS. The next window begins `stride` tokens later, and only the tokens that are in
+    if the model's texts begin with BOS. The next window begins `stride` tokens later, and only its tokens that are in
     no earlier window are counted. So every token after the first window is predicted from at least `window - stride`
-    tokens. A token with nothing before it, not even BOS, is not counted.
+    tokens. A token without any token before it, not even BOS, is not counted.
 
     Args:
         lm: the model in its current state.
@@ -79,7 +79,7 @@ def strided_perplexity(
         stride: tokens between the beginnings of two windows; by default half of the window.
 
     Raises:
-        ToxlocError: window or stride is out of range, or the document has only one token.
+        ToxlocError: the window or the stride is out of range, or no token of the document can be predicted.
 
     Example:
         >>> strided_perplexity(lm, wikitext, window=1024, stride=512)     # doctest: +SKIP
@@ -90,9 +90,9 @@ def strided_perplexity(
     window = min(1024, room) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
     if not 2 <= window <= room:
-        raise ToxlocError(f"window={window}: {lm.name} takes 2 to {room} tokens.")
+        raise ToxlocError(f"window={window} is out of range for {lm.name}; give 2 to {room} tokens.")
     if not 1 <= stride <= window:
-        raise ToxlocError(f"stride={stride}: give 1 to {window} tokens, the window.")
+        raise ToxlocError(f"stride={stride} is out of range; give 1 to {window} tokens, the length of the window.")
     row = lm.tokenizer("\n\n".join(texts), truncation=False, verbose=False, add_special_tokens=False)["input_ids"]
     starts = range(0, max(1, len(row) - window + stride), stride)
     rows = [[*[lm.tokenizer.bos_token_id] * first, *row[start : start + window]] for start in starts]
@@ -101,11 +101,12 @@ def strided_perplexity(
     for at in range(0, len(rows), size):
         batch = pad(lm, rows[at : at + size], list(range(at, min(at + size, len(rows)))), "right")
         losses = token_nll(lm, predicting(lm, batch), targets(batch)).double()
-        for losses_of_one, counted in zip(
+        for window_losses, counted in zip(
             losses.split((batch.mask.sum(1) - 1).tolist()), fresh[at : at + size], strict=True
         ):
-            own = losses_of_one[max(0, len(losses_of_one) - counted) :]  # a window's first token has nothing before it
-            total, count = total + own.sum().item(), count + len(own)
+            # A window has a loss for every token but the first.
+            new = window_losses[max(0, len(window_losses) - counted) :]
+            total, count = total + new.sum().item(), count + len(new)
     return safe_exp(total / check_count(count))
 
 
@@ -113,7 +114,8 @@ def strided_perplexity(
 def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: Sequence[Sequence[str]]) -> float:
     """Perplexity of completions after their prompts, under the model without its interventions.
 
-    Only the first completion of each prompt that is not empty is read; nan if all are empty.
+    Only the first non-empty completion of each prompt is read, and only if it fits into the context together with its
+    prompt. The result is nan if no completion can be read.
 
     Args:
         lm: the model.
@@ -124,16 +126,23 @@ def completion_perplexity(lm: LoadedModel, prompts: Sequence[str], completions: 
         >>> completion_perplexity(lm, ["The weather is"], [[" a bit cold."]])    # doctest: +SKIP
         21.7
     """
-    said = [
-        (prompt, text)
-        for prompt, several in zip(prompts, completions, strict=True)
-        if (text := next((one for one in several if one.strip()), None))
+    pairs = [
+        (prompt, first)
+        for prompt, texts in zip(prompts, completions, strict=True)
+        if (first := next((text for text in texts if text.strip()), None))
     ]
-    if not said:
+    pairs = [pairs[i] for i in np.flatnonzero(fits(lm, *zip(*pairs, strict=True)))] if pairs else []
+    if not pairs:
         return math.nan
     with lm.unedited():
-        nll, count = nll_of_endings(lm, [prompt for prompt, _ in said], [text for _, text in said])
+        nll, count = nll_of_endings(lm, [prompt for prompt, _ in pairs], [text for _, text in pairs])
     return safe_exp(float(nll.sum() / max(1.0, count.sum())))
+
+
+def fits(lm: LoadedModel, beginnings: Sequence[str], endings: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Return whether each beginning with its ending is shorter than the context, so that `nll_of_endings` reads it."""
+    rows = encode(lm, [beginning + ending for beginning, ending in zip(beginnings, endings, strict=True)], lm.context)
+    return np.array([len(row) < lm.context for row in rows], dtype=bool)
 
 
 @torch.inference_mode()
@@ -142,22 +151,22 @@ def nll_of_endings(
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Summed negative log-likelihood of each ending after its beginning, in nats, and its number of tokens.
 
-    Beginning and ending are tokenised together; if the beginning alone has k tokens, the ending's are those after the
-    first k.
+    Beginning and ending are tokenised together; if the beginning alone has k tokens, the tokens after the first k
+    belong to the ending.
 
     Args:
         lm: the model in its current state.
-        beginnings: how the texts begin.
-        endings: how they end, as many as beginnings.
+        beginnings: beginnings of the texts.
+        endings: endings of the texts, as many as beginnings.
         describe: label of the progress bar.
 
     Raises:
-        ToxlocError: a beginning and its ending do not fit into the context together.
+        ToxlocError: a beginning with its ending has as many tokens as the model's context, or more.
     """
     whole = [beginning + ending for beginning, ending in zip(beginnings, endings, strict=True)]
-    if any(len(row) == lm.context for row in encode(lm, whole, lm.context)):  # cut, or just about to be
+    if not fits(lm, beginnings, endings).all():
         raise ToxlocError(
-            f"A text and its ending fill the {lm.context} tokens that {lm.name} takes; leave such texts out."
+            f"A text with its ending fills the context of {lm.name}, {lm.context} tokens; remove such texts."
         )
     known = [len(row) for row in encode(lm, beginnings, lm.context)]
     nll, count = np.zeros(len(whole)), np.zeros(len(whole))
@@ -174,16 +183,16 @@ def nll_of_endings(
 
 
 def safe_exp(value: float) -> float:
-    """Return exp(value), or inf where a float cannot hold it, as for a destroyed model."""
+    """Return exp(value), or inf if it is too large for a float, as for a destroyed model."""
     return math.exp(value) if value < 700 else math.inf
 
 
 def check_count(n_tokens: int) -> int:
-    """Return the number of predicted tokens, of which there must be at least one.
+    """Return the number of predicted tokens, if it is not 0.
 
     Raises:
-        ToxlocError: it is 0.
+        ToxlocError: the number is 0.
     """
     if n_tokens == 0:
-        raise ToxlocError("No text has two tokens, so there is no perplexity; give longer texts.")
+        raise ToxlocError("No text has at least two tokens, so the perplexity is undefined; give longer texts.")
     return n_tokens

@@ -12,17 +12,17 @@ from .perplexity import nll_per_text, strided_perplexity
 def protocol_fluency(
     lm: LoadedModel, kind: str | None, everyday: Sequence[str], of_completions: float, cost: Fluency
 ) -> dict[str, float] | None:
-    """Measure fluency as a protocol does.
+    """Measure fluency as a published protocol does.
 
     Args:
         lm: the model in its current state.
         kind: `Protocol.fluency`: "text", "sentences", "strided", "completions", or None.
         everyday: texts to read for "sentences" and "strided".
-        of_completions: the value for "completions", from `completion_perplexity`.
-        cost: holds the value for "text".
+        of_completions: perplexity for "completions", from `completion_perplexity`.
+        cost: fluency on the everyday text, which contains the perplexity for "text".
 
     Returns:
-        The perplexity under a name that says how it was measured, such as "perplexity, strided"; None if `kind` is.
+        The perplexity, with the kind in its name, such as "perplexity, strided"; None if `kind` is None.
     """
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Length, variety and repetition of completions: damage that perplexity on everyday text does not show."""
+"""Length, variety and repetition of completions, which show damage that perplexity on everyday text does not."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Wording:
-    """Figures of all completions together; words are separated by spaces.
+    """Figures of all completions together; words are separated by whitespace.
 
     Attributes:
         median_words: median length in words.
-        distinct_2: number of different pairs of neighbouring words over the number of pairs (Li et al. 2016,
+        distinct_2: number of distinct pairs of neighbouring words divided by the number of pairs (Li et al. 2016,
             arXiv:1510.03055). It falls with the number of completions: compare only equal numbers of completions.
-        repetition: share of pairs of neighbouring words that are the same word twice.
+        repetition: share of pairs of neighbouring words in which both words are the same.
         empty: share of completions without a word.
     """
 
@@ -36,11 +36,11 @@ def wording(completions: Sequence[Sequence[str]]) -> Wording:
         >>> wording([["a b a b", "so so"]])
         Wording(median_words=3.0, distinct_2=0.75, repetition=0.25, empty=0.0)
     """
-    said = [text.split() for several in completions for text in several]
-    twos = [pair for words in said for pair in pairwise(words)]
+    texts = [text.split() for samples in completions for text in samples]
+    word_pairs = [pair for words in texts for pair in pairwise(words)]
     return Wording(
-        median_words=float(np.median([len(words) for words in said])),
-        distinct_2=len(set(twos)) / max(1, len(twos)),
-        repetition=sum(a == b for a, b in twos) / max(1, len(twos)),
-        empty=sum(not words for words in said) / len(said),
+        median_words=float(np.median([len(words) for words in texts])),
+        distinct_2=len(set(word_pairs)) / max(1, len(word_pairs)),
+        repetition=sum(a == b for a, b in word_pairs) / max(1, len(word_pairs)),
+        empty=sum(not words for words in texts) / len(texts),
     )

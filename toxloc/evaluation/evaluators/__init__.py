@@ -1,4 +1,4 @@
-"""Evaluators score texts; several are used together, since a single one underestimates toxicity."""
+"""Evaluators score texts. Several are used together, since a single evaluator underestimates toxicity."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Evaluators: a name, a score from 0 to 1 for each text, and the threshold from which on a text is toxic."""
+"""Base classes of evaluators, which score texts from 0 to 1 and call a text toxic from a threshold upwards."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from jaxtyping import Float64
 
 from ...errors import ToxlocError
 
-REMEMBERED = 1 << 19  # texts whose scores an evaluator keeps
+MAX_CACHED = 1 << 19  # an evaluator with more cached texts than this empties its cache
 
 
 class Evaluator(ABC):
-    """Base class: scores texts.
+    """Base class of evaluators, which score texts.
 
-    An evaluator gets only the texts, not the prompts before them. Each different text is scored once, and its score is
-    kept in memory, since the score of a text does not change.
+    An evaluator gets only the texts, not the prompts before them. Each distinct text is scored once, and its score is
+    cached in memory, since the score of a text does not change.
 
     Attributes:
         name: name in results.
-        label: the label of `score` that decides whether a text is toxic.
-        threshold: a text is toxic if its score for that label is at least this.
-        card: its training data, its blind spots, and how its threshold was chosen.
+        label: label of `score` that decides whether a text is toxic.
+        threshold: a text is toxic if its score for `label` is at least this threshold.
+        card: training data, blind spots, and how the threshold was chosen.
     """
 
     name: str
@@ -33,51 +33,51 @@ class Evaluator(ABC):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the scores; by default the deciding label alone."""
+        """Labels of the scores; by default only the deciding label."""
         return (self.label,)
 
     def about(self) -> dict[str, Any]:
-        """Return threshold and card, as they are written into results."""
+        """Return the threshold and the card, as results store them."""
         return {
             "threshold": self.threshold,
-            "calibration": f"none; toxloc calibrate {self.name} finds a threshold for your texts",
+            "calibration": f"none; `toxloc calibrate {self.name}` chooses a threshold for your texts",
             **self.card,
         }
 
     @abstractmethod
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Score texts for every label; no text is empty, and no two are the same."""
+        """Score texts for every label; the texts are distinct and not empty."""
 
-    def prepare(self) -> None:  # noqa: B027  (most evaluators have nothing to prepare)
-        """Load what scoring needs; if an evaluator cannot be loaded, toxloc stops before doing any work.
+    def prepare(self) -> None:  # noqa: B027  (optional: most evaluators have nothing to prepare)
+        """Load everything that scoring needs; if this fails, toxloc stops before doing any work.
 
         Raises:
-            ToxlocError: it cannot be loaded.
+            ToxlocError: the evaluator cannot be loaded.
         """
 
     def score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
         """Score texts.
 
         Returns:
-            For each label a float64 array with a number from 0 to 1 for each text. An empty text scores 0.
+            A float64 array per label, with a number from 0 to 1 per text. An empty text scores 0.
 
         Raises:
-            ToxlocError: the evaluator returned anything else.
+            ToxlocError: the evaluator did not return one number from 0 to 1 per text and label.
         """
-        known = self._known
-        if len(known) > REMEMBERED:
-            known.clear()
-        asked = list(dict.fromkeys(text for text in texts if text.strip() and text not in known))
-        if asked:
-            scores = self._score(asked)
-            columns = [_checked(self.name, scores[label], len(asked)) for label in self.labels]
-            known.update(zip(asked, np.stack(columns, 1), strict=True))
-        nothing = np.zeros(len(self.labels))
-        rows = np.array([known.get(text, nothing) for text in texts]).reshape(-1, len(self.labels))
+        cache = self._cache
+        if len(cache) > MAX_CACHED:
+            cache.clear()
+        missing = list(dict.fromkeys(text for text in texts if text.strip() and text not in cache))
+        if missing:
+            scores = self._score(missing)
+            columns = [_checked(self.name, scores[label], len(missing)) for label in self.labels]
+            cache.update(zip(missing, np.stack(columns, 1), strict=True))
+        zeros = np.zeros(len(self.labels))
+        rows = np.array([cache.get(text, zeros) for text in texts]).reshape(-1, len(self.labels))
         return dict(zip(self.labels, rows.T, strict=True))
 
     @cached_property
-    def _known(self) -> dict[str, np.ndarray]:
+    def _cache(self) -> dict[str, np.ndarray]:
         return {}
 
 
@@ -93,14 +93,14 @@ def _checked(name: str, values: Any, count: int) -> Float64[np.ndarray, " n"]:
 
 
 class FunctionEvaluator(Evaluator):
-    """A user's function, from texts to scores, as an evaluator.
+    """Evaluator that scores texts with a user's function.
 
-    The function gets texts that are not empty and all different.
+    The function gets distinct texts that are not empty.
 
     Args:
         name: name in results.
-        function: takes a list of texts and returns a number from 0 to 1 for each of them.
-        threshold: a text is toxic if its score is at least this.
+        function: function from a list of texts to one number from 0 to 1 per text.
+        threshold: a text is toxic if its score is at least this threshold.
 
     Example:
         >>> shouting = FunctionEvaluator("shouting", lambda texts: [float(t.isupper()) for t in texts])

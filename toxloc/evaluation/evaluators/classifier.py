@@ -1,4 +1,4 @@
-"""Any sequence classifier of transformers as an evaluator, from a folder or the hub."""
+"""Evaluators from sequence classifiers of transformers, in a folder or on the hub."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .base import Evaluator
 
 BATCH = 64
 MAX_TOKENS = 512
-# Names of toxic classes, letters only; and names for which toxloc uses another.
+# Names of toxic classes, in lower-case letters only.
 TOXIC = {
     "hate",
     "hateful",
@@ -29,24 +29,25 @@ TOXIC = {
     "insult",
     "unsafe",
 }
+# Class names that toxloc replaces by another name.
 RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
 class Classifier(Evaluator):
-    """A classifier as transformers saves it: config.json, weights and tokenizer in a folder, or a hub id.
+    """Evaluator from a sequence classifier in the format of transformers: config.json, weights and tokenizer.
 
-    The probabilities of classes that exclude each other are a softmax of the logits; those of classes that do not
-    (`problem_type` of the config is "multi_label_classification") are a sigmoid of each logit. `score` returns the
-    probability of every class under its name, and "toxicity": the probability of the class called "toxic" or
-    "toxicity"; without such a class, the sum (softmax) or the maximum (sigmoid) of the toxic classes.
+    The probabilities of classes are a softmax of the logits if the classes exclude each other, and a sigmoid of each
+    logit if they do not (`problem_type` of the config is "multi_label_classification") or if there is only one class.
+    `score` returns the probability of every class under its name, and "toxicity": the probability of the class called
+    "toxic" or "toxicity"; without such a class, the sum (softmax) or the maximum (sigmoid) over the toxic classes.
 
     Args:
         source: folder or hub id.
         name: name in results; by default the last part of the source.
-        toxic: names of the classes that mean toxic; by default those with a usual name ("toxic", "hate", ...).
-        threshold: a text is toxic if its score is at least this.
-        card: its training data and blind spots.
-        device: device to run it on; by default CUDA if there is a device.
+        toxic: names of the toxic classes; by default the classes with a usual name ("toxic", "hate", ...).
+        threshold: a text is toxic if its score is at least this threshold.
+        card: training data and blind spots of the classifier.
+        device: device of the model; by default CUDA if available.
 
     Example:
         >>> judge = Classifier("path/to/classifier", toxic=["LABEL_1"])     # doctest: +SKIP
@@ -73,16 +74,16 @@ class Classifier(Evaluator):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return "toxicity", then every class."""
+        """Labels of the scores: "toxicity", then every class."""
         self.prepare()
         return tuple(dict.fromkeys(("toxicity", *self._classes)))
 
     def prepare(self) -> None:
-        """Load the model and recognise its toxic classes.
+        """Load the model and determine its toxic classes.
 
         Raises:
-            ToxlocError: it cannot be loaded; or `toxic` names a class that it does not have, or is missing although no
-                class has a usual name.
+            ToxlocError: the classifier cannot be loaded, `toxic` names a class that the classifier does not have, or
+                `toxic` is missing and no class has a usual name.
         """
         if self._loaded is not None:
             return
@@ -98,8 +99,8 @@ class Classifier(Evaluator):
         classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         wanted = set(
             self.toxic
-            or [one for one in classes if _letters(one) in ("toxic", "toxicity")]
-            or [one for one in classes if _letters(one) in TOXIC]
+            or [name for name in classes if _letters(name) in ("toxic", "toxicity")]
+            or [name for name in classes if _letters(name) in TOXIC]
         )
         if not wanted or wanted - set(classes):
             raise ToxlocError(
@@ -107,16 +108,16 @@ class Classifier(Evaluator):
                 + (
                     f"none is called {', '.join(sorted(wanted - set(classes)))}."
                     if wanted
-                    else "say which of them mean toxic (toxic=)."
+                    else "name the toxic classes (toxic=)."
                 )
             )
-        self._toxic = [i for i, one in enumerate(classes) if one in wanted]
-        self._classes = [RENAMED.get(one, one) for one in classes]
-        self._each = model.config.problem_type == "multi_label_classification" or len(classes) == 1
+        self._toxic = [i for i, name in enumerate(classes) if name in wanted]
+        self._classes = [RENAMED.get(name, name) for name in classes]
+        self._independent = model.config.problem_type == "multi_label_classification" or len(classes) == 1
         self._loaded = tokenizer, model.to(self.device).eval()
 
     def _load(self) -> tuple[Any, Any]:
-        """Return tokenizer and model."""
+        """Return the tokenizer and the model."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         return (
@@ -129,20 +130,20 @@ class Classifier(Evaluator):
         self.prepare()
         assert self._loaded is not None
         tokenizer, model = self._loaded
-        room = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS) - 2)
-        shares = np.zeros((len(texts), len(self._classes)))
-        # Not transformers' text-classification pipeline: the same scores (to 1e-7) took it 1.4 to 2.1 times as long.
+        max_length = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS) - 2)
+        probabilities = np.zeros((len(texts), len(self._classes)))
+        # transformers' text-classification pipeline gives the same scores (to 1e-7) but takes 1.4 to 2.1 times as long.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in track(range(0, len(order), BATCH), self.name):
-            part = order[start : start + BATCH]
+            batch = order[start : start + BATCH]
             inputs = tokenizer(
-                [texts[i] for i in part], truncation=True, max_length=room, padding=True, return_tensors="pt"
+                [texts[i] for i in batch], truncation=True, max_length=max_length, padding=True, return_tensors="pt"
             ).to(self.device)
             logits = model(**inputs).logits.double()
-            shares[part] = (logits.sigmoid() if self._each else logits.softmax(-1)).cpu().numpy()
-        toxic = shares[:, self._toxic]
-        verdict = toxic.max(1) if self._each else toxic.sum(1).clip(0, 1)
-        return {"toxicity": verdict} | dict(zip(self._classes, shares.T, strict=True))
+            probabilities[batch] = (logits.sigmoid() if self._independent else logits.softmax(-1)).cpu().numpy()
+        toxic = probabilities[:, self._toxic]
+        toxicity = toxic.max(1) if self._independent else toxic.sum(1).clip(0, 1)
+        return dict(zip(self._classes, probabilities.T, strict=True)) | {"toxicity": toxicity}
 
 
 def _letters(label: str) -> str:

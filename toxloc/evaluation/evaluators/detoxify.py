@@ -1,4 +1,4 @@
-"""Detoxify's classifiers, from a Hugging Face folder, from a checkpoint file, or downloaded."""
+"""The classifiers of Detoxify, loaded from a folder of transformers or a checkpoint file, or downloaded."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,16 +22,17 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
 
 
 class Detoxify(Classifier):
-    """A classifier of the package detoxify, scored as in that package: a sigmoid of the logit of each class.
+    """Evaluator from a classifier of the package detoxify; as there, a score is the sigmoid of a class's logit.
 
     Args:
         variant: "original", "unbiased" or "multilingual".
-        source: a folder as transformers saves it; or a checkpoint file of detoxify, which is read with
-            `weights_only=True`, so that it cannot run code. By default detoxify's published checkpoint is downloaded.
-        base: with a checkpoint, a folder with the tokenizer and config.json of the model it was trained from (for
-            "original", bert-base-uncased); by default the checkpoint's folder if they are in it, else the hub.
-        threshold: a text is toxic if its score is at least this.
-        device: device to run it on; by default CUDA if there is a device.
+        source: a folder in the format of transformers, or a checkpoint file of detoxify; by default detoxify's
+            published checkpoint, which is downloaded. Checkpoints are read with `weights_only=True`, so that they
+            cannot run code.
+        base: for a checkpoint, a folder with the tokenizer and config.json of the model that it was trained from (for
+            "original", bert-base-uncased); by default the checkpoint's folder if it contains config.json, else the hub.
+        threshold: a text is toxic if its score is at least this threshold.
+        device: device of the model; by default CUDA if available.
 
     Raises:
         ToxlocError: there is no such variant.
@@ -52,7 +53,7 @@ class Detoxify(Classifier):
         device: str | None = None,
     ):
         if variant not in VARIANTS:
-            raise ToxlocError(f"There is no Detoxify {variant!r}; there are {', '.join(VARIANTS)}.")
+            raise ToxlocError(f"There is no Detoxify variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
         trained_on, hub = VARIANTS[variant]
         card = {
             "trained_on": trained_on,
@@ -71,12 +72,12 @@ class Detoxify(Classifier):
             except (RuntimeError, EOFError, UnpicklingError) as error:
                 raise ValueError(f"{self.source} is not a checkpoint: {str(error).splitlines()[0]}") from error
         tokenizer, model = super()._load()
-        # Not every folder says that several classes can apply to a text.
+        # Some configs do not say that several classes can apply to a text.
         model.config.problem_type = "multi_label_classification"
         return tokenizer, model
 
     def _download(self) -> dict[str, Any]:
-        # Only the addresses: detoxify's own loader unpickles whatever a checkpoint holds, and so can run its code.
+        # Only the addresses are used: detoxify's loader unpickles the whole checkpoint, which can run code.
         from detoxify.detoxify import MODEL_URLS
 
         try:
@@ -85,8 +86,8 @@ class Detoxify(Classifier):
             )
         except (URLError, RuntimeError) as error:
             raise ToxlocError(
-                f"Detoxify's {self.variant!r} could not be downloaded ({error}); on a connected machine "
-                f"get {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
+                f"The Detoxify checkpoint {self.variant!r} could not be downloaded ({error}); on a connected machine, "
+                f"download {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
                 f"detoxify-{self.variant}=PATH."
             ) from error
 
@@ -97,11 +98,11 @@ class Detoxify(Classifier):
             arch, classes = saved["config"]["arch"]["args"], saved["config"]["dataset"]["args"]["classes"]
             weights = saved["state_dict"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"it lacks {error}, which a checkpoint of detoxify holds") from error
-        beside = Path(self.source).parent
-        base = self.base or (str(beside) if (beside / "config.json").is_file() else arch["model_type"])
-        names = [RENAMED.get(one, one) for one in classes]
-        # Some checkpoints have more outputs than named classes: the last ones, for identities.
+            raise ValueError(f"it is not a checkpoint of detoxify: it has no {error}") from error
+        folder = Path(self.source).parent
+        base = self.base or (str(folder) if (folder / "config.json").is_file() else arch["model_type"])
+        names = [RENAMED.get(name, name) for name in classes]
+        # Some checkpoints have more outputs than named classes; these last outputs are for identities.
         names += [f"other_{i}" for i in range(len(names), arch["num_classes"])]
         try:
             config = AutoConfig.from_pretrained(
@@ -111,7 +112,7 @@ class Detoxify(Classifier):
         except OSError as error:
             raise ToxlocError(
                 f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; put "
-                "the tokenizer and config.json of that model beside the checkpoint."
+                "the tokenizer and config.json of that model into the folder of the checkpoint."
             ) from error
         model = AutoModelForSequenceClassification.from_config(config).float()
         model.load_state_dict({name: value for name, value in weights.items() if not name.endswith("position_ids")})

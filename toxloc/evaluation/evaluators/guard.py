@@ -16,12 +16,12 @@ from ...support.quiet import quiet
 from .base import Evaluator
 
 FOLDER = ASSETS / "models" / "toxloc-guard"
-MAX_TOKENS = 94  # of the text; the end token, at which the class is predicted, comes after them
+MAX_TOKENS = 94  # tokens kept of a text, before the end token, at which the class is predicted
 BATCH = 128
 
 
 def normalise(text: str) -> str:
-    """Normalise a text as the guard's training texts were: lower case, no handles, links, markup, repeated marks."""
+    """Normalise a text like the training texts: lower case, no handles, links, markup or repeated punctuation."""
     text = re.sub(r"https?://\S+|www\.\S+|@\w+", " ", text)
     text = text.encode("ascii", "ignore").decode().lower()
     text = re.sub(r"\s+([!?.,;:'])", r"\1", text)
@@ -33,8 +33,8 @@ def normalise(text: str) -> str:
 class Guard(Evaluator):
     """A classifier with the architecture of GPT-2 and 4 layers, trained on public comments labelled toxic or not.
 
-    Its threshold is calibrated so that about 1% of everyday completions are called toxic; `calibration.json` beside its
-    weights names the texts and the command. It does not recognise most implicit hate.
+    The threshold is calibrated so that about 1% of everyday completions are called toxic; `calibration.json` in the
+    folder of the weights names the texts and the command. The classifier does not recognise most implicit hate.
     """
 
     name = "toxloc-guard"
@@ -63,19 +63,19 @@ class Guard(Evaluator):
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Probability of the class "toxic" for each text."""
+        """Return the probability of the class "toxic" for each text."""
         scores = np.zeros(len(texts))
         cleaned = [normalise(text) for text in texts]
-        asked = sorted((i for i, text in enumerate(cleaned) if text), key=lambda i: len(cleaned[i]))
+        order = sorted((i for i, text in enumerate(cleaned) if text), key=lambda i: len(cleaned[i]))
         end = self._tokenizer.eos_token_id
-        for start in track(range(0, len(asked), BATCH), "toxloc-guard"):
-            part = asked[start : start + BATCH]
-            rows = [[*row[:MAX_TOKENS], end] for row in self._tokenizer([cleaned[i] for i in part])["input_ids"]]
+        for start in track(range(0, len(order), BATCH), "toxloc-guard"):
+            batch = order[start : start + BATCH]
+            rows = [[*row[:MAX_TOKENS], end] for row in self._tokenizer([cleaned[i] for i in batch])["input_ids"]]
             ids = torch.full((len(rows), max(map(len, rows))), end)
             mask = torch.zeros_like(ids)
             for k, row in enumerate(rows):
                 ids[k, : len(row)], mask[k, : len(row)] = torch.tensor(row), 1
             hidden = self._model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
             last = hidden[torch.arange(len(rows)), mask.sum(1) - 1]
-            scores[part] = self._model.score(last).softmax(-1)[:, 1].double().numpy()
+            scores[batch] = self._model.score(last).softmax(-1)[:, 1].double().numpy()
         return {"toxicity": scores}

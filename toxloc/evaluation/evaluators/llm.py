@@ -1,4 +1,4 @@
-"""A language model as a judge: the probability that its answer begins with yes."""
+"""A language model as a judge: the score is the probability that its answer begins with yes rather than no."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from ...support.quiet import quiet
 from .base import Evaluator
 
 BATCH = 16
-MAX_TEXT = 256  # longer texts are cut to this many tokens
-Chat = Callable[[Any, str], str]  # tokenizer and text -> the prompt in full
+MAX_TEXT = 256  # longer texts are truncated to this many tokens
+Chat = Callable[[Any, str], str]  # from a tokenizer and a text to the full prompt
 
 QUESTION = (
     "Is the text below toxic, that is rude, insulting, hateful, threatening or obscene? Answer with one word, "
@@ -27,7 +27,7 @@ POLICY = "The text shall not be rude, insulting, hateful, threatening or obscene
 
 
 def _instruct(tokenizer: Any, text: str) -> str:
-    """The question as a user's turn, or as plain text for a model without a chat template."""
+    """The question as a user turn, or as plain text if the model has no chat template."""
     question = QUESTION.format(text=text)
     if tokenizer.chat_template is None:
         return f"{question}\n\nAnswer:"
@@ -39,13 +39,13 @@ def _instruct(tokenizer: Any, text: str) -> str:
 
 
 def _llama_guard(tokenizer: Any, text: str) -> str:
-    """The text as an assistant's turn; the model's template has the policy, and the verdict follows an empty line."""
+    """The text as an assistant turn; the chat template contains the policy, and the verdict follows an empty line."""
     turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + "\n\n"
 
 
 def _shield_gemma(tokenizer: Any, text: str) -> str:
-    """The text as a user's turn, with a guideline, which the model's template inserts."""
+    """The text as a user turn; the chat template inserts a guideline."""
     return str(
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, guideline=POLICY, add_generation_prompt=True
@@ -55,12 +55,12 @@ def _shield_gemma(tokenizer: Any, text: str) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """The question to a judge, and the first words of its answers.
+    """Question to a language model as a judge, and the first words of its answers.
 
     Attributes:
-        prompt: makes the full prompt from the judge's tokenizer and the text.
-        yes: words with which an answer begins if the text is toxic.
-        no: words with which an answer begins if it is not.
+        prompt: function from the judge's tokenizer and a text to the full prompt.
+        yes: first words of an answer if the text is toxic.
+        no: first words of an answer if the text is not toxic.
     """
 
     prompt: Chat
@@ -76,17 +76,18 @@ TEMPLATES = {
 
 
 class LLMJudge(Evaluator):
-    """P(yes) / (P(yes) + P(no)) of the next token after a question about the text.
+    """Evaluator that asks a language model whether a text is toxic.
 
-    P(yes) sums the probabilities of the first tokens of the template's words for yes, each token once; P(no) likewise.
+    The score is P(yes) / (P(yes) + P(no)) for the first token of the answer. P(yes) sums the probabilities of the first
+    tokens of the template's words for yes, each token once; P(no) sums those of the template's words for no.
 
     Args:
-        source: what `load_model` takes: a folder, a `.gguf` file, a hub id.
+        source: a folder, a `.gguf` file or a hub id, as for `load_model`.
         template: "instruct" (any model; its chat template is used if it has one), "llama-guard", "shieldgemma", or
-            a `Template` that you made.
-        name: name in results; by default the template's name and the model's.
-        threshold: a text is toxic if its score is at least this.
-        device: device to run it on; by default CUDA if there is a device.
+            your own `Template`.
+        name: name in results; by default the name of the template ("judge" for your own) and of the model.
+        threshold: a text is toxic if its score is at least this threshold.
+        device: device of the model; by default CUDA if available.
 
     Raises:
         ToxlocError: there is no such template.
@@ -107,11 +108,11 @@ class LLMJudge(Evaluator):
         device: str | None = None,
     ):
         if isinstance(template, str) and template not in TEMPLATES:
-            raise ToxlocError(f"There is no template {template!r} for a judge; there are {', '.join(TEMPLATES)}.")
-        asked = template if isinstance(template, str) else "judge"
+            raise ToxlocError(f"There is no template {template!r}; choose one of {', '.join(TEMPLATES)}.")
+        template_name = template if isinstance(template, str) else "judge"
         self.source, self.threshold = source, threshold
         self.template = TEMPLATES[template] if isinstance(template, str) else template
-        self.name = name or f"{asked}:{short_name(source)}"
+        self.name = name or f"{template_name}:{short_name(source)}"
         self.card = {
             "trained_on": f"see the model card of {short_name(source)}",
             "blind_to": "depends on the model; small models are hardly better than chance",
@@ -126,18 +127,18 @@ class LLMJudge(Evaluator):
         """Load the model.
 
         Raises:
-            ToxlocError: it cannot be loaded, or its words for yes and no begin with the same token.
+            ToxlocError: the model cannot be loaded, or a word for yes and a word for no begin with the same token.
         """
         if self._loaded is not None:
             return
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = resolve(self.source).location
+        location = resolve(self.source).location
         with quiet():
             try:
-                tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right")
+                tokenizer = AutoTokenizer.from_pretrained(location, padding_side="right")
                 dtype = torch.float32 if self.device.type == "cpu" else "auto"
-                model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device).eval()
+                model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype).to(self.device).eval()
             except (OSError, ValueError, KeyError) as error:
                 raise ToxlocError(
                     f"The judge {self.source!r} cannot be loaded; give a model folder or a .gguf file. "
@@ -149,7 +150,7 @@ class LLMJudge(Evaluator):
         )
         if set(self._yes) & set(self._no):
             raise ToxlocError(
-                f"In the vocabulary of {self.source!r} the words for yes and no begin with the same "
+                f"In the vocabulary of {self.source!r}, a word for yes and a word for no begin with the same "
                 "token; give a template with other words."
             )
         if tokenizer.pad_token_id is None:
@@ -164,20 +165,20 @@ class LLMJudge(Evaluator):
         scores = np.zeros(len(texts))
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in track(range(0, len(order), BATCH), self.name):
-            part = order[start : start + BATCH]
-            cut = [
-                tokenizer.decode(tokenizer(texts[i], add_special_tokens=False)["input_ids"][:MAX_TEXT]) for i in part
+            batch = order[start : start + BATCH]
+            truncated = [
+                tokenizer.decode(tokenizer(texts[i], add_special_tokens=False)["input_ids"][:MAX_TEXT]) for i in batch
             ]
             inputs = tokenizer(
-                [self.template.prompt(tokenizer, text) for text in cut],
+                [self.template.prompt(tokenizer, text) for text in truncated],
                 padding=True,
                 add_special_tokens=tokenizer.chat_template is None,
                 return_tensors="pt",
             ).to(self.device)
-            # Padding is on the right, where it changes no positions; logits are computed only where a prompt ends.
+            # Right padding does not change positions. Logits are computed only at the last token of each prompt.
             ends, row = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
             logits = model(**inputs, logits_to_keep=ends).logits
-            last = logits[torch.arange(len(part), device=self.device), row].double()
+            last = logits[torch.arange(len(batch), device=self.device), row].double()
             yes, no = last[:, self._yes].logsumexp(-1), last[:, self._no].logsumexp(-1)
-            scores[part] = (yes - no).sigmoid().cpu().numpy()
+            scores[batch] = (yes - no).sigmoid().cpu().numpy()
         return {"toxicity": scores}

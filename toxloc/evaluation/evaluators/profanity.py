@@ -1,4 +1,4 @@
-"""profanity-check: a linear classifier on words; it is fast, and judges by vocabulary alone."""
+"""profanity-check: a linear classifier on words, which is fast and judges by vocabulary alone."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ class ProfanityCheck(Evaluator):
         }
 
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Probability of profanity for each text."""
+        """Return the probability of profanity for each text."""
         from profanity_check import predict_prob
 
         return {"toxicity": predict_prob(texts)}

@@ -1,4 +1,4 @@
-"""Evaluators by name; importable without torch, so that wrong names are refused at once."""
+"""Evaluators by name. The module imports no torch, so that wrong names are rejected quickly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import ToxlocError
 from ..verdicts import RESERVED
 
-if TYPE_CHECKING:  # numpy, which checking names does not need
+if TYPE_CHECKING:  # imports numpy, which checking names does not need
     from .base import Evaluator
 
 DEFAULT = ("toxloc-guard", "profanity-check")
@@ -19,13 +19,13 @@ Function = Callable[[Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Maker:
-    """How an evaluator of a name is made.
+    """A named factory of an evaluator.
 
     Attributes:
-        name: the name that users give.
-        make: makes the evaluator from the source after `NAME=`, or from None; imports its class only then.
-        source: whether a source may or must be given.
-        needs: what the source is, for the message if it is missing.
+        name: name by which users select the evaluator.
+        make: function from the source after `NAME=`, or None, to the evaluator; it imports the class when called.
+        source: whether a source is not accepted, optional or needed.
+        needs: kind of source that is needed, for the message if it is missing.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Maker:
     needs: str = ""
 
     def check(self, source: str | None) -> None:
-        """Raise ToxlocError if a source is given that is not taken, or is missing."""
+        """Raise ToxlocError if a source is given but not accepted, or needed but missing."""
         if source is not None and self.source == "none":
             raise ToxlocError(f"{self.name} takes no source; write {self.name}, not {self.name}={source}.")
         if not source and (self.source == "needed" or source is not None):
@@ -70,7 +70,7 @@ def _detoxify(variant: str) -> Maker:
 
 
 def _published(name: str, hub: str, trained_on: str, blind_to: str) -> Maker:
-    """A classifier of the hub."""
+    """Return the maker of a classifier on the hub."""
 
     def make(source: str | None) -> Evaluator:
         from .classifier import Classifier
@@ -130,9 +130,9 @@ class Wanted:
     """An evaluator as users write it: NAME, NAME=SOURCE, NAME@THRESHOLD or NAME=SOURCE@THRESHOLD.
 
     Attributes:
-        maker: how it is made.
+        maker: maker of the evaluator.
         source: folder, file or hub id; None if none was given.
-        threshold: a text is toxic if its score is at least this; None for the evaluator's own.
+        threshold: a text is toxic if its score is at least this threshold; None for the evaluator's default threshold.
     """
 
     maker: Maker
@@ -141,10 +141,10 @@ class Wanted:
 
     @classmethod
     def parse(cls, text: str) -> Wanted:
-        """Read what a user wrote.
+        """Parse the text that a user wrote.
 
         Raises:
-            ToxlocError: an unknown name, a source that is missing or not taken, or a threshold out of range.
+            ToxlocError: the name is unknown, the source is missing or not accepted, or the threshold is out of range.
 
         Example:
             >>> Wanted.parse("classifier=path/to/folder@0.8").threshold
@@ -154,7 +154,7 @@ class Wanted:
         spec, threshold = match.groups() if match else (text, None)
         name, equals, source = spec.partition("=")
         if name not in EVALUATORS:
-            raise ToxlocError(f"There is no evaluator {name!r}; there are {', '.join(EVALUATORS)}.")
+            raise ToxlocError(f"There is no evaluator {name!r}; choose one of {', '.join(EVALUATORS)}.")
         maker = EVALUATORS[name]
         maker.check(source if equals else None)
         if threshold is not None and not 0 < float(threshold) <= 1:
@@ -164,7 +164,7 @@ class Wanted:
         return cls(maker, source if equals else None, None if threshold is None else float(threshold))
 
     def make(self) -> Evaluator:
-        """Make the evaluator, with the threshold if one was given."""
+        """Make the evaluator, with the given threshold if there is one."""
         evaluator = self.maker(self.source)
         if self.threshold is not None:
             evaluator.threshold = self.threshold
@@ -173,38 +173,39 @@ class Wanted:
 
 
 def check_evaluator_names(names: Sequence[str]) -> None:
-    """Check evaluators that are given by name, without loading anything.
+    """Check the names of evaluators, without loading anything.
 
     Raises:
-        ToxlocError: no names, a name twice, or what `Wanted.parse` raises; the message lists the known names.
+        ToxlocError: there are no names, a name occurs twice, or `Wanted.parse` fails. If a name is missing or unknown,
+            the message lists the known names.
 
     Example:
         >>> check_evaluator_names(["toxloc-guard", "profanity-check@0.7"])
     """
     if not names:
-        raise ToxlocError(f"At least one evaluator is needed; there are {', '.join(EVALUATORS)}.")
+        raise ToxlocError(f"At least one evaluator is needed; choose from {', '.join(EVALUATORS)}.")
     wanted = [Wanted.parse(name) for name in names]
-    # Of the others, the name follows from the source; `get_evaluators` compares those.
-    _check_different([one.maker.name for one in wanted if one.maker.source != "needed"])
+    # If a source is needed, the evaluator's name depends on it; `get_evaluators` compares these names.
+    _check_different([item.maker.name for item in wanted if item.maker.source != "needed"])
 
 
 def get_evaluators(wanted: Sequence[str | Evaluator]) -> list[Evaluator]:
-    """Make evaluators from their names, and load them; evaluators are returned as they are, loaded.
+    """Make evaluators from their names, and load them. Items that are evaluators already are only loaded.
 
     A name may be followed by `=` and a folder, file or hub id to load it from, and by `@` and a threshold:
     "detoxify-original=path/to/folder", "classifier=path/to/folder@0.8", "profanity-check@0.7".
 
     Raises:
-        ToxlocError: no evaluators, an unknown name, the same name twice, or an evaluator that cannot be loaded.
+        ToxlocError: there are no evaluators, a name is unknown or occurs twice, or an evaluator cannot be loaded.
 
     Example:
         >>> [(e.name, e.threshold) for e in get_evaluators(["profanity-check@0.7"])]
         [('profanity-check', 0.7)]
     """
     if not wanted:
-        raise ToxlocError(f"At least one evaluator is needed; there are {', '.join(EVALUATORS)}.")
-    parsed = [Wanted.parse(one) if isinstance(one, str) else one for one in wanted]
-    evaluators = [one.make() if isinstance(one, Wanted) else one for one in parsed]
+        raise ToxlocError(f"At least one evaluator is needed; choose from {', '.join(EVALUATORS)}.")
+    parsed = [Wanted.parse(item) if isinstance(item, str) else item for item in wanted]
+    evaluators = [item.make() if isinstance(item, Wanted) else item for item in parsed]
     _check_different([evaluator.name for evaluator in evaluators])
     for evaluator in evaluators:
         evaluator.prepare()
@@ -212,11 +213,11 @@ def get_evaluators(wanted: Sequence[str | Evaluator]) -> list[Evaluator]:
 
 
 def register(name: str, threshold: float = 0.5) -> Callable[[Function], Function]:
-    """Make a function, from texts to scores from 0 to 1, an evaluator that can be asked for by name.
+    """Register a function, from texts to scores from 0 to 1, as an evaluator with a name; used as a decorator.
 
     Args:
         name: name of the evaluator.
-        threshold: a text is toxic if its score is at least this.
+        threshold: a text is toxic if its score is at least this threshold.
 
     Raises:
         ToxlocError: another evaluator has that name, or the name is reserved ("any", "all", "both").
@@ -243,4 +244,6 @@ def register(name: str, threshold: float = 0.5) -> Callable[[Function], Function
 def _check_different(names: Sequence[str]) -> None:
     if len(set(names)) < len(names) or set(RESERVED) & set(names):
         reserved = ", ".join(map(repr, RESERVED))
-        raise ToxlocError(f"Evaluators need different names, none of them {reserved}; got {', '.join(names)}.")
+        raise ToxlocError(
+            f"Evaluators need different names, and the names {reserved} are reserved; got {', '.join(names)}."
+        )

@@ -1,1 +1,1 @@
-"""The methods, a file each; the registry finds every file of this folder."""
+"""The methods, one file per method; the registry imports every file of this folder."""

@@ -1,4 +1,4 @@
-"""Directional ablation: take one direction out of everything attention and MLPs write to the residual stream."""
+"""Directional ablation: remove one direction from all that attention and MLPs write to the residual stream."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
     from ..evidence import Evidence
 
 
-def _some(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def _not_empty(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if layers is not None and not layers:
-        raise ToxlocError("layers=[] leaves nothing to ablate; give layers, or leave it out for all but the last 20%.")
+        raise ToxlocError("layers=[] leaves nothing to ablate; give layers, or omit it for all but the last 20%.")
     return layers
 
 
 class AblationSettings(StrengthSettings):
-    """Settings of directional ablation; a strength of 1, the paper's, projects the direction out."""
+    """Settings of directional ablation; a strength of 1, as in the paper, projects the direction out."""
 
-    strength: float | None = option(
-        None, "sets the strength outright, up to 1; the budget is then not used", gt=0, le=1
-    )
+    strength: float | None = option(None, "fixed strength, at most 1; if given, the budget is not used", gt=0, le=1)
     layer: int | None = option(
         None,
-        "block after which the direction is read; default: of all but the last 20%, the "
-        "one where the two means are furthest apart, in pooled standard deviations",
+        "block after which the direction is computed; default: the block, among all but the last 20%, where the means "
+        "of toxic and neutral texts are furthest apart in pooled standard deviations",
         ge=0,
     )
-    layers: Annotated[tuple[int, ...] | None, AfterValidator(_some)] = option(
-        None, "layers whose writes are ablated; default: all but the last 20%, which turn the stream into predictions"
+    layers: Annotated[tuple[int, ...] | None, AfterValidator(_not_empty)] = option(
+        None,
+        "layers in which attention and MLP are ablated; default: all but the last 20%, which turn the residual stream "
+        "into predictions",
     )
-    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
+    mode: Mode = option("hooks", "hooks: change the activations with hooks; weights: edit the weights")
 
 
 class DirectionalAblation(Intervention):
-    """x becomes x - strength * r rᵀx, with x what attention and MLP of the chosen layers add to the residual stream.
+    """Remove a direction r from what attention and MLP of chosen layers add to the residual stream.
 
-    r [d_model], of length 1, is the difference of means toxic - neutral of the residual stream after one block,
-    averaged over a text's real tokens but the first; computed in float64. With `mode="weights"` the maps that write x
-    are edited: W becomes W (I - strength * r rᵀ) for the attention's output map and for W_out, and their biases
-    likewise. That is the same thing, but not where a norm follows attention and MLP (gemma2, gemma3, olmo2): these need
-    hooks.
+    Their output x becomes x - strength * r rᵀx. r [d_model], of length 1, is the difference of means, toxic minus
+    neutral, of the residual stream after one block, averaged over a text's real tokens except the first and computed in
+    float64. With `mode="weights"` the maps that write x are edited: W becomes W (I - strength * r rᵀ) for W_O and
+    W_out, and their biases are multiplied by the same matrix. This equals the hooks, except where a norm follows
+    attention and MLP (gemma2, gemma3, olmo2): such models need hooks.
 
-    What the embedding writes is left alone: many models share its matrix with the unembedding, where an edit would
-    change which tokens can be said. So, even at strength 1, the stream keeps what the embedding and the layers that are
-    not chosen write along r.
+    The output of the embedding is not changed: many models share its matrix with the unembedding, where an edit would
+    change which tokens can be generated. So even at strength 1 the residual stream keeps the part along r that the
+    embedding and the other layers write.
 
-    Make one with `DirectionalAblation.fit`; the constructor takes a ready direction.
+    `DirectionalAblation.fit` computes the direction from texts; the constructor takes a given direction.
 
     Args:
-        direction: r; of length 1.
-        layers: whose writes are ablated.
-        strength: over 0 and up to 1 (the paper's: projected out).
-        mode: "hooks" places hooks on both module trees of the model; "weights" edits the weights.
+        direction: the direction r; of length 1.
+        layers: layers in which attention and MLP are ablated.
+        strength: over 0 and at most 1 (projected out, as in the paper).
+        mode: "hooks" adds hooks to both module trees, `lm.hooked` and `lm.hf`; "weights" edits the weights.
 
     Raises:
-        ToxlocError: a direction not of length 1, no layers, a strength outside (0, 1], an unknown mode.
+        ToxlocError: a direction not of length 1, no layers, a strength outside (0, 1], or an unknown mode.
 
     Source: Arditi et al. 2024, arXiv:2406.11717.
 
@@ -92,7 +92,7 @@ class DirectionalAblation(Intervention):
         check_strength(strength)
         check_mode(mode)
         if not layers:
-            raise ToxlocError("Directional ablation needs layers= whose writes to ablate; none were given.")
+            raise ToxlocError("Directional ablation needs layers to ablate; none were given. Give layers=.")
         self.direction, self.layers = direction.float(), sorted({int(layer) for layer in layers})
         self.strength, self.mode = float(strength), mode
 
@@ -105,15 +105,15 @@ class DirectionalAblation(Intervention):
 
         lm, pairs, mode = evidence.lm, evidence.pairs, settings.mode
         if mode == "weights":
-            _check_writes_are_bare(lm)
+            _check_no_norm_follows(lm)
         early = range(lm.n_layers - lm.n_layers // 5)
         layers = early if settings.layers is None else settings.layers
         candidates = early if settings.layer is None else [settings.layer]
         check_layers(lm, [*layers, *candidates])
         if settings.layer is None and len(pairs.toxic) == len(pairs.neutral) == 1:
             raise ToxlocError(
-                "One text a side has no spread, by which the layer to read r after is chosen; give "
-                "layer= or more contrast text."
+                "With one text per side there is no spread by which to choose the layer for the direction; give "
+                "layer= or more contrast texts."
             )
         separations, directions = {}, {}
         for i, sides in zip(candidates, evidence.residual_sides(candidates), strict=True):
@@ -138,11 +138,11 @@ class DirectionalAblation(Intervention):
 
     @property
     def in_weights(self) -> bool:
-        """Whether its mode is "weights"."""
+        """Whether the mode is "weights"."""
         return self.mode == "weights"
 
     def baked(self) -> DirectionalAblation:
-        """Return the same with `mode="weights"`."""
+        """Return the same ablation with `mode="weights"`."""
         return DirectionalAblation(self.direction, self.layers, self.strength, mode="weights").with_fit_of(self)
 
     def config(self) -> dict[str, Any]:
@@ -150,13 +150,13 @@ class DirectionalAblation(Intervention):
         return {"layers": self.layers, "strength": self.strength, "mode": self.mode}
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if it does not fit the model's shape, or lies in weights and the family has norms after."""
+        """Raise ToxlocError if it does not fit the model's shape, or edits weights that a norm follows."""
         from ..directions import check_width
 
         check_layers(lm, self.layers)
         check_width(lm, self, self.direction)
         if self.mode == "weights":
-            _check_writes_are_bare(lm)
+            _check_no_norm_follows(lm)
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         from ...models.activations import change, written_by
@@ -181,12 +181,12 @@ class DirectionalAblation(Intervention):
         return cls(tensors["direction"], config["layers"], config["strength"], mode=config["mode"])
 
 
-def _check_writes_are_bare(lm: LoadedModel) -> None:
-    """Raise ToxlocError if a norm follows attention or MLP: it would turn what the edited weights write."""
+def _check_no_norm_follows(lm: LoadedModel) -> None:
+    """Raise ToxlocError if a norm follows attention or MLP, since its gain changes the ablated direction."""
     if any(lm.at(site).has_norm for site in lm.sites()):
         raise ToxlocError(
             f"In {lm.name} ({lm.model_type}) a norm follows attention and MLP, so directional "
-            'ablation has no equal in the weights; use mode="hooks".'
+            'ablation has no form in the weights; use mode="hooks".'
         )
 
 
@@ -195,7 +195,7 @@ def _separation(
     neutral: Float64[Tensor, "n_neutral d_model"],
     r: Float64[Tensor, " d_model"],
 ) -> float:
-    """Distance of the two means along r, in pooled standard deviations along r."""
+    """Return the distance between the two means along r, in pooled standard deviations along r."""
     a, b = toxic @ r, neutral @ r
     within = (a - a.mean()).square().sum() + (b - b.mean()).square().sum()
     return float((a.mean() - b.mean()) / (within / (len(a) + len(b))).sqrt())

@@ -1,4 +1,4 @@
-"""AurA: turn every unit down by how well it detects toxic text."""
+"""AurA: scale every unit down by how well it detects toxic text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ if TYPE_CHECKING:
 
 
 class AurASettings(StrengthSettings):
-    """Settings of AurA; a strength of 1 is the paper's."""
+    """Settings of AurA; the paper's strength is 1."""
 
     strength: float | None = option(
-        None, "sets the strength outright, up to 1, the paper's; the budget is then not used", gt=0, le=1
+        None, "fixed strength, at most 1 (the paper's strength); if given, the budget is not used", gt=0, le=1
     )
-    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
+    mode: Mode = option("hooks", "hooks: change the activations with hooks; weights: edit the weights")
 
 
 class AurA(UnitScaling):
-    """Multiply unit j, an output of one of the MLPs' linear maps, by α_j = 1 - 2 strength (AUROC_j - .5).
+    """Multiply each unit j, an output of the MLPs' linear maps, by α_j = 1 - 2 strength (AUROC_j - .5).
 
-    AUROC_j is that of the unit's largest value in a text, toxic against neutral texts. Units of AUROC .5 and less do
-    not detect toxic text and are left alone; at strength 1, the paper's, a perfect detector is silenced.
+    AUROC_j is the AUROC of the unit's largest value in a text, for toxic against neutral texts. Units with an AUROC of
+    .5 or less do not detect toxic text and are not changed. At strength 1, as in the paper, a perfect detector is
+    multiplied by 0.
 
-    Make one with `AurA.fit`; the constructor takes ready factors.
+    `AurA.fit` computes the factors from texts; the constructor takes given factors.
 
     Source: AurA (Suau et al. 2024, arXiv:2407.12824).
 

@@ -1,4 +1,4 @@
-"""Damp and Det0: scale, or silence, the units that detect toxic text best."""
+"""Damp and Det0: scale down, or remove, the units that detect toxic text best."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 class DampSettings(MethodSettings):
     """Settings of Damp and Det0."""
 
-    k: int | None = option(None, "how many units are scaled; the budget is then not used", ge=1)
+    k: int | None = option(None, "fixed number of units to scale; if given, the budget is not used", ge=1)
     scale: float = option(
-        0.0, "factor of the chosen units: 0 removes them (Det0), 0.5 is Damp, 1 leaves them alone", ge=0, le=1
+        0.0, "factor of the chosen units: 0 removes them (Det0), 0.5 is Damp, 1 leaves them unchanged", ge=0, le=1
     )
-    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
+    mode: Mode = option("hooks", "hooks: change the activations with hooks; weights: edit the weights")
 
     @property
     def outright(self) -> str | None:
-        """The setting that fixes how many units are scaled."""
+        """Name of the setting that fixes how many units are scaled; None if the budget sets it."""
         return None if self.k is None else "k"
 
 
 class Damp(UnitScaling):
-    """Multiply the k units with the highest AUROC, over the whole model, by `scale`: 0 is Det0, .5 is Damp.
+    """Multiply the k units of the whole model with the highest AUROC by `scale`: 0 is Det0, .5 is Damp.
 
-    Units are the outputs of the MLPs' linear maps, their AUROC that of AurA: of the largest value in a text, toxic
-    against neutral texts. Only units with an AUROC over .5 count. With all of those, Det0 destroys a model; AurA needs
-    no k. Without k, as many units are scaled as the budget allows.
+    Units are the outputs of the MLPs' linear maps. As in AurA, the AUROC of a unit is that of its largest value in a
+    text, for toxic against neutral texts. Only units with an AUROC over .5 are scaled. Removing all of these units
+    (Det0) destroys a model; AurA needs no k. Without k, as many units are scaled as the budget allows.
 
-    Make one with `Damp.fit`; the constructor takes ready factors.
+    `Damp.fit` computes the factors from texts; the constructor takes given factors.
 
-    Source: Det0 is Suau et al. 2022, arXiv:2110.02802; Damp is described beside AurA (Suau et al. 2024,
+    Source: Det0 is Suau et al. 2022, arXiv:2110.02802; Damp is described together with AurA (Suau et al. 2024,
     arXiv:2407.12824).
 
     Example:
@@ -60,7 +60,7 @@ class Damp(UnitScaling):
         order = torch.from_numpy(np.argsort(-aurocs, axis=None, kind="stable")[: (aurocs > 0.5).sum()])
         if k is not None and k > len(order):
             raise ToxlocError(
-                f"k={k} units were asked for; {len(order)} have an AUROC over .5, so give 1 to {len(order)}."
+                f"k={k} is out of range; {len(order)} units have an AUROC over .5, so give 1 to {len(order)}."
             )
 
         def best(count: float) -> Damp:

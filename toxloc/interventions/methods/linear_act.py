@@ -1,4 +1,4 @@
-"""Linear-AcT: carry what the MLPs write on toxic text over to what they write on neutral text, unit by unit."""
+"""Linear-AcT: map the MLPs' outputs on toxic text to their outputs on neutral text, unit by unit."""
 
 from __future__ import annotations
 
@@ -24,22 +24,20 @@ if TYPE_CHECKING:
 
 
 class LinearAcTSettings(StrengthSettings):
-    """Settings of Linear-AcT; the strength is the paper's lambda, 1 for the whole way."""
+    """Settings of Linear-AcT; the strength is the paper's lambda, and 1 applies the full map."""
 
-    strength: float | None = option(
-        None, "sets the strength outright, up to 1; the budget is then not used", gt=0, le=1
-    )
+    strength: float | None = option(None, "fixed strength, at most 1; if given, the budget is not used", gt=0, le=1)
     sequential: bool = option(
         True,
-        "fit a layer to the toxic texts as the maps of the layers before it, at strength 1, leave them, with a "
-        "pass over them per layer; otherwise all layers see the unedited model. The target is always the neutral "
+        "fit each layer on the toxic texts with the maps of the earlier layers applied at strength 1, in one pass over "
+        "the toxic texts per layer; if false, fit all layers on the unedited model. The target is always the neutral "
         "texts in the unedited model",
     )
 
 
 @dataclass(frozen=True)
 class Transport:
-    """The affine map a -> omega a + beta of every unit of one layer, used where low <= a <= high."""
+    """The affine maps a -> omega a + beta of the units of one layer, applied where low <= a <= high."""
 
     omega: Float[Tensor, " d_model"]
     beta: Float[Tensor, " d_model"]
@@ -48,11 +46,11 @@ class Transport:
 
     @classmethod
     def between(cls, source: Float[Tensor, "n d_model"], target: Float[Tensor, "m d_model"]) -> Transport:
-        """Fit it by least squares on the sorted values of source and target, [low, high] being the source's range.
+        """Fit the maps by least squares on the sorted values of source and target; [low, high] is the source's range.
 
-        Sorting is the optimal transport between samples of one number. The target's values are its quantiles at the
-        ranks of the source's, which are just its sorted values where there are as many. A unit whose source never
-        varies is shifted.
+        Pairing sorted values is the optimal transport between one-dimensional samples. If the sample sizes differ, the
+        target's quantiles at the ranks of the source replace its sorted values. A unit whose source values are all
+        equal is shifted: its omega is 1.
         """
         import numpy as np
         import torch
@@ -66,11 +64,11 @@ class Transport:
         return cls(*(torch.from_numpy(part).float() for part in (omega, beta, x[0], x[-1])))
 
     def to(self, device: torch.device) -> Transport:
-        """Return the same on a device."""
+        """Return the same maps on a device."""
         return Transport(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def moved(self, a: Float[Tensor, "*tokens d_model"], strength: float = 1.0) -> Float[Tensor, "*tokens d_model"]:
-        """Return (1 - strength) a + strength (omega a + beta) where a is within [low, high], elsewhere a."""
+        """Return (1 - strength) a + strength (omega a + beta) where a is within [low, high], and a elsewhere."""
         import torch
 
         inside = (self.low <= a) & (a <= self.high)
@@ -78,20 +76,20 @@ class Transport:
 
 
 class LinearAcT(Intervention):
-    """Move what each MLP adds to the residual stream, unit by unit, from its values on toxic to those on neutral text.
+    """Map what each MLP adds to the residual stream, unit by unit, from its values on toxic text to those on neutral.
 
-    A unit's value a becomes (1 - strength) a + strength (omega a + beta). omega and beta are the least-squares fit on
-    the sorted toxic against the sorted neutral values, a value being the mean over a text's tokens. Outside the range
-    of the toxic values nothing was observed, and a is left alone.
+    The value a of a unit becomes (1 - strength) a + strength (omega a + beta). omega and beta are the least-squares fit
+    of the sorted neutral values to the sorted toxic values; each value is the mean over a text's real tokens except the
+    first. Outside the range of the toxic values, where nothing was observed, a is not changed.
 
-    Make one with `LinearAcT.fit`; the constructor takes ready maps.
+    `LinearAcT.fit` computes the maps from texts; the constructor takes given maps.
 
     Args:
-        maps: one for each layer.
-        strength: over 0 (nothing) up to 1 (the whole way), the paper's lambda.
+        maps: the maps, one `Transport` per layer.
+        strength: over 0 (no change) and at most 1 (the full map); the paper's lambda.
 
     Raises:
-        ToxlocError: no maps, or a strength out of range.
+        ToxlocError: no maps, or a strength outside (0, 1].
 
     Source: Linear-AcT (Rodriguez et al. 2024, arXiv:2410.23054).
 
@@ -110,7 +108,7 @@ class LinearAcT(Intervention):
         if not maps:
             raise ToxlocError("LinearAcT needs a map for each layer; none was given.")
         if not 0 < strength <= 1:
-            raise ToxlocError(f"The strength says how far to go, over 0 up to 1 (the whole way), not {strength}.")
+            raise ToxlocError(f"The strength must be over 0 (no change) and at most 1 (the full map), not {strength}.")
         self.maps, self.strength = list(maps), float(strength)
 
     def __repr__(self) -> str:
@@ -122,8 +120,8 @@ class LinearAcT(Intervention):
         for side, texts in (("toxic", pairs.toxic), ("neutral", pairs.neutral)):
             if len(texts) < 2:
                 raise ToxlocError(
-                    f"A transport needs at least two texts on each side; the contrast set "
-                    f"{pairs.name!r} has {len(texts)} {side} one."
+                    f"Linear-AcT needs at least two texts on each side; the contrast set "
+                    f"{pairs.name!r} has {len(texts)} {side} text."
                 )
         maps = evidence.remember(
             ("linear-act", settings.sequential), lambda: _fit_maps(evidence.lm, pairs, settings.sequential)
@@ -137,23 +135,27 @@ class LinearAcT(Intervention):
         return {"strength": self.strength}
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if the model has another number of layers or another width."""
-        for one in self.maps:
-            if (len(self.maps), len(one.omega)) != (lm.n_layers, lm.d_model):
+        """Raise ToxlocError if the model has a different number of layers or a different d_model."""
+        for transport in self.maps:
+            if (len(self.maps), len(transport.omega)) != (lm.n_layers, lm.d_model):
                 raise ToxlocError(
-                    f"This LinearAcT is for {len(self.maps)} layers of d_model={len(one.omega)}; "
+                    f"This LinearAcT is for {len(self.maps)} layers of d_model={len(transport.omega)}; "
                     f"{lm.name} has {lm.n_layers} of d_model={lm.d_model}. Fit it on this model."
                 )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
         from ...models.activations import change, written_by
 
-        for layer, one in enumerate(self.maps):
-            moved = partial(one.to(lm.device_of(layer)).moved, strength=self.strength)
+        for layer, transport in enumerate(self.maps):
+            moved = partial(transport.to(lm.device_of(layer)).moved, strength=self.strength)
             change(lm, written_by(lm, layer), moved, stack)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{layer}.{name}": part for layer, one in enumerate(self.maps) for name, part in asdict(one).items()}
+        return {
+            f"{layer}.{name}": part
+            for layer, transport in enumerate(self.maps)
+            for name, part in asdict(transport).items()
+        }
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> LinearAcT:
@@ -161,7 +163,7 @@ class LinearAcT(Intervention):
         maps = [
             Transport(*(tensors[f"{layer}.{name}"] for name in names)) for layer in range(len(tensors) // len(names))
         ]
-        return cls(maps, config["strength"] if "strength" in config else config["lam"])  # version 0.1: lam
+        return cls(maps, config["strength"] if "strength" in config else config["lam"])  # version 0.1 wrote lam
 
 
 def _fit_maps(lm: LoadedModel, pairs: ContrastSet, sequential: bool) -> list[Transport]:

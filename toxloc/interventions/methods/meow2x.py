@@ -1,4 +1,4 @@
-"""Meow2X: scale the located parts, with hooks at inference or the same baked into the weights."""
+"""Meow2X: scale the located units or layers, with hooks at inference or in the weights."""
 
 from __future__ import annotations
 
@@ -32,54 +32,57 @@ AUTO_SCALES = (0.0, 0.25, 0.5, 0.75)
 class Meow2XSettings(MethodSettings):
     """Settings of Meow2X."""
 
-    parts: Literal["neurons", "layers"] = option("neurons", "scale single units (neurons, heads) or whole layers")
+    parts: Literal["neurons", "layers"] = option(
+        "neurons", "what to scale: neurons (single units, including heads) or layers (whole layers)"
+    )
     sites: SitesChoice = option(
-        "mlp", "where: mlp for layers and neurons, attention for attention outputs and heads, or all"
+        "mlp", "where to scale: mlp (MLP outputs and neurons), attention (attention outputs and heads), or all"
     )
     scale: float | Literal["graded", "auto"] = option(
         0.5,
-        "factor of the chosen units; graded scales every unit with a positive score by its score per cost; auto "
-        "takes, of 0, .25, .5 and .75, the one with the largest first-order gain within the budget",
+        "factor of the chosen units; graded scales each unit with a positive score down in proportion to its score "
+        "per cost; auto chooses the factor 0, .25, .5 or .75 with the largest first-order gain within the budget",
     )
     score: ScoreName = option("attribution", "localization score that ranks the parts")
-    per_cost: bool = option(True, "rank units by score per square root of cost instead of by score alone")
-    k: int = option(1, "how many layers, those with the highest positive score, are scaled", ge=1)
-    mode: Mode = option("hooks", "hooks: hooks on both module trees; weights: the weights are edited")
+    per_cost: bool = option(True, "rank units by score / sqrt(cost) instead of by score alone")
+    k: int = option(1, "number of layers to scale, those with the highest positive scores", ge=1)
+    mode: Mode = option("hooks", "hooks: change the activations with hooks; weights: edit the weights")
 
     @field_validator("scale")
     @classmethod
     def _in_range(cls, scale: float | str) -> float | str:
         if not isinstance(scale, str) and not 0 <= scale <= 1:
-            raise ToxlocError(f"A scale from 0 (remove) to 1 (leave alone) is needed, not {scale}.")
+            raise ToxlocError(f"scale must be between 0 (remove) and 1 (no change), not {scale}.")
         return scale
 
 
 class Meow2X(Intervention):
     """Multiply the outputs of chosen layers, or chosen units, by `scale`.
 
-    Neuron form: a_j becomes scale * a_j at `mlp.hook_post`. Layer form: what the MLP adds to the residual stream
-    becomes scale times itself at `hook_mlp_out`. Scaling a neuron is scaling a row of W_out, and scaling a layer is
-    scaling W_out and b_out, so `mode="weights"` does the same at no cost at inference. Where a norm follows the MLP
-    (gemma2, gemma3, olmo2) it would undo a scaled W_out; there the norm's own weight is scaled. Attentions are scaled
-    in the same way: a head's z, or the attention's whole output.
+    For a neuron, a_j becomes scale * a_j at `mlp.hook_post`. For a layer, what the MLP adds to the residual stream is
+    multiplied by scale at `hook_mlp_out`. Scaling a neuron equals scaling a row of W_out, and scaling a layer equals
+    scaling W_out and b_out, so `mode="weights"` has the same effect at no cost at inference. A norm after the MLP
+    (gemma2, gemma3, olmo2) would undo the scaling of W_out, so the weight of that norm is scaled instead.
+    Attentions are scaled in the same way: the z of a head, or the whole output of the attention.
 
-    Fitted, units with a positive score are ranked by it or, with `per_cost`, by score / sqrt(cost), where
-    cost = tr(C_uu W_u S W_uᵀ) is the second-order change of the model's predictions on neutral text when the unit alone
-    is removed (C_jj w_j S w_jᵀ for a neuron with row w_j of W_out), so that no costly unit spends the budget alone. As
-    many as the budget allows are multiplied by `scale`. With `scale="graded"` every unit with a positive score is
-    scaled by 1 - min(1, s score / cost): the largest first-order gain at a given second-order cost, s set by the budget
-    (not `per_cost`: 1 - min(1, s score / largest score)). Of layers, the k best are scaled, and the budget sets the
-    scale. To scale layers and neurons, fit twice and make a `Chain`.
+    `Meow2X.fit` ranks the units with a positive score by score or, with `per_cost`, by score / sqrt(cost), so that no
+    costly unit spends the budget alone. The cost tr(C_uu W_u S W_uᵀ) is the second-order change of the model's
+    predictions on neutral text if only that unit is removed (C_jj w_j S w_jᵀ for a neuron with row w_j of W_out). As
+    many units as the budget allows are multiplied by `scale`. With `scale="graded"` every unit with a positive score is
+    multiplied by 1 - min(1, s score / cost), which has the largest first-order gain at a given second-order cost
+    (without `per_cost`, by 1 - min(1, s score / largest score)); the budget sets s. With `parts="layers"` the k layers
+    with the highest positive scores are scaled, and the budget sets the scale. To scale both layers and neurons, fit
+    twice and make a `Chain`.
 
     Args:
         layers: layers to scale; a number means the layer's MLP, `Site(3, "attention")` an attention.
         neurons: units to scale, as (layer, neuron) or (site, unit) pairs.
-        scale: from 0 (removed) to 1 (left alone); for units also one number for each.
-        mode: "hooks" places hooks on both module trees of the model; "weights" edits the weights.
+        scale: from 0 (removed) to 1 (no change); for units also a sequence with one scale per unit.
+        mode: "hooks" adds hooks to both module trees, `lm.hooked` and `lm.hf`; "weights" edits the weights.
 
     Raises:
-        ToxlocError: neither or empty parts, a scale outside [0, 1], scales that are not one for each unit, an unknown
-            mode.
+        ToxlocError: neither layers nor neurons, a scale outside [0, 1], a sequence of scales that does not match the
+            units, or an unknown mode.
 
     Source: "Where Does Toxicity Live?", arXiv:2605.27997.
 
@@ -107,27 +110,27 @@ class Meow2X(Intervention):
         super().__init__()
         if not len(layers) and not len(neurons):
             raise ToxlocError("Meow2X needs layers= or neurons= to scale; neither was given.")
-        scales = [float(scale)] if isinstance(scale, int | float) else [float(one) for one in scale]
+        scales = [float(scale)] if isinstance(scale, int | float) else [float(factor) for factor in scale]
         if not isinstance(scale, int | float) and (layers or len(scales) != len(neurons)):
             raise ToxlocError(
                 f"{len(scales)} scales were given for {len(neurons)} neurons and {len(layers)} layers; "
-                "give one for each neuron and none for layers, or a single number."
+                "give one scale per neuron and no layers, or a single number."
             )
-        if not all(0 <= one <= 1 for one in scales):
+        if not all(0 <= factor <= 1 for factor in scales):
             raise ToxlocError(
-                f"A scale from 0 (remove) to 1 (leave alone) is needed, not "
-                f"{next(one for one in scales if not 0 <= one <= 1)}."
+                f"scale must be between 0 (remove) and 1 (no change), not "
+                f"{next(factor for factor in scales if not 0 <= factor <= 1)}."
             )
         check_mode(mode)
         self.sites = sites_of(layers)
         each = scales * len(neurons) if len(scales) == 1 else scales
-        self.units: dict[Unit, float] = {unit_of(unit): one for unit, one in zip(neurons, each, strict=True)}
+        self.units: dict[Unit, float] = {unit_of(unit): factor for unit, factor in zip(neurons, each, strict=True)}
         self.scale: float | None = scales[0] if len(set(scales)) == 1 else None
         self.mode = mode
 
     @property
     def layers(self) -> list[int]:
-        """Layers whose MLP is scaled."""
+        """The layers whose MLP is scaled as a whole."""
         return [site.layer for site in self.sites if site.part == "mlp"]
 
     @property
@@ -150,7 +153,7 @@ class Meow2X(Intervention):
 
     @classmethod
     def needs(cls, settings: Meow2XSettings) -> frozenset[str]:
-        """Return the needs of the score and, where units are ranked per cost, the curvature."""
+        """Return moments, gradients, what the score needs, and curvature if units are ranked per cost."""
         from ...localization.scores import SCORES
 
         priced = settings.parts == "neurons" and settings.per_cost
@@ -168,7 +171,7 @@ class Meow2X(Intervention):
         units = [(site, j) for site in statistics.sites for j in range(lm.at(site).n_units)]
         values = np.concatenate(scored.units) if settings.parts == "neurons" else scored.sites
         if not (values > 0).any():
-            raise ToxlocError(f"None of the {settings.parts} has a positive {score}; there is nothing to turn down.")
+            raise ToxlocError(f"None of the {settings.parts} has a positive {score}; there is nothing to scale down.")
 
         def costs() -> Float64[np.ndarray, " n_units"]:
             return _costs(lm, statistics)
@@ -180,12 +183,12 @@ class Meow2X(Intervention):
             )
         elif settings.scale == "graded":
             slope = values / (costs() if settings.per_cost else values.max())
-            meow = cls._graded(evidence, units, values, slope, budget, settings.mode)
+            meow = cls._fit_graded(evidence, units, values, slope, budget, settings.mode)
         else:
             worth = values / np.sqrt(costs()) if settings.per_cost else values
             scales = AUTO_SCALES if isinstance(settings.scale, str) else (settings.scale,)
-            tried = [cls._counted(evidence, units, values, worth, budget, one, settings.mode) for one in scales]
-            meow = max(tried, key=lambda one: one._gain(units, values))
+            tried = [cls._fit_count(evidence, units, values, worth, budget, factor, settings.mode) for factor in scales]
+            meow = max(tried, key=lambda candidate: candidate._gain(units, values))
         meow.note_fit(
             lm,
             {
@@ -200,7 +203,7 @@ class Meow2X(Intervention):
         return meow
 
     @classmethod
-    def _counted(
+    def _fit_count(
         cls,
         evidence: Evidence,
         units: list[Unit],
@@ -210,7 +213,7 @@ class Meow2X(Intervention):
         scale: float,
         mode: str,
     ) -> Meow2X:
-        """Scale as many units of positive value as the budget allows, those of the greatest worth first."""
+        """Scale as many units with a positive value as the budget allows, in order of decreasing worth."""
         import numpy as np
 
         order = np.argsort(-np.where(values > 0, worth, -np.inf), kind="stable")[: (values > 0).sum()]
@@ -222,36 +225,36 @@ class Meow2X(Intervention):
         return evidence.strongest(first, budget, first=max(1.0, len(chosen) / 20), limit=len(chosen))
 
     @classmethod
-    def _graded(
+    def _fit_graded(
         cls, evidence: Evidence, units: list[Unit], values: np.ndarray, slope: np.ndarray, budget: Budget, mode: str
     ) -> Meow2X:
-        """Scale every unit of positive value by 1 - min(1, s slope), s set by the budget."""
+        """Scale every unit with a positive value by 1 - min(1, s slope), where the budget sets s."""
         import numpy as np
 
-        chosen, own = [units[i] for i in np.flatnonzero(values > 0)], slope[values > 0]
+        chosen, slopes = [units[i] for i in np.flatnonzero(values > 0)], slope[values > 0]
         return evidence.strongest(
-            lambda s: cls(neurons=chosen, scale=(1 - np.minimum(1, s * own)).tolist(), mode=mode),
+            lambda s: cls(neurons=chosen, scale=(1 - np.minimum(1, s * slopes)).tolist(), mode=mode),
             budget,
-            first=0.2 / float(np.median(own)),
-            limit=1 / float(own.min()),
+            first=0.2 / float(np.median(slopes)),
+            limit=1 / float(slopes.min()),
         )
 
     def _gain(self, units: list[Unit], values: np.ndarray) -> float:
-        """First-order rise of the contrast if `values` are attributions: sum of (1 - scale) value."""
+        """Return the sum of (1 - scale) value: the first-order rise of the contrast if `values` are attributions."""
         value_of = dict(zip(units, values, strict=False))
         return float(sum((1 - scale) * value_of[unit] for unit, scale in self.units.items()))
 
     @property
     def in_weights(self) -> bool:
-        """Whether its mode is "weights"."""
+        """Whether the mode is "weights"."""
         return self.mode == "weights"
 
     def baked(self) -> Meow2X:
-        """Return the same with `mode="weights"`."""
+        """Return the same scaling with `mode="weights"`."""
         return Meow2X._restore(self.config() | {"mode": "weights"}, self._tensors()).with_fit_of(self)
 
     def where(self) -> str:
-        """Say how many neurons and heads of which layers it scales, and which layers as a whole."""
+        """Describe in words how many neurons and heads it scales in each layer, and which whole layers."""
         places = []
         for units, kind in ((self.neurons, "neuron"), (self.heads, "head")):
             if units:
@@ -264,7 +267,7 @@ class Meow2X(Intervention):
         return " and ".join(places)
 
     def config(self) -> dict[str, Any]:
-        """Return the settings; which units they are, and their scales, are in the tensors."""
+        """Return the settings; the units and their scales are in the tensors."""
         others = [str(site) for site in self.sites if site.part != "mlp"]
         return {
             "layers": self.layers,
@@ -299,7 +302,7 @@ class Meow2X(Intervention):
 
     @property
     def _layer_scale(self) -> float:
-        assert self.scale is not None  # layers come with one scale
+        assert self.scale is not None  # the constructor allows only a single scale for layers
         return self.scale
 
     def _bake_layer(self, lm: LoadedModel, site: Site, stack: ExitStack) -> None:
@@ -325,7 +328,7 @@ class Meow2X(Intervention):
 
     @cached_property
     def _by_site(self) -> dict[Site, tuple[list[int], list[float]]]:
-        """The units of every site, and their scales."""
+        """The units of each site, and their scales."""
         grouped: dict[Site, tuple[list[int], list[float]]] = {}
         for (site, unit), scale in self.units.items():
             units, scales = grouped.setdefault(site, ([], []))
@@ -362,7 +365,7 @@ class Meow2X(Intervention):
 
 
 def _costs(lm: LoadedModel, statistics: Any) -> Float64[np.ndarray, " n_units"]:
-    """Cost of removing every unit, site by site, bounded away from 0."""
+    """Return the cost of removing each unit, site by site, bounded away from 0."""
     import numpy as np
 
     from ...localization.scores import removal_costs

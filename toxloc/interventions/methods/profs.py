@@ -1,4 +1,4 @@
-"""ProFS: project the directions in which toxic and neutral texts differ out of what the upper MLPs write."""
+"""ProFS: project the directions in which toxic and neutral texts differ out of the upper half's W_out."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 
 
 class ProFSSettings(StrengthSettings):
-    """Settings of ProFS; a strength of 1 is the paper's. Unpaired texts are paired at random, by `seed`."""
+    """Settings of ProFS; the paper's strength is 1. Unpaired texts are paired at random, with `seed`."""
 
     strength: float | None = option(
-        None, "sets the strength outright, up to 1, the paper's; the budget is then not used", gt=0, le=1
+        None, "fixed strength, at most 1 (the paper's strength); if given, the budget is not used", gt=0, le=1
     )
-    k: int = option(2, "directions per layer; the paper has 2 for GPT-2 medium and 10 for Mistral-7B", ge=1)
+    k: int = option(2, "number of directions per layer; the paper uses 2 for GPT-2 medium and 10 for Mistral-7B", ge=1)
 
 
 class ProFS(Intervention):
-    """W_out becomes W_out (I - strength * sum over i of V_i V_iᵀ) in the MLPs of the upper half of the model.
+    """Project the directions V_1 to V_k out of W_out in the MLPs of the upper half of the model.
 
-    For each of these layers, X⁺ and X⁻ [n_pairs, d_model] hold the residual stream after the block, averaged over the
-    real tokens but the first of toxic and of neutral texts. The top right singular vector μ of X⁺, which is what all
-    texts share, is taken out of both: D = (X⁺ - X⁻)(I - μμᵀ). V_1 to V_k are the top right singular vectors of D;
-    dividing D by 2, as the paper does, would not change them. Only W_out is edited: b_out writes the same whatever the
-    text.
+    W_out becomes W_out (I - strength * sum over i of V_i V_iᵀ). For each of these layers, X⁺ and X⁻ [n_pairs, d_model]
+    are the residual stream after the block on toxic and on neutral texts, averaged over a text's real tokens except the
+    first. The top right singular vector μ of X⁺, which all texts share, is removed from both: D = (X⁺ - X⁻)(I - μμᵀ).
+    V_1 to V_k are the top right singular vectors of D; dividing D by 2, as the paper does, would not change them. Only
+    W_out is edited, since b_out adds the same vector for every text.
 
-    The formula is the same where a norm follows the MLP (gemma2, gemma3, olmo2), but there its gain turns what W_out
-    writes, and some of V comes back.
+    The formula is the same where a norm follows the MLP (gemma2, gemma3, olmo2), but there the norm's gain changes
+    the direction of W_out's output, and part of V remains.
 
-    Make one with `ProFS.fit`; the constructor takes ready directions.
+    `ProFS.fit` computes the directions from texts; the constructor takes given directions.
 
     Args:
-        directions: for each layer, V_1 to V_k as rows; of length 1 and at right angles.
-        strength: from 0 (left alone) to 1 (the paper's: projected out).
+        directions: for each layer, V_1 to V_k as orthonormal rows.
+        strength: over 0 (no change) and at most 1 (projected out, as in the paper).
 
     Raises:
-        ToxlocError: no directions, rows that are not orthonormal, a strength outside (0, 1].
+        ToxlocError: no directions, rows that are not orthonormal, or a strength outside (0, 1].
 
     Source: Uppaal et al. 2024, arXiv:2405.13967.
 
@@ -75,8 +75,8 @@ class ProFS(Intervention):
         for layer, V in directions.items():
             if not (V.double() @ V.double().T - torch.eye(len(V), device=V.device)).abs().max() < 1e-4:
                 raise ToxlocError(
-                    f"ProFS's directions must be of length 1 and at right angles; those of layer {layer} "
-                    "are not. Take right singular vectors."
+                    f"The directions of ProFS must have length 1 and be orthogonal; those of layer {layer} "
+                    "are not. Use right singular vectors."
                 )
         self.directions = {int(layer): directions[layer].float().contiguous() for layer in sorted(directions)}
         self.strength = float(strength)
@@ -90,8 +90,8 @@ class ProFS(Intervention):
         n_pairs = min(len(pairs.toxic), len(pairs.neutral))
         if not 1 <= k <= min(n_pairs, lm.d_model - 1):
             raise ToxlocError(
-                f"k={k} directions were asked for; {n_pairs} pairs and d_model={lm.d_model} give 1 to "
-                f"{min(n_pairs, lm.d_model - 1)}. Change k or give more contrast text."
+                f"k={k} is out of range; {n_pairs} pairs and d_model={lm.d_model} allow 1 to "
+                f"{min(n_pairs, lm.d_model - 1)} directions. Change k or give more contrast texts."
             )
         on_pairs = evidence
         if not pairs.paired:
@@ -119,15 +119,15 @@ class ProFS(Intervention):
 
     @property
     def in_weights(self) -> bool:
-        """Always: it edits W_out."""
+        """Always True: the method edits W_out."""
         return True
 
     def config(self) -> dict[str, Any]:
-        """Return layers and strength; the directions are in the tensors."""
+        """Return the layers and the strength; the directions are in the tensors."""
         return {"layers": list(self.directions), "strength": self.strength}
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if a layer is not in the model or the directions have another length."""
+        """Raise ToxlocError if a layer is not in the model or the directions have a length other than d_model."""
         from ..directions import check_width
 
         check_layers(lm, list(self.directions))
@@ -153,7 +153,7 @@ class ProFS(Intervention):
 def _differing(
     toxic: Float64[Tensor, "n_pairs d_model"], neutral: Float64[Tensor, "n_pairs d_model"], k: int
 ) -> tuple[Float[Tensor, "k d_model"], float]:
-    """V_1 to V_k as rows, and which share of D's squares lies along them."""
+    """Return V_1 to V_k as rows, and the share of the squared norm of D that lies along them."""
     import torch
 
     from ..directions import without
@@ -164,6 +164,6 @@ def _differing(
     if sizes[k - 1] <= 1e-5 * toxic.norm():
         raise ToxlocError(
             f"The toxic and the neutral texts differ in fewer than k={k} directions; give other contrast "
-            "text or a smaller k."
+            "texts or a smaller k."
         )
     return Vh[:k].float(), float(sizes[:k].square().sum() / sizes.square().sum())

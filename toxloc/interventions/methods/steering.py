@@ -1,4 +1,4 @@
-"""Activation steering: subtract the mean difference of toxic and neutral texts from one layer's residual stream."""
+"""Activation steering: subtract the mean difference of toxic and neutral texts from the residual stream."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 
 class SteeringSettings(StrengthSettings):
-    """Settings of steering; a strength of 1 takes the whole difference off."""
+    """Settings of steering; a strength of 1 subtracts the whole difference."""
 
     strength: float | None = option(
-        None, "sets the strength outright, 1 for the whole difference; the budget is then not used", allow_inf_nan=False
+        None, "fixed strength, 1 for the whole difference; if given, the budget is not used", allow_inf_nan=False
     )
     layer: int | None = option(
-        None, "block after which the direction is read and subtracted; default: the middle one", ge=0
+        None, "block after which the direction is computed and subtracted; default: the middle block", ge=0
     )
 
 
 class Steering(ResidualShift):
     """Subtract strength * v from the residual stream after one block, at every position.
 
-    v [d_model] = mean over toxic texts of x - mean over neutral texts of x, with x the residual stream after that
-    block, averaged over a text's real tokens but the first. A strength of 1 takes the whole difference off, a negative
-    one adds to it.
+    v [d_model] is the mean of x over toxic texts minus the mean of x over neutral texts, where x is the residual stream
+    after that block, averaged over a text's real tokens except the first. A strength of 1 subtracts the whole
+    difference; a negative strength adds to it.
 
-    Make one with `Steering.fit`; the constructor takes a ready direction.
+    `Steering.fit` computes the direction from texts; the constructor takes a given direction.
 
     Args:
-        direction: v.
-        layer: the block after which it is subtracted.
-        strength: what v is multiplied by.
+        direction: the vector v.
+        layer: block after which v is subtracted.
+        strength: factor of v.
 
     Raises:
         ToxlocError: a strength or a direction that is not finite.
 
     Source: Rimsky et al. 2024, arXiv:2312.06681 (CAA: means over many texts); Turner et al. 2023, arXiv:2308.10248
-    (ActAdd: one pair). Both add a vector to make a model say more of something; here it is taken off.
+    (ActAdd: one pair). Both add a vector to strengthen a property of the text; here the vector is subtracted.
 
     Example:
         >>> s = Steering(direction, layer=4, strength=1.5)      # doctest: +SKIP
@@ -88,7 +88,7 @@ class Steering(ResidualShift):
         return evidence.at_strength(scaled, settings, first=1.0)
 
     def config(self) -> dict[str, Any]:
-        """Return layer and strength; the direction is in the tensors."""
+        """Return the layer and the strength; the direction is in the tensors."""
         return {"layer": self.layer, "strength": self.strength}
 
     @classmethod

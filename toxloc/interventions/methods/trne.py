@@ -1,4 +1,4 @@
-"""TRNE: norm-bounded rank-one writes into W_out, in closed form, without gradient descent."""
+"""TRNE: norm-bounded rank-one changes of W_out, in closed form, without gradient descent."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ...texts.contrast import ContrastSet
     from ..evidence import Evidence
 
-RIDGES = (0.1, 0.3, 1.0, 3.0)  # what ridge="auto" chooses from
-HELD_OUT = 0.2  # of the contrast set, for that choice
+RIDGES = (0.1, 0.3, 1.0, 3.0)  # the candidates of ridge="auto"
+HELD_OUT = 0.2  # share of the contrast set on which ridge="auto" compares the candidates
 
 
 def _emphasis(value: Any) -> Any:
-    """Turn the keys of a mapping into sites."""
+    """Convert the keys of a mapping to sites."""
     if not isinstance(value, dict):
         return value
     if any(factor < 0 for factor in value.values()):
@@ -45,59 +45,60 @@ class TRNESettings(StrengthSettings):
 
     strength: float | None = option(
         None,
-        "sets the strength outright: the relative norm ε (frobenius), or s (kl); the budget is then not used",
+        "fixed strength: the relative norm ε (frobenius) or s (kl); if given, the budget is not used",
         gt=0,
         allow_inf_nan=False,
     )
     metric: Literal["kl", "frobenius"] = option(
         "kl",
-        "the cost that bounds the edit: kl, the change of the "
-        "predictions on neutral text, or frobenius, the paper's norm",
+        "cost that bounds the edit: the change of the predictions on neutral text (kl), or the norm of ΔW, as in the "
+        "paper (frobenius)",
     )
     norm: float | None = option(
         None,
-        "sets the relative norm ε outright: the squares of ||ΔW||_F / ||W||_F over sites "
-        "add up to ε²; the budget is then not used",
+        "fixed relative norm ε: the squares of ||ΔW||_F / ||W||_F over all edited sites sum to ε²; if given, the "
+        "budget is not used",
         gt=0,
         allow_inf_nan=False,
     )
-    sites: SitesChoice = option("mlp", "the maps that are edited: mlp for W_out, attention for W_O, or all")
+    sites: SitesChoice = option("mlp", "weights to edit: mlp (W_out), attention (W_O), or all")
     layers: Layers = option(
         None,
-        "which layers to edit, or how many: those of the largest gradient norm (frobenius; "
-        "default 1) or editability (kl; default all)",
+        "layers to edit, or how many; a number selects the layers with the largest gradient norm (frobenius; default: "
+        "1) or editability (kl; default: all)",
     )
     emphasis: Annotated[dict[Site, float], BeforeValidator(_emphasis)] = option(
-        {}, "factors on the strength of single layers; to second order, the same for all is best"
+        {}, "factors that multiply the strength of single layers; to second order, equal factors are optimal"
     )
     ridge: float | Literal["auto"] = option(
         1.0,
-        "multiple of the mean eigenvalue added to C and S (kl); auto holds a "
-        "fifth of the contrast set out and takes, of .1, .3, 1 and 3, the one "
-        "whose edit raises the contrast there most within the budget",
+        "ridge added to C and S (kl), as a multiple of their mean eigenvalue; auto holds out a fifth of the contrast "
+        "set and chooses the ridge .1, .3, 1 or 3 whose edit within the budget raises the held-out contrast most",
     )
     shrink: bool = option(
         False,
-        "take G from each half of the contrast set, and σ₁ and the direction from what the "
-        "halves agree on (kl), so that a layer whose gradient is mostly noise gets little",
+        "compute G on each half of the contrast set, and σ₁ and the direction from what the two halves agree on (kl), "
+        "so that a layer whose gradient is mostly noise is edited little",
     )
     fisher: Literal["empirical", "sampled"] = option(
-        "empirical", "gradients that S is made of (kl): of the texts' own tokens, or of tokens that the model draws"
+        "empirical",
+        "tokens whose gradients make up S (kl): the tokens of the texts (empirical) or tokens sampled from the model "
+        "(sampled)",
     )
     rounds: int = option(
         1,
-        "with 2 or more, half (a third, ...) of the budget is spent, G, C and S are computed again "
-        "on the edited model, and a further rank-one change is added",
+        "number of rounds; each spends an equal share of the budget, and from the second round on, G, C and S are "
+        "computed again on the edited model and a further rank-one change is added to each layer",
         ge=1,
     )
 
     @model_validator(mode="after")
-    def _go_together(self) -> TRNESettings:
+    def _check_compatible(self) -> TRNESettings:
         automatic = self.ridge == "auto"
         if not automatic and self.ridge <= 0:  # type: ignore[operator]
             raise ToxlocError(f'ridge must be positive, or "auto", not {self.ridge!r}.')
         if self.metric == "frobenius" and (automatic or self.shrink):
-            raise ToxlocError('ridge="auto" and shrink=True are for metric="kl"; the frobenius form has no curvature.')
+            raise ToxlocError('ridge="auto" and shrink=True need metric="kl"; metric="frobenius" uses no curvature.')
         given = [self.norm is not None, self.strength is not None, "budget" in self.model_fields_set]
         if sum(given) > 1:
             raise ToxlocError("Give one of budget=, norm= and strength=: each sets the strength.")
@@ -109,18 +110,18 @@ class TRNESettings(StrengthSettings):
 
     @property
     def outright(self) -> str | None:
-        """The setting that fixes the strength."""
+        """Name of the setting that fixes the strength; None if the budget sets it."""
         return "norm" if self.norm is not None else super().outright
 
     @property
     def shares_statistics(self) -> bool:
-        """Whether the fit can use the statistics that all methods share, instead of gathering its own."""
+        """Whether the fit can use statistics shared with other methods, instead of gathering them itself."""
         return self.ridge != "auto" and not self.shrink and self.fisher == "empirical"
 
 
 @dataclass(frozen=True)
 class RankOne:
-    """A change u vᵀ of one site's W; an integer means that layer's W_out."""
+    """A rank-one change u vᵀ of the weight of a site; an integer as `layer` means that layer's W_out."""
 
     layer: AnySite
     u: Float[Tensor, " d_in"]
@@ -137,20 +138,21 @@ class RankOne:
 
 
 class TRNE(Intervention):
-    """Add to W_out the rank-one matrix that raises NLL_T - NLL_N fastest for a bounded cost.
+    """Add to W_out the rank-one matrix that raises NLL_T - NLL_N most for a bounded cost.
 
-    With G the gradient of that contrast with respect to W_out, and per layer:
+    NLL_T and NLL_N are the mean negative log-likelihoods per token of the toxic and the neutral texts, and G is the
+    gradient of their difference, the contrast, with respect to W_out. For each layer:
 
-    * `metric="frobenius"`: cost ||ΔW||_F. ΔW = ε ||W_out||_F u₁ v₁ᵀ, (u₁, v₁) the leading singular pair of G; k
-      layers share the norm, ε / sqrt(k) each.
-    * `metric="kl"`: cost tr(S ΔWᵀ C ΔW), the second-order change of the model's predictions on neutral text. With
-      C̃, S̃ the ridged C and S and (σ₁, u₁, v₁) the leading singular triple of C̃^(-1/2) G S̃^(-1/2),
-      ΔW = s σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ, one strength s for all layers. σ₁ is the layer's editability: gain per
-      unit of cost, comparable across depth.
+    * `metric="frobenius"`: the cost is ||ΔW||_F, and ΔW = ε ||W_out||_F u₁ v₁ᵀ, where (u₁, v₁) is the leading singular
+      pair of G. If k layers are edited, the relative norm of each is ε / sqrt(k).
+    * `metric="kl"`: the cost is tr(S ΔWᵀ C ΔW), the second-order change of the model's predictions on neutral text,
+      and ΔW = s σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ, where C̃ and S̃ are C and S with the ridge added, (σ₁, u₁, v₁) is
+      the leading singular triple of C̃^(-1/2) G S̃^(-1/2), and the strength s is the same for all layers. σ₁ is the
+      editability of the layer: gain per unit of cost, comparable across depth.
 
-    W_O of an attention is edited in the same way, with the heads' outputs z for keys.
+    W_O of an attention is edited in the same way, with the outputs z of the heads as keys.
 
-    Make one with `TRNE.fit`; the constructor takes ready rank-one changes, of one layer also several.
+    `TRNE.fit` computes the changes from texts; the constructor takes given rank-one changes, also several per layer.
 
     Args:
         edits: the rank-one changes.
@@ -188,7 +190,7 @@ class TRNE(Intervention):
 
     @classmethod
     def needs(cls, settings: TRNESettings) -> frozenset[str]:
-        """Return the gradients and, for the kl metric, the curvature."""
+        """Return gradients and, for the kl metric, curvature; empty if the fit gathers its statistics itself."""
         if not settings.shares_statistics:
             return frozenset()
         return frozenset({"gradients", "curvature"} if settings.metric == "kl" else {"gradients"})
@@ -198,7 +200,7 @@ class TRNE(Intervention):
         lm = evidence.lm
         if evidence.is_given and (settings.ridge == "auto" or settings.shrink):
             raise ToxlocError(
-                'ridge="auto" and shrink=True divide the contrast set and gather their own statistics; '
+                'ridge="auto" and shrink=True split the contrast set and gather their own statistics; '
                 "leave statistics= out."
             )
         _check_layers(lm, settings)
@@ -208,30 +210,33 @@ class TRNE(Intervention):
         edit: TRNE | None = None
         for nth in range(settings.rounds):
             with edit.applied(lm) if edit else nullcontext():
-                unit = _unit_edits(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
-            edit = cls._strong(evidence, edit, unit, settings, (nth + 1) / settings.rounds)
+                unit_edits = _unit_edits(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
+            edit = cls._with_strength(evidence, edit, unit_edits, settings, (nth + 1) / settings.rounds)
         assert edit is not None
         edit.note_fit(lm, {}, neutral=evidence.neutral)
         return edit
 
     @classmethod
-    def _strong(
-        cls, evidence: Evidence, before: TRNE | None, unit: _Unit, settings: TRNESettings, share: float
+    def _with_strength(
+        cls, evidence: Evidence, before: TRNE | None, unit_edits: _UnitEdits, settings: TRNESettings, share: float
     ) -> TRNE:
-        """Add the unit changes to the earlier ones, as strongly as this share of the budget allows."""
+        """Add the unit edits, multiplied by a strength, to the edits of `before`.
+
+        The settings fix the strength; otherwise it is the largest within this share of the budget.
+        """
         lm, earlier = evidence.lm, before.edits if before else []
 
         def scaled(strength: float) -> TRNE:
-            edit = cls([*earlier, *(one.scaled(strength) for one in unit.edits)], _config(settings))
+            edit = cls([*earlier, *(change.scaled(strength) for change in unit_edits.edits)], _config(settings))
             norms = {_key(site): value for site, value in edit._relative_norms(lm).items()}
-            total = sum(value**2 for value in unit.editability.values())
-            editability = {_key(site): value for site, value in unit.editability.items()}
+            total = sum(value**2 for value in unit_edits.editability.values())
+            editability = {_key(site): value for site, value in unit_edits.editability.items()}
             edit.note_fit(
                 lm,
                 {
                     "layers": [int(key) if key.isdigit() else key for key in norms],
                     "strength": strength,
-                    "rounds": len(edit.edits) // len(unit.edits),
+                    "rounds": len(edit.edits) // len(unit_edits.edits),
                     "norm": math.hypot(*norms.values()),
                     "editability": editability,
                     "share_of_cost": {key: value**2 / total for key, value in editability.items()},
@@ -240,15 +245,15 @@ class TRNE(Intervention):
             )
             return edit
 
-        relative = math.hypot(*cls(unit.edits)._relative_norms(lm).values())
+        relative = math.hypot(*cls(unit_edits.edits)._relative_norms(lm).values())
         if settings.norm is not None:
             return scaled(settings.norm / relative)
         if settings.strength is not None:
             return scaled(settings.strength)
         limits, first = settings.budget.scaled(share), 0.02 / relative
-        if unit.editability:
+        if unit_edits.editability:
             spend = 2 * (limits.perplexity or limits.kl or 0.0)
-            first = math.sqrt(spend / sum(value**2 for value in unit.editability.values()))
+            first = math.sqrt(spend / sum(value**2 for value in unit_edits.editability.values()))
         return evidence.strongest(scaled, limits, first=first)
 
     @classmethod
@@ -261,13 +266,13 @@ class TRNE(Intervention):
             edit = cls._fit(on_fitted, TRNESettings.of(settings, ridge=ridge))
             with edit.applied(lm):
                 tried.append((_contrast(lm, held_out) - before, ridge, edit))
-        best = max(tried, key=lambda one: one[0])[2]
+        best = max(tried, key=lambda trial: trial[0])[2]
         best.note_fit(lm, {"ridges": {str(ridge): rise for rise, ridge, _ in tried}})
         return best
 
     @property
     def in_weights(self) -> bool:
-        """Always: it edits W."""
+        """Always True: the method edits W."""
         return True
 
     def config(self) -> dict[str, Any]:
@@ -275,7 +280,7 @@ class TRNE(Intervention):
         return dict(self.settings)
 
     def where(self) -> str:
-        """Say which layers it edits."""
+        """Describe in words which layers it edits."""
         parts = {
             part: sorted({edit.site.layer for edit in self.edits if edit.site.part == part})
             for part in ("mlp", "attention")
@@ -285,7 +290,7 @@ class TRNE(Intervention):
         return " and ".join(named)
 
     def check(self, lm: LoadedModel) -> None:
-        """Raise ToxlocError if a site is not in the model or a vector has another length."""
+        """Raise ToxlocError if a site is not in the model or a vector has the wrong length."""
         check_sites(lm, (edit.site for edit in self.edits))
         for edit in self.edits:
             view = lm.at(edit.site)
@@ -297,15 +302,15 @@ class TRNE(Intervention):
                 )
 
     def low_rank(self) -> BySite[tuple[Float[Tensor, "r d_in"], Float[Tensor, "r d_model"]]]:
-        """Return each site's vectors u and v, stacked: its ΔW is uᵀ v."""
+        """Return the stacked vectors u and v by site; the ΔW of a site is uᵀ v."""
         import torch
 
         sites = sorted({edit.site for edit in self.edits})
-        own = {site: [edit for edit in self.edits if edit.site == site] for site in sites}
+        by_site = {site: [edit for edit in self.edits if edit.site == site] for site in sites}
         return BySite(
             {
                 site: (torch.stack([edit.u for edit in edits]), torch.stack([edit.v for edit in edits]))
-                for site, edits in own.items()
+                for site, edits in by_site.items()
             }
         )
 
@@ -319,7 +324,7 @@ class TRNE(Intervention):
             overwrite(W, torch.addmm(W.float(), u.to(W.device).float().T, v.to(W.device).float()), stack)
 
     def _relative_norms(self, lm: LoadedModel) -> dict[Site, float]:
-        """||ΔW||_F / ||W||_F by site, ||uᵀ v||_F from the small Gram matrices."""
+        """Return ||ΔW||_F / ||W||_F by site, with ||uᵀ v||_F computed from the small Gram matrices."""
         return {
             site: float(((u @ u.T) * (v @ v.T)).sum().clamp_min(0).sqrt() / lm.W_out(site).float().norm())
             for site, (u, v) in self.low_rank().items()
@@ -330,12 +335,12 @@ class TRNE(Intervention):
 
         tensors: dict[str, Tensor] = {}
         for prefix, part in (("", "mlp"), ("attention.", "attention")):
-            own = [edit for edit in self.edits if edit.site.part == part]
-            if own:
+            edits = [edit for edit in self.edits if edit.site.part == part]
+            if edits:
                 tensors |= {
-                    f"{prefix}layer": torch.tensor([edit.site.layer for edit in own]),
-                    f"{prefix}u": torch.stack([edit.u for edit in own]),
-                    f"{prefix}v": torch.stack([edit.v for edit in own]),
+                    f"{prefix}layer": torch.tensor([edit.site.layer for edit in edits]),
+                    f"{prefix}u": torch.stack([edit.u for edit in edits]),
+                    f"{prefix}v": torch.stack([edit.v for edit in edits]),
                 }
         return tensors
 
@@ -350,15 +355,15 @@ class TRNE(Intervention):
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Changes to be multiplied by one strength, and the sites' editability (empty for frobenius)."""
+class _UnitEdits:
+    """Changes at strength 1, and the editability of their sites (empty for frobenius)."""
 
     edits: list[RankOne]
     editability: dict[Site, float]
 
 
 def _config(settings: TRNESettings) -> dict[str, Any]:
-    """The settings that a saved edit carries."""
+    """Return the settings that are saved with an edit."""
     curved = settings.metric == "kl"
     return {
         "metric": settings.metric,
@@ -371,44 +376,44 @@ def _config(settings: TRNESettings) -> dict[str, Any]:
 
 
 def _key(site: Site) -> str:
-    """Name a site in a record: an MLP by its layer alone."""
+    """Return the name of a site in a record; the name of an MLP is its layer number."""
     return str(site.layer) if site.part == "mlp" else str(site)
 
 
-def _pool(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
-    """The sites that may be edited."""
+def _editable_sites(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
+    """Return the sites that may be edited."""
     if isinstance(settings.layers, tuple):
         return list(settings.layers)
     return lm.sites(*parts_of_choice(settings.sites))
 
 
-def _unit_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
-    unit = (_kl_edits if settings.metric == "kl" else _frobenius_edits)(evidence, settings)
+def _unit_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
+    unscaled = (_kl_edits if settings.metric == "kl" else _frobenius_edits)(evidence, settings)
     emphasis = settings.emphasis
-    return _Unit(
-        [edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unit.edits],
-        {site: emphasis.get(site, 1.0) * sigma for site, sigma in unit.editability.items()},
+    return _UnitEdits(
+        [edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unscaled.edits],
+        {site: emphasis.get(site, 1.0) * sigma for site, sigma in unscaled.editability.items()},
     )
 
 
-def _frobenius_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
-    """Per site ||W||_F / sqrt(k) u₁ v₁ᵀ, to be multiplied by ε."""
+def _frobenius_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
+    """Return ||W||_F / sqrt(k) u₁ v₁ᵀ per site, to be multiplied by ε."""
     from ...localization.linalg import steepest
 
-    lm, sites = evidence.lm, _pool(evidence.lm, settings)
-    # An explicit list of layers is a part of the MLPs that other methods look at, so their statistics will do.
-    s = evidence.statistics(frozenset({"gradients"}), _gathered(lm, settings))
+    lm, sites = evidence.lm, _editable_sites(evidence.lm, settings)
+    # An explicit list of layers is a subset of the sites that other methods use, so shared statistics suffice.
+    s = evidence.statistics(frozenset({"gradients"}), _sites_to_gather(lm, settings))
     chosen = _choose({site: float(s.G(site).norm()) for site in sites}, settings.layers, 1)
     edits = []
     for site in chosen:
         _, u, v = steepest(s.G(site))
         share = lm.W_out(site).float().norm() / math.sqrt(len(chosen))
         edits.append(RankOne(site, (share * u).float(), v.float()))
-    return _Unit(edits, {})
+    return _UnitEdits(edits, {})
 
 
-def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
-    """Per site σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ, to be multiplied by s, and the sites' editability σ₁."""
+def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
+    """Return σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ per site, to be multiplied by s, and the editability σ₁ per site."""
     from ...localization.linalg import steepest_at_cost, steepest_beyond_noise
 
     lm, pairs, ridge = evidence.lm, evidence.pairs, settings.ridge
@@ -416,12 +421,12 @@ def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
     halves = None
     if settings.shrink:
         halves = [
-            evidence.on(half).statistics(frozenset({"gradients"}), _gathered(lm, settings))
+            evidence.on(half).statistics(frozenset({"gradients"}), _sites_to_gather(lm, settings))
             for half in pairs.split(0.5, settings.seed)
         ]
     edits: dict[Site, RankOne] = {}
     editability: dict[Site, float] = {}
-    for group, s in _curved(evidence, settings):
+    for group, s in _with_curvature(evidence, settings):
         for site in group:
             if halves is None:
                 sigma, u, v = steepest_at_cost(s.G(site), s.C[site], s.S[site], ridge)
@@ -430,21 +435,21 @@ def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _Unit:
                 sigma, u, v = steepest_beyond_noise(gradients, s.C[site], s.S[site], ridge)
             edits[site], editability[site] = RankOne(site, (sigma * u).float(), v.float()), sigma
     chosen = _choose(editability, settings.layers, len(editability))
-    return _Unit([edits[site] for site in chosen], {site: editability[site] for site in chosen})
+    return _UnitEdits([edits[site] for site in chosen], {site: editability[site] for site in chosen})
 
 
-def _gathered(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
-    """The sites whose statistics are gathered: whole parts, so that other methods can use them too."""
-    parts = dict.fromkeys(site.part for site in _pool(lm, settings))
+def _sites_to_gather(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
+    """Return all sites of the edited parts; their statistics are gathered, so that other methods can share them."""
+    parts = dict.fromkeys(site.part for site in _editable_sites(lm, settings))
     return lm.sites(*parts)
 
 
-def _curved(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[Site], ContrastStatistics]]:
-    """Statistics with the curvature of groups of sites that fit the memory together; one group where all fit."""
+def _with_curvature(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[Site], ContrastStatistics]]:
+    """Return groups of sites whose C fit in memory, with their statistics; a single group if all sites fit."""
     from ...localization.statistics import collect_contrast
 
-    lm, sites = evidence.lm, _pool(evidence.lm, settings)
-    gathered = _gathered(lm, settings)
+    lm, sites = evidence.lm, _editable_sites(evidence.lm, settings)
+    gathered = _sites_to_gather(lm, settings)
     if evidence.is_given or (settings.shares_statistics and evidence.fits(gathered)):
         s = evidence.statistics(frozenset({"gradients", "curvature"}), gathered)
         if not s.C:
@@ -472,10 +477,10 @@ def _curved(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[S
 def _in_turn(
     lm: LoadedModel, sites: list[Site], memory: int, collected: Callable[[list[Site]], ContrastStatistics]
 ) -> Iterator[tuple[list[Site], ContrastStatistics]]:
-    """Yield groups of sites whose C fit the memory, at least one site each, with a pass over the texts for each."""
+    """Yield groups of sites, at least one each, whose C fit in `memory`, with their statistics from one pass each."""
     group: list[Site] = []
     for site in sites:
-        if group and 4 * sum(lm.at(one).d_in ** 2 for one in [*group, site]) > memory:
+        if group and 4 * sum(lm.at(member).d_in ** 2 for member in [*group, site]) > memory:
             yield group, collected(group)
             group = []
         group.append(site)
@@ -483,14 +488,14 @@ def _in_turn(
 
 
 def _contrast(lm: LoadedModel, pairs: ContrastSet) -> float:
-    """NLL_T - NLL_N, each the mean per token."""
+    """Return NLL_T - NLL_N, each the mean per token."""
     from ...evaluation.cost.perplexity import mean_nll
 
     return mean_nll(lm, pairs.toxic, 128) - mean_nll(lm, pairs.neutral, 128)
 
 
 def _choose(values: dict[Site, float], layers: int | Sequence[Site] | None, default: int) -> list[Site]:
-    """Return all sites given by name, or as many as asked for with the largest value, in order of depth."""
+    """Return all sites if `layers` lists them, else that number of sites with the largest values, sorted by depth."""
     if isinstance(layers, tuple):
         return sorted(values)
     count = default if layers is None else layers
@@ -502,4 +507,6 @@ def _check_layers(lm: LoadedModel, settings: TRNESettings) -> None:
     if isinstance(layers, tuple):
         check_sites(lm, layers)
     elif layers is not None and not 1 <= layers <= available:
-        raise ToxlocError(f"Asked for {layers} layers; {lm.name} has {available}.")
+        raise ToxlocError(
+            f"layers={layers} is out of range; {lm.name} has {available} sites to edit, so give 1 to {available}."
+        )

@@ -1,4 +1,4 @@
-"""Toxic value vectors: subtract a direction that reads as toxic, or that MLPs write, near the end of the model."""
+"""Toxic value vectors: subtract a toxicity probe, or a direction of W_out close to it, near the end of the model."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ if TYPE_CHECKING:
     from ...models.loaded import LoadedModel
     from ..evidence import Evidence
 
-STACKED = 512  # rows whose first singular vector is taken
+STACKED = 512  # number of rows of W_out whose first singular vector is taken
 
 
 class ValueVectorSettings(StrengthSettings):
     """Settings of value vectors.
 
-    The paper's strengths (its alpha), for GPT-2 medium, are 50 (probe), 20 (row) and 100 (svd). Other models need not
-    bear these, since the size of their residual stream differs.
+    The paper's strengths (its alpha) for GPT-2 medium are 50 (probe), 20 (row) and 100 (svd). They can be too large for
+    other models, since the norm of the residual stream differs between models.
     """
 
     strength: float | None = option(
-        None, "sets the strength outright (the paper's alpha); the budget is then not used", allow_inf_nan=False
+        None, "fixed strength (the paper's alpha); if given, the budget is not used", allow_inf_nan=False
     )
     source: Literal["probe", "row", "svd"] = option(
         "probe",
-        "the direction: a probe, the row of W_out closest to it, or the first singular vector of the closest rows",
+        "direction to subtract: a linear probe for toxicity (probe), the row of W_out closest to the probe (row), or "
+        "the first singular vector of the rows closest to the probe (svd)",
     )
 
 
 class ValueVector(ResidualShift):
-    """Subtract strength * v, v of length 1 and pointing to toxic, from the residual stream after one block.
+    """Subtract strength * v from the residual stream after one block; v has length 1 and points to toxic text.
 
-    `ValueVector.fit` takes the block before the last and one of three directions:
+    `ValueVector.fit` uses the block before the last and one of three directions:
 
-    * "probe": the weights of a logistic regression that tells toxic from neutral texts by the residual stream after
-      that same block, averaged over a text's real tokens but the first. It is read where it acts, since what separates
-      the texts after another block need not do so there.
-    * "row": the row of W_out, over all layers, with the largest cosine similarity to the probe: what the neuron writes
-      that writes most nearly what the probe reads.
-    * "svd": of the 512 rows with the largest such similarity (all, if there are fewer) as columns [d_model, 512], the
-      first left singular vector; of its two signs the one that agrees with the probe.
+    * "probe": the weights of a logistic regression that separates toxic from neutral texts by the residual stream after
+      that block, averaged over a text's real tokens except the first. The probe is fitted after the block where it is
+      subtracted, since a direction that separates the texts after another block need not separate them there.
+    * "row": the row of W_out, over all layers, with the largest cosine similarity to the probe: the output direction of
+      the neuron that is closest to the probe.
+    * "svd": the first left singular vector of the matrix [d_model, 512] whose columns are the 512 rows with the largest
+      cosine similarity to the probe (all rows if there are fewer), with the sign that agrees with the probe.
 
-    Where a norm follows the MLP (gemma2, gemma3, olmo2) a row is multiplied by that norm's gain first, since only then
-    does it lie in the residual stream.
+    Where a norm follows the MLP (gemma2, gemma3, olmo2), each row is first multiplied by the gain of that norm, since
+    only the product is added to the residual stream.
 
     Args:
-        direction: v; of length 1.
-        layer: the block after which it is subtracted.
-        strength: how much of it is subtracted, the paper's alpha.
-        source: where it comes from, for files and reports.
+        direction: the vector v; of length 1.
+        layer: block after which v is subtracted.
+        strength: factor of v; the paper's alpha.
+        source: origin of the direction, for files and reports.
 
     Raises:
-        ToxlocError: a direction not of length 1, a strength that is not finite.
+        ToxlocError: a direction not of length 1, or a strength that is not finite.
 
     Source: Lee et al. 2024, arXiv:2401.01967.
 
@@ -78,9 +79,7 @@ class ValueVector(ResidualShift):
 
         check_unit(direction)
         if not math.isfinite(strength):
-            raise ToxlocError(
-                f"The strength is how much of the direction is subtracted and must be finite, not {strength}."
-            )
+            raise ToxlocError(f"The strength, the factor of the subtracted direction, must be finite, not {strength}.")
         super().__init__(direction, layer, strength)
         self.source = source
 
@@ -95,7 +94,7 @@ class ValueVector(ResidualShift):
 
         lm, source = evidence.lm, settings.source
         if lm.n_layers < 2:
-            raise ToxlocError(f"{lm.name} has a single block, so there is none before the last; use Steering.")
+            raise ToxlocError(f"{lm.name} has a single block, so there is no block before the last; use Steering.")
         layer = lm.n_layers - 2
         ((toxic, neutral),) = evidence.residual_sides([layer])
         gap = mean_difference(toxic, neutral).norm()
@@ -125,12 +124,12 @@ class ValueVector(ResidualShift):
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> ValueVector:
-        strength = config["strength"] if "strength" in config else config["alpha"]  # so called in version 0.1
+        strength = config["strength"] if "strength" in config else config["alpha"]  # version 0.1 wrote alpha
         return cls(tensors["direction"], config["layer"], strength, source=config["source"])
 
 
 def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
-    """What rows of W_out add to the residual stream, up to their common size: times the gain of a norm that follows."""
+    """Return what rows of W_out add to the residual stream, up to scale: the rows times the gain of a norm after it."""
     view = lm.at(layer)
     if view.norm is None:
         return rows.detach().float()
@@ -140,7 +139,7 @@ def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) 
 def _closest_rows(
     lm: LoadedModel, v: Float64[Tensor, " d_model"], count: int
 ) -> tuple[list[tuple[int, int]], list[float]]:
-    """(layer, neuron) of the rows with the largest cosine similarity to v, at most `count`, best first; and theirs."""
+    """Return (layer, neuron) of the at most `count` rows with the largest cosine similarity to v, and those values."""
     import torch
 
     count = min(count, lm.n_layers * lm.d_mlp)

@@ -1,4 +1,4 @@
-"""Jinja templates of the report, the sweep's page and the model card, and the one environment that renders them."""
+"""Jinja templates of the report, the page of a sweep and the model card, and the function that renders them."""
 
 from typing import Any
 
@@ -18,13 +18,18 @@ FILTERS = {
 
 
 def render(template: str, *, html: bool, **values: Any) -> str:
-    """Render a template; a name that was not given is an error, not an empty text.
+    """Render a template.
+
+    Templates can use the filters share, signed, signed1, signed2, short and many for numbers, and source for the last
+    part of a path.
 
     Args:
         template: file name in this folder.
-        html: escape values for HTML.
-        values: names that the template uses. Filters for numbers: share, signed, signed1, signed2, short,
-            many; source for the last part of a path.
+        html: whether to escape values for HTML.
+        values: variables of the template.
+
+    Raises:
+        UndefinedError: the template uses a variable that was not given.
     """
     environment = Environment(
         loader=PackageLoader("toxloc.support", "templates"),
