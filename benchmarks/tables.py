@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import causal, coverage, evaluators, generation, grid, methods, planted, speed, trne
+from benchmarks import causal, coverage, default_run, evaluators, generation, grid, methods, planted, speed, trne
 from toxloc import ToxlocError
 from toxloc.support.files import read_json, replacing
 
@@ -58,6 +58,8 @@ def effects(page: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "headline": lambda: default_run.headline_markdown(saved("run-tiny"), saved("methods-smollm2")),
+    "run": lambda: default_run.markdown(saved("run-tiny")),
     "coverage": lambda: coverage.markdown(saved("coverage")),
     "planted": lambda: planted.markdown(saved("planted")),
     "controls": lambda: planted.controls_markdown(saved("planted")),

@@ -2,7 +2,10 @@
 
 import os
 import re
+import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 # Set before `datasets` is imported: tests must not read or write the user's cache.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
@@ -154,3 +157,22 @@ def small_run(tmp_path_factory):
         if not out.exists():
             toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60, knockouts=6)
     return toxloc.RunResult.load(out)
+
+
+@pytest.fixture(scope="session")
+def few_texts(tmp_path_factory):
+    """An environment in which the built-in texts are a quarter of the real ones, so that lessons are quick."""
+    root = tmp_path_factory.mktemp("few-texts")
+    package = Path(toxloc.__file__).parent
+    texts, models = package / "support" / "assets" / "prompts", package / "support" / "assets" / "models"
+
+    def left_out(folder, names):
+        return [name for name in names if name == "__pycache__" or Path(folder, name) == models]
+
+    shutil.copytree(package, root / "toxloc", ignore=left_out)
+    (root / models.relative_to(package.parent)).symlink_to(models)
+    for path in texts.glob("*.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        (root / path.relative_to(package.parent)).write_text("".join(lines[::4]), encoding="utf-8")
+    binaries = Path(sys.executable).parent
+    return os.environ | {"PYTHONPATH": str(root), "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}

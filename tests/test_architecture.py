@@ -28,10 +28,12 @@ SECOND_ADDRESS = ("toxloc.texts.contrast", "toxloc")  # `ContrastSet.from_model`
 NOT_MIRRORED = {
     "benchmarks",
     "test_architecture",
+    "test_damage",
     "test_docs",
     "test_entry",
     "test_examples",
     "test_imports",
+    "test_interrupts",
     "test_language",
     "test_notebooks",
     "test_packaging",

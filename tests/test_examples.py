@@ -16,12 +16,13 @@ WRITTEN = {
 
 @pytest.mark.lesson
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_example_runs(path, tmp_path):
+def test_the_example_runs(path, tmp_path, few_texts):
     if path.stem == "heatmaps":
         pytest.importorskip("kaleido", reason="needs the png extra")
     done = subprocess.run(
         [sys.executable, str(path), *ARGUMENTS.get(path.stem, [])],
         cwd=tmp_path,
+        env=few_texts,
         capture_output=True,
         text=True,
         timeout=240,

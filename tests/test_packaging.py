@@ -26,12 +26,14 @@ toxloc.load_model(3)
 @pytest.mark.slow
 def test_a_project_that_uses_toxloc_sees_its_types(tmp_path):
     (tmp_path / "project.py").write_text(PROJECT)
+    # The libraries below toxloc are not followed: that takes most of the time, and their types are not in question.
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\n"
+        "[mypy-torch.*,transformers.*,transformer_lens.*,numpy.*,pandas.*,plotly.*,pydantic.*,jaxtyping.*,scipy.*]\n"
+        "follow_imports = skip\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "project.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "mypy", "project.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     revealed = re.findall(r'Revealed type is "([^"]+)"', done.stdout)
     assert [name.replace("builtins.", "") for name in revealed] == [

@@ -42,7 +42,7 @@ def test_evaluations_of_a_model_and_an_edit_are_compared(suppressed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "items"]  # no journal is left
     figures = toxloc.load_evaluation(tmp_path / "after").figures
     assert (figures["method"], figures["decoding"]["samples"]) == ("trne", 2)
-    assert figures["over_suppression"]["n_prompts"]["identity"] == 30
+    assert figures["over_suppression"]["n_prompts"]["identity"] == 4  # 12 prompts
     result = invoke("compare", tmp_path / "before", tmp_path / "after")
     assert result.exit_code == 0, result.output
     assert "perplexity of completions" in result.output

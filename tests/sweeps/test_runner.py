@@ -187,7 +187,7 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_cells(folder, content, tmp
     (there / "gpt2" / "model.safetensors").write_bytes(b"not weights")
     summary = sweep(Plan(grid_of(content | {"methods": content["methods"][1:]}), there), tmp_path / "out")
     assert {cell.model for cell, _ in summary.failures} == {"gpt2"}
-    assert all("cannot be loaded" in error for _, error in summary.failures)
+    assert all("model.safetensors is damaged" in error for _, error in summary.failures)
     assert {cell.model for cell, _ in summary.results} == {"llama"}
 
 
@@ -199,13 +199,14 @@ class FakeWorkers:
 
     def __init__(self, n_settled, exit_code, jobs=1):
         self.n_settled, self.exit_code, self.jobs = n_settled, exit_code, jobs
-        self.cells, self.environments = [], []
+        self.cells, self.environments, self.threads = [], [], []
 
     def __call__(self, command, *, env, **_):
         task = json.loads(Path(command[-1]).read_text())
         cells = [Cell(**cell) for cell in task["cells"]]
         self.cells.append([cell.id for cell in cells])
         self.environments.append(env)
+        self.threads.append(task["threads"])
         for cell in cells[: self.n_settled]:
             Store(task["folder"]).fail(cell, "a failure of the fake worker")
         return SimpleNamespace(
@@ -261,3 +262,22 @@ def test_the_peak_memory_is_measured_for_each_cell(whole, plan):
     """Peaks of the second model do not include the peak of the first, because each group has a separate process."""
     peaks = [Store(whole[1]).result(cell)["peak_memory"]["resident_mb"] for cell in plan.cells]
     assert np.ptp(peaks) < 0.5 * max(peaks)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "jobs", "threads"), [("3", 1, 3), (None, 1, 8), ("", 2, 4), ("0", 2, 4), ("x", 2, 4)]
+)
+def test_workers_use_the_threads_of_the_environment_or_share_the_processors(
+    folder, content, tmp_path, monkeypatch, chosen, jobs, threads
+):
+    del content["resources"]
+    workers = FakeWorkers(n_settled=12, exit_code=0, jobs=1)
+    monkeypatch.setattr(subprocess, "Popen", workers)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    if chosen is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    sweep(Plan(grid_of(content), folder), tmp_path / "out", jobs=jobs)
+    assert set(workers.threads) == {threads}

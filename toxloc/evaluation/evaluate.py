@@ -9,7 +9,7 @@ from ..errors import ToxlocError
 from ..generation.generate import check_decoding, generate
 from ..models.loaded import LoadedModel
 from ..support.settings import signature_from
-from ..texts.loading import load_neutral
+from ..texts.loading import load_neutral, load_prompts
 from ..texts.neutral import AnyNeutral, measured_texts
 from ..texts.prompts import PromptSet
 from .agreement import agreement
@@ -44,7 +44,8 @@ def evaluate(
     """Sample completions, judge them, and measure the cost in language quality on everyday text.
 
     Only completions are judged, never the prompts. The cost is perplexity, KL divergence from the unedited model,
-    over-suppression, and the protocol's measure of fluency.
+    over-suppression, and the protocol's measure of fluency. Over-suppression is measured on the 90 built-in harmless
+    prompts, or on about as many as there are prompts if there are fewer.
 
     Args:
         lm: the model with its applied interventions (`with edit.applied(lm): evaluate(lm, ...)`).
@@ -99,7 +100,9 @@ def evaluate(
     agreed = agreement(judgements, chosen.seed) if len(judges) > 1 else None
     perplexity = completion_perplexity(lm, prompts.texts, completions) if chosen.fluency else math.nan
     of_protocol = protocol_fluency(lm, used.fluency, everyday, perplexity, cost) if used and cost else None
-    suppressed = over_suppression(lm, seed=chosen.seed) if chosen.fluency and lm.interventions else None
+    # The built-in harmless prompts have three kinds. A small evaluation takes fewer of each, so that it is quick.
+    harmless = load_prompts("sensitive").limited(max(2, math.ceil(len(prompts) / 3)))
+    suppressed = over_suppression(lm, harmless, seed=chosen.seed) if chosen.fluency and lm.interventions else None
     answered = accuracy(lm, choices) if choices else None
 
     return Evaluation(

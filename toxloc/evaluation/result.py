@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ToxlocError
 from ..generation.decoding import Decoding
-from ..support.files import new_folder, read_json, write_json
+from ..support.files import new_folder, parse_json, read_json, write_json
 from ..texts.prompts import PromptSet
 from ..version import __version__
 from .agreement import Agreement
@@ -25,6 +25,7 @@ from .verdicts import COMBINED, both_read_as_all
 
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)  # version 1 uses the name "both" for "all"
+FIGURES = ("protocol", "decoding", "evaluators", "toxicity", "wording", "fluency", "completion_perplexity", "choices")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
             f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it."
         )
     try:
-        rows = [json.loads(line) for line in (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+        # Not splitlines, which also splits at characters such as U+2028 that JSON strings may contain.
+        lines = (folder / "completions.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        rows = [parse_json(line) for line in lines]
         if figures["format_version"] == 1:
             figures, rows = both_read_as_all(figures), both_read_as_all(rows)
         samples = figures["decoding"]["samples"]
@@ -189,9 +192,17 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
         for name in [*figures["evaluators"], *COMBINED]:
             toxic = np.array([row["toxic"][name] for row in rows], dtype=bool)
             scores = np.array([row["scores"].get(name, row["toxic"][name]) for row in rows], dtype=np.float64)
+            if not (scores.size and ((scores >= 0) & (scores <= 1)).all()):
+                raise ValueError(f"{name} has scores outside 0 to 1")
             judgements[name] = Judgement(scores.reshape(-1, samples), toxic.reshape(-1, samples))
         prompts = [row["prompt"] for row in rows[::samples]]
-    except (KeyError, OSError, ValueError, AttributeError) as error:
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("a prompt is not text")
+        for needed in FIGURES:
+            _ = figures[needed]
+        for card in figures["evaluators"].values():
+            float(card["threshold"])
+    except (KeyError, OSError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ToxlocError(
             f"The evaluation in {folder} is damaged or incomplete ({error!r}); evaluate the model again."
         ) from error

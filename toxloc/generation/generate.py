@@ -166,9 +166,10 @@ def _settings(lm: LoadedModel, prompts: Sequence[str], decoding: Decoding, seed:
     return {
         "toxloc": __version__,
         "model": lm.name,
-        "weights": lm.fingerprint,
+        "weights": lm.current_fingerprint(),
         "interventions": edits,
         "prompts": texts,
+        "n_prompts": len(prompts),
         **decoding.to_dict(),
         "seed": seed,
     }

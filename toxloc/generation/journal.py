@@ -1,6 +1,7 @@
 """A file of completions, written while they are sampled, so that a killed run can continue."""
 
 import json
+import math
 from collections.abc import Iterable
 from os import SEEK_END, PathLike
 from pathlib import Path
@@ -17,7 +18,7 @@ class Journal:
 
     Args:
         path: file to create or to continue.
-        settings: values on which the completions depend, as JSON values.
+        settings: values on which the completions depend, as JSON values. "n_prompts" and "samples" bound the indices.
 
     Attributes:
         known: the completions that the file held when it was opened, by (prompt, sample) index.
@@ -49,10 +50,23 @@ class Journal:
             return {}
         try:
             head, *completions = map(json.loads, lines)
-            known = {(int(prompt), int(sample)): str(text) for prompt, sample, text in completions}
+            known = {(prompt, sample): text for prompt, sample, text in completions}
             different = [name for name in {**head, **settings} if head.get(name) != settings.get(name)]
-        except (ValueError, TypeError, AttributeError):
+            damaged = [
+                key
+                for key, text in known.items()
+                if not (all(type(index) is int and index >= 0 for index in key) and isinstance(text, str))
+            ]
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ToxlocError(f"{self.path} is not a file of completions from toxloc; give another file.") from None
+        counts = settings.get("n_prompts", math.inf), settings.get("samples", math.inf)
+        if not damaged and not different:
+            damaged = [key for key in known if key[0] >= counts[0] or key[1] >= counts[1]]
+        if damaged:
+            raise ToxlocError(
+                f"{self.path} is damaged: it holds a completion for (prompt, sample) = {damaged[0]!r:.40}, which does "
+                "not exist. Remove the file to start anew."
+            )
         if different:
             name = different[0]
             raise ToxlocError(

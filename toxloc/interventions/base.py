@@ -10,13 +10,14 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import ToxlocError
 from ..support.files import new_folder, write_json
 from ..support.settings import with_fields
+from ..support.signals import Atomic, atomic, deliver
 from .settings import MethodSettings
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class Intervention(ABC):
         self.fitted_on: dict[str, str] = {}
         self.record: dict[str, Any] = {}
         self._undo: dict[int, tuple[LoadedModel, ExitStack]] = {}  # by id(model); keeps the model while applied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy or a pickle, which is applied to no model."""
+        return self.__dict__ | {"_undo": {}}
 
     @classmethod
     def fit(
@@ -188,8 +193,11 @@ class Intervention(ABC):
         units = [f"{known['n_units']} units"] if known.get("n_units") else []
         return " and ".join([*units, *([layers_in_words(layers)] if layers else [])]) or "all layers"
 
+    @atomic
     def apply(self, lm: AnyModel) -> None:
         """Apply the intervention to a model; `revert` undoes it.
+
+        Ctrl-C waits until the intervention is applied; then it is reverted, and KeyboardInterrupt is raised.
 
         Raises:
             ToxlocError: it is already applied to this model, or it does not fit the model's shape.
@@ -197,16 +205,21 @@ class Intervention(ABC):
         from ..models.loaded import LoadedModel
 
         lm = LoadedModel.of(lm)
-        if any(intervention is self for intervention in lm.interventions):
-            raise ToxlocError(f"{self!r} is applied to {lm.name} already; revert it first.")
-        self.check(lm)
-        with ExitStack() as stack:
-            self._install(lm, stack)
-            self._undo[id(lm)] = lm, stack.pop_all()
-        lm.interventions.append(self)
+        with lm.lock:
+            if any(intervention is self for intervention in lm.interventions):
+                raise ToxlocError(f"{self!r} is applied to {lm.name} already; revert it first.")
+            self.check(lm)
+            with ExitStack() as stack:
+                self._install(lm, stack)
+                deliver()  # if this raises KeyboardInterrupt, the stack undoes the installation
+                self._undo[id(lm)] = lm, stack.pop_all()
+            lm.interventions.append(self)
 
+    @atomic
     def revert(self, lm: AnyModel) -> None:
         """Undo the intervention: restore the weights bit for bit and remove the hooks.
+
+        Ctrl-C waits until the intervention is reverted; then KeyboardInterrupt is raised.
 
         Raises:
             ToxlocError: it is not applied to this model, or another intervention was applied after it.
@@ -214,26 +227,22 @@ class Intervention(ABC):
         from ..models.loaded import LoadedModel
 
         lm = LoadedModel.of(lm)
-        if not any(intervention is self for intervention in lm.interventions):
-            raise ToxlocError(f"{self!r} is not applied to {lm.name}; there is nothing to revert.")
-        if lm.interventions[-1] is not self:
-            raise ToxlocError(f"{lm.interventions[-1]!r} was applied to {lm.name} after {self!r}; revert it first.")
-        lm.interventions.pop()
-        self._undo.pop(id(lm))[1].close()
+        with lm.lock:
+            if not any(intervention is self for intervention in lm.interventions):
+                raise ToxlocError(f"{self!r} is not applied to {lm.name}; there is nothing to revert.")
+            if lm.interventions[-1] is not self:
+                raise ToxlocError(f"{lm.interventions[-1]!r} was applied to {lm.name} after {self!r}; revert it first.")
+            lm.interventions.pop()
+            self._undo.pop(id(lm))[1].close()
 
-    @contextmanager
-    def applied(self, lm: AnyModel) -> Iterator[Intervention]:
+    def applied(self, lm: AnyModel) -> AbstractContextManager[Intervention]:
         """Apply the intervention inside a `with` block; it is reverted at the end, also after an exception.
 
         Example:
             >>> with intervention.applied(lm):      # doctest: +SKIP
             ...     generate(lm, prompts)
         """
-        self.apply(lm)
-        try:
-            yield self
-        finally:
-            self.revert(lm)
+        return _Applied(self, lm)
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, the settings, the record of the fit, and the model that it was fitted on."""
@@ -284,6 +293,20 @@ class Intervention(ABC):
         """Copy `fitted_on` and `record` from another form of the same intervention, and return self."""
         self.fitted_on, self.record = other.fitted_on, other.record
         return self
+
+
+class _Applied(Atomic):
+    """The context manager of `Intervention.applied`."""
+
+    def __init__(self, intervention: Intervention, lm: AnyModel):
+        self._intervention, self._lm = intervention, lm
+
+    def enter(self) -> Intervention:
+        self._intervention.apply(self._lm)
+        return self._intervention
+
+    def exit(self) -> None:
+        self._intervention.revert(self._lm)
 
 
 def _fit_with(settings_class: type[MethodSettings]) -> Any:

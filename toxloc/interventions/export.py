@@ -115,7 +115,7 @@ def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
     An intervention that was constructed without a fit is accepted for every model.
     """
     for part in [intervention, *intervention.leaves()]:
-        if part.fitted_on and part.fitted_on["fingerprint"] != lm.fingerprint:
+        if part.fitted_on and not lm.has_fingerprint(part.fitted_on["fingerprint"]):
             raise ToxlocError(
                 f"{part!r} was fitted on {part.fitted_on['name']} (fingerprint {part.fitted_on['fingerprint']}), and "
                 f"this is {lm.name} ({lm.fingerprint}); give that model, in the --dtype it was fitted in, or allow any "

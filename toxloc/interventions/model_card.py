@@ -23,7 +23,7 @@ def effect_in_run(intervention: Intervention, folder: str | PathLike[str], lm: L
     if not path.is_file():
         return None
     results = read_json(path, "finished run")
-    if results["about_model"]["fingerprint"] != lm.fingerprint:
+    if not lm.has_fingerprint(results["about_model"]["fingerprint"]):
         return None
     before, *runs = results["runs"]
     description = intervention.describe()

@@ -48,6 +48,8 @@ class UnitScaling(Intervention):
     ):
         super().__init__()
         check_mode(mode)
+        if factors.ndim != 2:
+            raise ToxlocError(f"factors has the shape {tuple(factors.shape)}; give a row of factors for each layer.")
         if bad := int((~factors.isfinite()).sum()):
             raise ToxlocError(
                 f"{bad} of {factors.numel()} factors are infinite or NaN; every unit needs a finite factor."

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ..errors import ToxlocError
 from ..models.sites import UNITS, BySite, Site, Unit
-from ..support.files import new_folder, read_json, write_json
+from ..support.files import new_folder, read_json, read_tensors, write_json
 from .scores import SCORES, Score
 from .uncertainty import Uncertainty
 
@@ -248,16 +247,17 @@ class Localization:
         about = read_json(Path(folder) / "localization.json", "localization")
         if about.pop("format_version", None) not in READABLE:
             raise ToxlocError(f"{folder} was saved in another format version; load it with the toxloc that saved it.")
+        tensors = read_tensors(Path(folder) / "scores.safetensors", "localization")
         try:
             names = about.pop("scores")
-            arrays = load_file(Path(folder) / "scores.safetensors")
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             n_layers = len(arrays[f"layers.{names[0]}"]) if f"layers.{names[0]}" in arrays else 0
             sites = about.pop("sites", {MLP: [str(Site(layer)) for layer in range(n_layers)]})
             by_part = {
                 part: _read_part(arrays, "" if part == MLP else f"{part}/", names, site_names)
                 for part, site_names in sites.items()
             }
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ToxlocError(f"The localization in {folder} is damaged or incomplete: {error!r}") from error
         return cls(by_part, about)
 
@@ -277,9 +277,14 @@ class Localization:
 
 
 def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], sites: list[str]) -> PartScores:
-    if len(sites) != len(arrays[f"{prefix}activation_size"]):
-        n_scored = len(arrays[f"{prefix}activation_size"])
-        raise ValueError(f"{len(sites)} sites are listed, but {n_scored} sites have scores")
+    shape = arrays[f"{prefix}activation_size"].shape
+    if len(shape) != 2 or len(sites) != shape[0]:
+        raise ValueError(f"{len(sites)} sites are listed, but activation_size has the shape {shape}")
+    for name, array in arrays.items():
+        kind = name.removeprefix(prefix).split(".")[0]
+        expected = {"layers": shape[:1], "uncertainty": shape[:1], "neurons": shape}.get(kind)
+        if name.startswith(prefix) and expected is not None and array.shape != expected:
+            raise ValueError(f"{name} has the shape {array.shape} instead of {expected}")
     return PartScores(
         tuple(Site.of(site) for site in sites),
         {name: arrays[f"{prefix}layers.{name}"] for name in names},

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from ..errors import ToxlocError
 from ..support.quiet import quiet
+from ..support.signals import Atomic
 from .architectures import architecture, blocks_of
 from .hooked_transformer import check_hooked, hooked_transformer, is_spread
 from .site_view import Hook, SiteView, weights_of
 from .sites import PARTS, UNITS, AnySite, Site
+from .weights import checksum
 
 HOOKS = ("transformer", "bridge")
+FINGERPRINT_PREFIX = "w2-"
 Watcher = Callable[[Tensor], Tensor | None]  # reads an activation, and can return a replacement
 
 
@@ -72,6 +76,7 @@ class LoadedModel:
         name: name of the model in results.
         prepend_bos: whether texts begin with the BOS token (see `load_model`).
         interventions: the applied interventions, oldest first. Interventions update this list.
+        fingerprint: hash of every weight of the model as it was loaded.
     """
 
     hooked: Any
@@ -82,13 +87,14 @@ class LoadedModel:
     interventions: list[AppliedIntervention] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.lock = threading.RLock()  # held while an intervention is applied or reverted
         self.is_bridge = hasattr(self.hooked, "original_model")
         if self.hf is not None:
             self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
         self._views = {
             Site(layer, part): self._view(Site(layer, part)) for layer in range(self.n_layers) for part in PARTS
         }
-        self.fingerprint = _fingerprint(self)
+        self.fingerprint = self.current_fingerprint()
 
     @classmethod
     def from_hf(
@@ -143,6 +149,20 @@ class LoadedModel:
         wrapper = cls(model, None, model.tokenizer, model.cfg.model_name, starts_with_bos(model.tokenizer))
         _WRAPPERS[id(model)] = wrapper
         return wrapper
+
+    def current_fingerprint(self) -> str:
+        """Return a hash of the family, and of the names, shapes and bits of all weights in their current state."""
+        tree: nn.Module = self.hooked if self.hf is None else self.hf
+        shapes = [(name, list(weight.shape), str(weight.dtype)) for name, weight in tree.named_parameters()]
+        content = json.dumps([self.model_type, shapes, checksum(tree)])
+        return FINGERPRINT_PREFIX + hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Return whether a fingerprint in a file is that of this model; files of version 0.1 have an older kind."""
+        if fingerprint.startswith(FINGERPRINT_PREFIX):
+            return fingerprint == self.fingerprint
+        with self.unedited():
+            return fingerprint == _fingerprint_0_1(self)
 
     def __repr__(self) -> str:
         return (
@@ -391,17 +411,74 @@ class LoadedModel:
             hidden = self.hooked.ln_final(self.hooked(ids, attention_mask=mask, stop_at_layer=self.n_layers))
         return hidden.to(self.device)
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
+    def unedited(self) -> AbstractContextManager[None]:
         """Revert every applied intervention for the duration of the block, then apply them again."""
-        applied = list(self.interventions)
-        for intervention in reversed(applied):
-            intervention.revert(self)
+        return _UneditedBlock(self)
+
+    def copy(self) -> "LoadedModel":
+        """Return an independent copy of the unedited model, with separate weights and no interventions applied.
+
+        Raises:
+            ToxlocError: there is no Hugging Face model.
+
+        Example:
+            >>> from toxloc import load_model
+            >>> load_model().copy().interventions
+            []
+        """
+        self.check_hf("a copy")
+        with self.unedited():
+            twin = copy.deepcopy(self.hf)
+        return LoadedModel.from_hf(
+            twin, self.tokenizer, self.name, self.prepend_bos, "bridge" if self.is_bridge else "transformer"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
+        """Return `copy()`.
+
+        Raises:
+            ToxlocError: an intervention is applied; a copy could not revert it.
+        """
+        if self.interventions:
+            raise ToxlocError(
+                f"{self.name} cannot be copied while {self.interventions[-1]!r} is applied, because the copy could not "
+                "revert it; revert it first, or copy the unedited model with lm.copy()."
+            )
+        return self.copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            ToxlocError: always.
+        """
+        raise ToxlocError(
+            f"The model {self.name} cannot be pickled, because of its hooks; in the other process, load it again with "
+            "toxloc.load_model."
+        )
+
+
+class _UneditedBlock(Atomic):
+    """The context manager of `LoadedModel.unedited`."""
+
+    def __init__(self, lm: LoadedModel):
+        self._lm = lm
+        self._reverted: list[AppliedIntervention] = []
+
+    def enter(self) -> None:
         try:
-            yield
-        finally:
-            for intervention in applied:
-                intervention.apply(self)
+            while self._lm.interventions:
+                intervention = self._lm.interventions[-1]
+                intervention.revert(self._lm)
+                self._reverted.append(intervention)
+        except BaseException:
+            self.exit()
+            raise
+
+    def exit(self) -> None:
+        while self._reverted:
+            self._reverted[-1].apply(self._lm)
+            self._reverted.pop()
 
 
 _WRAPPERS: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()  # by the id of the HookedTransformer
@@ -429,8 +506,8 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return bool(tokenizer("a")["input_ids"][:1] == [bos] or bos == tokenizer.eos_token_id)
 
 
-def _fingerprint(lm: LoadedModel) -> str:
-    """Return a hash of the shape and of about 16 rows of every W_out: enough to tell models apart, and fast."""
+def _fingerprint_0_1(lm: LoadedModel) -> str:
+    """Return the fingerprint of toxloc 0.1: a hash of the shape and of about 16 rows of every W_out."""
     shape = [lm.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
     digest = hashlib.sha256(json.dumps(shape).encode())
     for layer in range(lm.n_layers):

@@ -1,13 +1,15 @@
 """Load a model from a name, a folder, a GGUF file or the hub: `load_model`."""
 
+from pathlib import Path
+
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import ToxlocError
 from ..support.progress import note
 from ..support.quiet import quiet
 from .architectures import architecture
+from .completeness import check_folder, check_loaded
 from .hooked_transformer import is_spread
 from .loaded import LoadedModel
 from .settings import DTYPE_NAMES
@@ -57,19 +59,38 @@ def load_model(
         try:
             config = AutoConfig.from_pretrained(source.location)
             architecture(config.model_type)
+            if source.kind != "hub":
+                check_folder(Path(source.location), config)
             tokenizer = AutoTokenizer.from_pretrained(source.location)
-            hf = AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=DTYPES[dtype], config=config, device_map=_device_map(device)
+            hf, report = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                dtype=DTYPES[dtype],
+                config=config,
+                device_map=_device_map(device),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_loaded refuses them, by name
             )
         except ToxlocError:
             raise
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            if source.kind == "hub":
+        except Exception as error:  # transformers raises errors of many types on damaged files
+            if source.kind == "hub" and isinstance(error, OSError | ValueError | KeyError):
                 raise not_on_hub(name, error) from error
-            raise ToxlocError(f"The model in {source.location} cannot be loaded: {error}") from error
+            raise ToxlocError(f"The model in {source.location} cannot be loaded: {_in_one_line(error)}") from error
+    check_loaded(hf, report, source.location)
+    if tokenizer.vocab_size > (rows := hf.get_input_embeddings().weight.shape[0]):
+        raise ToxlocError(
+            f"The tokenizer in {source.location} has {tokenizer.vocab_size:,} tokens, but the model embeds only "
+            f"{rows:,}; restore the tokenizer that belongs to the model."
+        )
     if tokenizer.chat_template is not None:
         note(f"{source.name} has a chat template. toxloc does not use it: texts and prompts are read as plain text.")
     return LoadedModel.from_hf(hf if is_spread(hf) else hf.to(torch_device), tokenizer, source.name, prepend_bos, hooks)
+
+
+def _in_one_line(error: Exception, limit: int = 300) -> str:
+    """Return the type and the message of an error, without line breaks and shortened."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:limit]}{'…' if len(message) > limit else ''}"
 
 
 def _device_map(device: str | None) -> str | None:

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from ..errors import ToxlocError
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -14,6 +16,9 @@ def overwrite(weight: Tensor, value: Tensor, stack: ExitStack) -> None:
 
     The caller computes the value in float32, and it is rounded once, here, to the dtype of the weight. Subtracting the
     change later would not restore a rounded weight, so a snapshot is kept and copied back.
+
+    Raises:
+        ToxlocError: the new value is infinite or NaN in the dtype of the weight.
     """
     snapshot = weight.detach().clone()
 
@@ -23,6 +28,8 @@ def overwrite(weight: Tensor, value: Tensor, stack: ExitStack) -> None:
 
     stack.callback(restore)
     weight.copy_(value)
+    if not weight.isfinite().all():
+        raise ToxlocError("The edit makes weights infinite or NaN, so it is not applied; lower its strength.")
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Write files and folders completely or not at all: write to a temporary path in the same folder, then rename it."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -8,9 +9,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ToxlocError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_free(target: Path, overwrite: bool) -> None:
@@ -119,14 +123,64 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         what: name of the content in error messages, for example "localization".
 
     Raises:
-        ToxlocError: the file does not exist or does not contain a JSON object.
+        ToxlocError: the file does not exist, cannot be read, or does not contain a JSON object; NaN and Infinity, which
+            JSON does not have, are refused too.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ToxlocError(f"{path.parent} holds no {what}: {path.name} is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ToxlocError(
+            f"{path} cannot be read ({error.strerror or error}); was the {what} saved by toxloc?"
+        ) from None
+    except ValueError as error:
         raise ToxlocError(f"{path} is not valid JSON ({error}); was the {what} saved by toxloc?") from None
     if not isinstance(data, dict):
         raise ToxlocError(f"{path} does not hold a {what}.")
     return data
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that somebody else may have written.
+
+    Raises:
+        ValueError: it is not valid JSON, is nested too deeply, or has a number that is infinite, NaN or too long.
+    """
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"it has the number {name}")
+
+    def finite(number: str) -> float:
+        value = float(number)
+        return value if math.isfinite(value) else refuse(number[:20])
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_tensors(path: Path, what: str) -> "dict[str, Tensor]":
+    """Read a safetensors file of finite floating-point or integer tensors.
+
+    Args:
+        path: the file.
+        what: name of the content in error messages, for example "intervention".
+
+    Raises:
+        ToxlocError: the file does not exist, is damaged, or holds numbers that are infinite or NaN.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ToxlocError(f"The {what} in {path.parent} is damaged or incomplete: {path.name}: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ToxlocError(
+                f"The {what} in {path.parent} is damaged: {name} in {path.name} holds numbers that are infinite or NaN."
+            )
+    return tensors

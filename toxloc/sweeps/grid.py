@@ -66,7 +66,7 @@ class Treatment(Settings):
 class Resources(Settings):
     """Resources of a worker. Ray reserves them for the worker; without Ray, `cpus` is its number of threads."""
 
-    cpus: int | None = option(None, "processors; default: 1 on Ray, else an equal share for each job", ge=1)
+    cpus: int | None = option(None, "processors; default: 1 on Ray, else OMP_NUM_THREADS or an equal share", ge=1)
     gpus: float = option(0, "GPUs, on Ray only", ge=0)
 
 

@@ -151,7 +151,7 @@ class _LocalPool(_Pool):
     def __init__(self, plan: Plan, store: Store, jobs: int):
         super().__init__(plan, store)
         self.size, self.store, self.workers, self.started = jobs, store, list[_Process](), 0
-        self.threads = plan.grid.resources.cpus or max(1, len(_processors()) // jobs)
+        self.threads = plan.grid.resources.cpus or _threads(jobs)
 
     def start(self, cells: list[Cell]) -> _Worker:
         self.workers = [worker for worker in self.workers if worker.ended() is None]
@@ -178,6 +178,12 @@ class _LocalPool(_Pool):
             worker.process.wait()
             if worker.process.stdin:
                 worker.process.stdin.close()
+
+
+def _threads(jobs: int) -> int:
+    """Return the threads of each worker: OMP_NUM_THREADS if it is set, else an equal share of the processors."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) > 0 else max(1, len(_processors()) // jobs)
 
 
 def _processors() -> set[int]:
