@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -157,6 +158,14 @@ def small_run(tmp_path_factory):
         if not out.exists():
             toxloc.run("toxloc-tiny", out=out, samples=2, max_prompts=12, max_texts=80, max_neutral=60, knockouts=6)
     return toxloc.RunResult.load(out)
+
+
+@pytest.fixture
+def ctrl_c():
+    """The usual handler of Ctrl-C, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

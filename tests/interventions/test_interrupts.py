@@ -29,6 +29,7 @@ from toxloc import (
     load_intervention,
 )
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 TRACED = (str(Path(toxloc.__file__).parent), contextlib.__file__)
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:])
 EDITS = {

@@ -102,3 +102,23 @@ def test_the_interval_corrects_the_bias_of_a_norm():
         covered += u.low[0] <= truth <= u.high[0]
     assert above > 90
     assert covered > 80
+
+
+def test_shuffles_that_give_the_observed_score_count_as_large():
+    """Rounding must not hide ties: of 4 shuffles, 3 restore the score, and the observed labels count too.
+
+    The fourth is farther from the mean, which counts only if negative values are meaningful.
+    """
+    score = np.array([0.3])
+    null = np.array([[0.1 + 0.2], [0.3], [0.3], [0.0]])
+    for signed, expected in ((False, 4 / 5), (True, 1)):
+        uncertainty = Uncertainty.of(score, np.tile(score, (5, 1)), null, signed)
+        np.testing.assert_allclose(uncertainty.p, [expected])
+        np.testing.assert_allclose(uncertainty.p_adjusted, [expected])
+
+
+def test_a_null_distribution_of_a_single_value_gives_no_significance():
+    uncertainty = Uncertainty.of(np.array([2.0, 5.0]), np.full((3, 2), 2.0), np.full((4, 2), 1.0), signed=False)
+    np.testing.assert_array_equal(uncertainty.z, [0, 0])
+    np.testing.assert_array_equal(uncertainty.p, [1, 1])
+    np.testing.assert_array_equal(uncertainty.p_adjusted, [1, 1])

@@ -7,6 +7,8 @@ import pytest
 
 from toxloc.support.signals import Atomic, atomic, deliver
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 class Block(Atomic):
     """Records what happens, and interrupts itself where asked."""

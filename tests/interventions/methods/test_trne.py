@@ -289,8 +289,26 @@ def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_
         rises = edit.record["ridges"]
         assert list(rises) == ["0.1", "0.3", "1.0", "3.0"]
         assert edit.settings["ridge"] == float(max(rises, key=rises.get))
+        held_out = pairs.split(0.8, 0)[1]
+        before = contrast(lm, held_out)
+        with edit.applied(lm):
+            assert rises[str(edit.settings["ridge"])] == pytest.approx(contrast(lm, held_out) - before, abs=1e-6)
     if "emphasis" in options:
         assert edit.record["relative_norm"]["0"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        ({}, True),
+        ({"metric": "frobenius"}, True),
+        ({"ridge": "auto"}, False),
+        ({"shrink": True}, False),
+        ({"fisher": "sampled"}, False),
+    ],
+)
+def test_statistics_are_shared_unless_the_fit_gathers_its_own(options, shared):
+    assert TRNE.Settings(**options).shares_statistics is shared
 
 
 def relative_norms(lm):
