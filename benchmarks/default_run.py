@@ -1,6 +1,8 @@
 """Run `toxloc run` with its defaults, and save its figures for the README.
 
-python -m benchmarks.default_run --out benchmarks/results/run-tiny.json     # three minutes on two cores
+    python -m benchmarks.default_run --out benchmarks/results/run-tiny.json
+
+The result is results.json of the run, which holds no texts.
 """
 
 import tempfile
@@ -11,11 +13,12 @@ import typer
 
 import toxloc
 from benchmarks import markdown as md
+from toxloc.cli.output import interval
 from toxloc.support.files import write_json
 
 
 def main(out: Annotated[Path, typer.Option(help="File for the results (JSON).")]) -> None:
-    """Run toxloc and save results.json; texts are left out."""
+    """Run toxloc and save the content of results.json."""
     with tempfile.TemporaryDirectory() as folder:
         results = toxloc.run(out=Path(folder) / "run").results
     write_json(out, results | {"command": "toxloc run"})
@@ -55,8 +58,7 @@ def headline_markdown(run: dict[str, Any], comparison: dict[str, Any]) -> str:
 
 def _rate(entry: dict[str, Any]) -> str:
     figures = entry["toxicity"]["any"]
-    low, high = figures["rate_ci"]
-    return f"{figures['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return interval(figures["rate"], figures["rate_ci"])
 
 
 if __name__ == "__main__":

@@ -226,38 +226,42 @@ def main(
         write_json(out, {"max_texts": max_texts, "seed": seed, "evaluators": result})
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: one row per set and evaluator."""
-    head = [
-        "set",
-        "evaluator",
-        "AUROC",
-        "average precision",
-        "calibration error",
-        "recall",
-        "false-positive rate",
-        "ρ to Perspective",
-        "texts per second",
-    ]
-    return md.table(
-        head,
+HEAD = (
+    "set",
+    "evaluator",
+    "AUROC",
+    "average precision",
+    "calibration error",
+    "recall",
+    "false-positive rate",
+    "ρ to Perspective",
+    "texts per second",
+)
+
+
+def rows_of(result: dict[str, Any]) -> list[list[str]]:
+    """Return the cells of a table of the evaluators: one row per set and evaluator, in the order of `HEAD`."""
+    return [
         [
-            [
-                name,
-                judge,
-                interval(figures["auroc"], figures["auroc_ci"], ".3f"),
-                f"{figures['average_precision']:.3f}",
-                f"{figures['calibration_error']:.2f}",
-                f"{figures['found']:.0%}",
-                f"{figures['false_alarms']:.1%}",
-                f"{figures['spearman']:.2f}" if "spearman" in figures else "",
-                f"{figures['texts_per_second']:,.0f}",
-            ]
-            for name in SETS
-            for judge, known in result.items()
-            if (figures := known["sets"].get(name)) is not None
-        ],
-    )
+            name,
+            judge,
+            interval(figures["auroc"], figures["auroc_ci"], ".3f"),
+            f"{figures['average_precision']:.3f}",
+            f"{figures['calibration_error']:.2f}",
+            f"{figures['found']:.0%}",
+            f"{figures['false_alarms']:.1%}",
+            f"{figures['spearman']:.2f}" if "spearman" in figures else "",
+            f"{figures['texts_per_second']:,.0f}",
+        ]
+        for name in SETS
+        for judge, known in result.items()
+        if (figures := known["sets"].get(name)) is not None
+    ]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table of the evaluators for the documentation."""
+    return md.table(HEAD, rows_of(result))
 
 
 def hatecheck_markdown(result: dict[str, Any]) -> str:
@@ -281,32 +285,9 @@ def hatecheck_markdown(result: dict[str, Any]) -> str:
 def show(result: dict[str, Any]) -> None:
     """Print a table of the sets, and a table of the groups of functions of HateCheck."""
     console = Console()
-    table = Table(
-        "set",
-        "evaluator",
-        "AUROC",
-        "average precision",
-        "calibration error",
-        "recall",
-        "false-positive rate",
-        "ρ to Perspective",
-        "texts per second",
-    )
-    for name in SETS:
-        for judge, known in result.items():
-            if (figures := known["sets"].get(name)) is None:
-                continue
-            table.add_row(
-                name,
-                judge,
-                interval(figures["auroc"], figures["auroc_ci"], ".3f"),
-                f"{figures['average_precision']:.3f}",
-                f"{figures['calibration_error']:.2f}",
-                f"{figures['found']:.0%}",
-                f"{figures['false_alarms']:.1%}",
-                f"{figures['spearman']:.2f}" if "spearman" in figures else "",
-                f"{figures['texts_per_second']:.0f}",
-            )
+    table = Table(*HEAD)
+    for row in rows_of(result):
+        table.add_row(*row)
     console.print(table)
     if any("HateCheck" in known["sets"] for known in result.values()):
         groups = Table("HateCheck", *(f"{judge}: called toxic (AUROC)" for judge in result))

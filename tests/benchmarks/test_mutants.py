@@ -74,7 +74,7 @@ def test_the_choice_covers_all_kinds_and_is_the_same_for_the_same_seed():
 
 def test_every_module_and_every_test_is_there_and_every_equivalent_mutant_exists():
     assert all((mutants.ROOT / "tests" / name).is_file() for names in TESTS.values() for name in names)
-    known = {mutant.id for module in {name.split(":")[0] for name in EQUIVALENT} for mutant in mutants_of(module)}
+    known = {mutant.id for module in {name.split(": ")[0] for name in EQUIVALENT} for mutant in mutants_of(module)}
     assert set(EQUIVALENT) <= known, sorted(set(EQUIVALENT) - known)
 
 

@@ -53,7 +53,7 @@ EDITS = {
 def lm():
     model = random_model()
     with Meow2X(layers=[0], scale=0.5).applied(model), torch.no_grad():
-        model.hf(torch.tensor([[1, 2]]))  # transformers places hooks of its own at the first forward pass
+        model.hf(torch.tensor([[1, 2]]))  # transformers adds its hooks at the first forward pass
         model.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long))
     return model
 
