@@ -49,6 +49,7 @@ HEAVY = (
 
 # The tests of each module. They run in this order until a test fails.
 TESTS: dict[str, tuple[str, ...]] = {
+    "toxloc/localization/text_statistics.py": ("localization/test_statistics.py", "localization/test_scores.py"),
     "toxloc/localization/statistics.py": ("localization/test_statistics.py", "localization/test_scores.py"),
     "toxloc/localization/moments.py": ("localization/test_statistics.py", "localization/test_scores.py"),
     "toxloc/localization/contributions.py": (
@@ -65,6 +66,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "toxloc/localization/uncertainty.py": ("localization/test_uncertainty.py", "localization/test_localize.py"),
     "toxloc/localization/linalg.py": ("localization/test_linalg.py",),
     "toxloc/interventions/methods/trne.py": (
+        "interventions/methods/test_trne.py",
+        "interventions/methods/test_parity.py",
+    ),
+    "toxloc/interventions/unit_edits.py": (
         "interventions/methods/test_trne.py",
         "interventions/methods/test_parity.py",
     ),

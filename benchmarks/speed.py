@@ -5,7 +5,7 @@
 All contenders process the same batches, which each contender makes from the texts within the timed region.
 
 * plain: the forward pass of the Hugging Face model; the logits are dropped. The unit of the other times.
-* activation pass: `toxloc.localization.statistics.collect` without gradients, streaming. It skips the unembedding.
+* activation pass: `toxloc.localization.text_statistics.collect` without gradients, streaming. It skips the unembedding.
 * activation pass, with peaks: the same, and writes the largest activations of every text to a temporary file, which
   `auroc` needs.
 * gradient pass: `collect` with gradients: the moments, G of every layer, and the contribution of every group of texts.
@@ -52,7 +52,7 @@ from transformers.pytorch_utils import Conv1D
 import toxloc
 from benchmarks import markdown as md
 from toxloc.localization.contributions import SKETCH
-from toxloc.localization.statistics import collect
+from toxloc.localization.text_statistics import collect
 from toxloc.models.architectures import architecture
 from toxloc.models.batching import Batch, batches
 from toxloc.models.loaded import LoadedModel

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer import Typer
 from typer.testing import CliRunner
 
-import toxloc.localization.statistics
+import toxloc.localization.text_statistics
 from benchmarks import speed
 from tests.conftest import TEXTS, bits, random_model, same_bits
-from toxloc.localization.statistics import collect
+from toxloc.localization.text_statistics import collect
 from toxloc.models.batching import batches
 
 FAMILIES = ["gpt2", "llama", "olmo2"]
@@ -63,7 +63,7 @@ def test_every_contender_reads_the_same_batches_and_leaves_the_model_unchanged(m
             yield batch
 
     monkeypatch.setattr(speed, "batches", recorded)
-    monkeypatch.setattr(toxloc.localization.statistics, "batches", recorded)
+    monkeypatch.setattr(toxloc.localization.text_statistics, "batches", recorded)
     before = bits(tiny)
     speed.CONTENDERS[name](tiny, TEXTS * 3)
     expected = [(batch.ids, batch.mask) for batch in batches(tiny, TEXTS * 3)]

@@ -7,7 +7,7 @@ from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, DirectionalAblation, LinearAcT, Meow2X, ProFS, Steering, ToxlocError
 from toxloc.interventions.base import KINDS, Intervention, layers_in_words
 from toxloc.interventions.methods.linear_act import Transport
-from toxloc.interventions.methods.trne import RankOne
+from toxloc.interventions.rank_one import RankOne
 from toxloc.interventions.registry import all_methods
 from toxloc.interventions.unit_scaling import UnitScaling
 from toxloc.models.sites import Site

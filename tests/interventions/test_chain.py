@@ -3,7 +3,7 @@ import torch
 
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, Chain, ContrastSet, Meow2X, ToxlocError, load_intervention
-from toxloc.interventions.methods.trne import RankOne
+from toxloc.interventions.rank_one import RankOne
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 

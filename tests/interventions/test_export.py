@@ -13,7 +13,7 @@ from tests.conftest import TEXTS, bits, random_hf, random_model, same_bits, toke
 from toxloc import TRNE, Chain, Meow2X, ProFS, Steering, ToxlocError
 from toxloc.interventions.export import check_fitted_on, export_hf, export_peft
 from toxloc.interventions.methods.ablation import DirectionalAblation
-from toxloc.interventions.methods.trne import RankOne
+from toxloc.interventions.rank_one import RankOne
 from toxloc.models.sites import Site
 
 FAMILIES = ["gpt2", "llama", "opt", "gpt_neox", "gemma2"]

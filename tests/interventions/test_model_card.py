@@ -7,8 +7,8 @@ import toxloc
 from tests.conftest import random_model
 from toxloc import TRNE, Chain, Meow2X, Steering, ToxlocError, load_intervention
 from toxloc.interventions.export import export_hf, export_peft
-from toxloc.interventions.methods.trne import RankOne
 from toxloc.interventions.model_card import effect_in_run, model_card
+from toxloc.interventions.rank_one import RankOne
 from toxloc.interventions.unit_scaling import UnitScaling
 from toxloc.support.files import write_json
 

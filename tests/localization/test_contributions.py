@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.conftest import TEXTS, random_model
 from toxloc.localization import contributions
 from toxloc.localization.contributions import Gatherer, Peaks, random_groups
-from toxloc.localization.statistics import collect
+from toxloc.localization.text_statistics import collect
 
 from .by_hand import norm_of_heads, rows_of
 

@@ -181,7 +181,8 @@ def test_without_draws_there_is_no_uncertainty(tiny):
 def test_the_same_seed_gives_the_same_intervals_and_draws_need_no_pass(tiny, monkeypatch):
     passes = []
     monkeypatch.setattr(
-        "toxloc.localization.statistics.batches", lambda *args, **kwargs: passes.append(1) or batches(*args, **kwargs)
+        "toxloc.localization.text_statistics.batches",
+        lambda *args, **kwargs: passes.append(1) or batches(*args, **kwargs),
     )
     first, second = (localize(tiny, PAIRS, draws=20, seed=0).uncertainty["attribution"] for _ in range(2))
     np.testing.assert_array_equal(first.low, second.low)

@@ -8,7 +8,7 @@ import toxloc.models.batching
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.localization.moments import Moments
-from toxloc.localization.statistics import collect
+from toxloc.localization.text_statistics import collect
 from toxloc.models import likelihood
 from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import batches
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(tiny, monkeypatch):
             gc.collect()
             alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
 
-    monkeypatch.setattr("toxloc.localization.statistics.batches", watched)
+    monkeypatch.setattr("toxloc.localization.text_statistics.batches", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 16)
     collect(tiny, ["A text of a few words, always the same."] * 10, curvature=True)
     assert len(alive) == 10

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from tests.conftest import TEXTS, random_hf, random_model, tokenizer
 from tests.models.test_hooked_transformer import with_class
 from toxloc import ContrastSet, ToxlocError, collect_contrast
-from toxloc.localization.statistics import collect
+from toxloc.localization.text_statistics import collect
 from toxloc.localization.token_view import TokenView, token_view
 from toxloc.models.architectures import architecture
 from toxloc.models.loaded import LoadedModel

@@ -9,7 +9,7 @@ from benchmarks.families import LAYOUTS, SIZES
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
-from toxloc.interventions.methods.trne import RankOne
+from toxloc.interventions.rank_one import RankOne
 from toxloc.localization.linalg import steepest, steepest_at_cost, steepest_beyond_noise
 from toxloc.models.sites import Site
 

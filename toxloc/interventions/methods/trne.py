@@ -3,138 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import BeforeValidator, model_validator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
-from ...models.sites import AnySite, BySite, Site
-from ...support.settings import option
+from ...models.sites import BySite, Site
 from ..base import Intervention, check_sites, layers_in_words
-from ..settings import Layers, SitesChoice, StrengthSettings, parts_of_choice
+from ..rank_one import RankOne
+from ..settings import parts_of_choice
+from ..trne_settings import TRNESettings
+from ..unit_edits import UnitEdits
+from ..unit_edits import unit_edits as unit_edits_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from ...localization.statistics import ContrastStatistics
     from ...models.loaded import LoadedModel
     from ...texts.contrast import ContrastSet
     from ..evidence import Evidence
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)  # the candidates of ridge="auto"
 HELD_OUT = 0.2  # share of the contrast set on which ridge="auto" compares the candidates
-
-
-def _emphasis(value: Any) -> Any:
-    """Convert the keys of a mapping to sites."""
-    if not isinstance(value, dict):
-        return value
-    if any(factor < 0 for factor in value.values()):
-        raise ToxlocError(f"emphasis needs factors of 0 or more, not {value}.")
-    return {
-        Site.of(int(key) if isinstance(key, str) and key.isdigit() else key): factor for key, factor in value.items()
-    }
-
-
-class TRNESettings(StrengthSettings):
-    """Settings of TRNE."""
-
-    strength: float | None = option(
-        None,
-        "fixed strength: the relative norm ε (frobenius) or s (kl); if given, the budget is not used",
-        gt=0,
-        allow_inf_nan=False,
-    )
-    metric: Literal["kl", "frobenius"] = option(
-        "kl",
-        "cost that bounds the edit: the change of the predictions on neutral text (kl), or the norm of ΔW, as in the "
-        "paper (frobenius)",
-    )
-    norm: float | None = option(
-        None,
-        "fixed relative norm ε: the squares of ||ΔW||_F / ||W||_F over all edited sites sum to ε²; if given, the "
-        "budget is not used",
-        gt=0,
-        allow_inf_nan=False,
-    )
-    sites: SitesChoice = option("mlp", "weights to edit: mlp (W_out), attention (W_O), or all")
-    layers: Layers = option(
-        None,
-        "layers to edit, or how many; a number selects the layers with the largest gradient norm (frobenius; default: "
-        "1) or editability (kl; default: all)",
-    )
-    emphasis: Annotated[dict[Site, float], BeforeValidator(_emphasis)] = option(
-        {}, "factors that multiply the strength of single layers; to second order, equal factors are optimal"
-    )
-    ridge: float | Literal["auto"] = option(
-        1.0,
-        "ridge added to C and S (kl), as a multiple of their mean eigenvalue; auto holds out a fifth of the contrast "
-        "set and chooses the ridge .1, .3, 1 or 3 whose edit within the budget raises the held-out contrast most",
-    )
-    shrink: bool = option(
-        False,
-        "compute G on each half of the contrast set, and σ₁ and the direction from what the two halves agree on (kl), "
-        "so that a layer whose gradient is mostly noise is edited little",
-    )
-    fisher: Literal["empirical", "sampled"] = option(
-        "empirical",
-        "tokens whose gradients make up S (kl): the tokens of the texts (empirical) or tokens sampled from the model "
-        "(sampled)",
-    )
-    rounds: int = option(
-        1,
-        "number of rounds; each spends an equal share of the budget, and from the second round on, G, C and S are "
-        "computed again on the edited model and a further rank-one change is added to each layer",
-        ge=1,
-    )
-
-    @model_validator(mode="after")
-    def _check_compatible(self) -> TRNESettings:
-        automatic = self.ridge == "auto"
-        if not automatic and self.ridge <= 0:  # type: ignore[operator]
-            raise ToxlocError(f'ridge must be positive, or "auto", not {self.ridge!r}.')
-        if self.metric == "frobenius" and (automatic or self.shrink):
-            raise ToxlocError('ridge="auto" and shrink=True need metric="kl"; metric="frobenius" uses no curvature.')
-        given = [self.norm is not None, self.strength is not None, "budget" in self.model_fields_set]
-        if sum(given) > 1:
-            raise ToxlocError("Give one of budget=, norm= and strength=: each sets the strength.")
-        if self.rounds > 1 and self.outright:
-            raise ToxlocError(
-                f"rounds={self.rounds}: with more than one round, give a budget instead of {self.outright}=."
-            )
-        return self
-
-    @property
-    def outright(self) -> str | None:
-        """Name of the setting that fixes the strength; None if the budget sets it."""
-        return "norm" if self.norm is not None else super().outright
-
-    @property
-    def shares_statistics(self) -> bool:
-        """Whether the fit can use statistics shared with other methods, instead of gathering them itself."""
-        return self.ridge != "auto" and not self.shrink and self.fisher == "empirical"
-
-
-@dataclass(frozen=True)
-class RankOne:
-    """A rank-one change u vᵀ of the weight of a site; an integer as `layer` means that layer's W_out."""
-
-    layer: AnySite
-    u: Float[Tensor, " d_in"]
-    v: Float[Tensor, " d_model"]
-
-    @property
-    def site(self) -> Site:
-        """The site that is changed."""
-        return Site.of(self.layer)
-
-    def scaled(self, strength: float) -> RankOne:
-        """Return strength * u vᵀ."""
-        return RankOne(self.layer, strength * self.u, self.v)
 
 
 class TRNE(Intervention):
@@ -210,7 +101,7 @@ class TRNE(Intervention):
         edit: TRNE | None = None
         for nth in range(settings.rounds):
             with edit.applied(lm) if edit else nullcontext():
-                unit_edits = _unit_edits(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
+                unit_edits = unit_edits_of(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
             edit = cls._with_strength(evidence, edit, unit_edits, settings, (nth + 1) / settings.rounds)
         assert edit is not None
         edit.note_fit(lm, {}, neutral=evidence.neutral)
@@ -218,7 +109,7 @@ class TRNE(Intervention):
 
     @classmethod
     def _with_strength(
-        cls, evidence: Evidence, before: TRNE | None, unit_edits: _UnitEdits, settings: TRNESettings, share: float
+        cls, evidence: Evidence, before: TRNE | None, unit_edits: UnitEdits, settings: TRNESettings, share: float
     ) -> TRNE:
         """Add the unit edits, multiplied by a strength, to the edits of `before`.
 
@@ -354,14 +245,6 @@ class TRNE(Intervention):
         return cls(edits, config)
 
 
-@dataclass(frozen=True)
-class _UnitEdits:
-    """Changes at strength 1, and the editability of their sites (empty for frobenius)."""
-
-    edits: list[RankOne]
-    editability: dict[Site, float]
-
-
 def _config(settings: TRNESettings) -> dict[str, Any]:
     """Return the settings that are saved with an edit."""
     curved = settings.metric == "kl"
@@ -380,126 +263,11 @@ def _key(site: Site) -> str:
     return str(site.layer) if site.part == "mlp" else str(site)
 
 
-def _editable_sites(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
-    """Return the sites that may be edited."""
-    if isinstance(settings.layers, tuple):
-        return list(settings.layers)
-    return lm.sites(*parts_of_choice(settings.sites))
-
-
-def _unit_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
-    unscaled = (_kl_edits if settings.metric == "kl" else _frobenius_edits)(evidence, settings)
-    emphasis = settings.emphasis
-    return _UnitEdits(
-        [edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unscaled.edits],
-        {site: emphasis.get(site, 1.0) * sigma for site, sigma in unscaled.editability.items()},
-    )
-
-
-def _frobenius_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
-    """Return ||W||_F / sqrt(k) u₁ v₁ᵀ per site, to be multiplied by ε."""
-    from ...localization.linalg import steepest
-
-    lm, sites = evidence.lm, _editable_sites(evidence.lm, settings)
-    # An explicit list of layers is a subset of the sites that other methods use, so shared statistics suffice.
-    s = evidence.statistics(frozenset({"gradients"}), _sites_to_gather(lm, settings))
-    chosen = _choose({site: float(s.G(site).norm()) for site in sites}, settings.layers, 1)
-    edits = []
-    for site in chosen:
-        _, u, v = steepest(s.G(site))
-        share = lm.W_out(site).float().norm() / math.sqrt(len(chosen))
-        edits.append(RankOne(site, (share * u).float(), v.float()))
-    return _UnitEdits(edits, {})
-
-
-def _kl_edits(evidence: Evidence, settings: TRNESettings) -> _UnitEdits:
-    """Return σ₁ (C̃^(-1/2) u₁)(S̃^(-1/2) v₁)ᵀ per site, to be multiplied by s, and the editability σ₁ per site."""
-    from ...localization.linalg import steepest_at_cost, steepest_beyond_noise
-
-    lm, pairs, ridge = evidence.lm, evidence.pairs, settings.ridge
-    assert not isinstance(ridge, str)
-    halves = None
-    if settings.shrink:
-        halves = [
-            evidence.on(half).statistics(frozenset({"gradients"}), _sites_to_gather(lm, settings))
-            for half in pairs.split(0.5, settings.seed)
-        ]
-    edits: dict[Site, RankOne] = {}
-    editability: dict[Site, float] = {}
-    for group, s in _with_curvature(evidence, settings):
-        for site in group:
-            if halves is None:
-                sigma, u, v = steepest_at_cost(s.G(site), s.C[site], s.S[site], ridge)
-            else:
-                gradients = halves[0].G(site), halves[1].G(site)
-                sigma, u, v = steepest_beyond_noise(gradients, s.C[site], s.S[site], ridge)
-            edits[site], editability[site] = RankOne(site, (sigma * u).float(), v.float()), sigma
-    chosen = _choose(editability, settings.layers, len(editability))
-    return _UnitEdits([edits[site] for site in chosen], {site: editability[site] for site in chosen})
-
-
-def _sites_to_gather(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
-    """Return all sites of the edited parts; their statistics are gathered, so that other methods can share them."""
-    parts = dict.fromkeys(site.part for site in _editable_sites(lm, settings))
-    return lm.sites(*parts)
-
-
-def _with_curvature(evidence: Evidence, settings: TRNESettings) -> Iterable[tuple[list[Site], ContrastStatistics]]:
-    """Return groups of sites whose C fit in memory, with their statistics; a single group if all sites fit."""
-    from ...localization.statistics import collect_contrast
-
-    lm, sites = evidence.lm, _editable_sites(evidence.lm, settings)
-    gathered = _sites_to_gather(lm, settings)
-    if evidence.is_given or (settings.shares_statistics and evidence.fits(gathered)):
-        s = evidence.statistics(frozenset({"gradients", "curvature"}), gathered)
-        if not s.C:
-            raise ToxlocError('metric="kl" needs the curvature; gather it with collect_contrast(curvature=True).')
-        return [(sites, s)]
-
-    def collected(group: list[Site]) -> ContrastStatistics:
-        return collect_contrast(
-            lm,
-            evidence.pairs,
-            sites=gathered,
-            curvature=True,
-            curved=group,
-            moments=False,
-            fisher=settings.fisher,
-            more_neutral=evidence.neutral.fit,
-        )
-
-    if evidence.fits(sites):
-        key = ("trne", tuple(sites), settings.fisher)
-        return [(sites, evidence.remember(key, lambda: collected(sites)))]
-    return _in_turn(lm, sites, evidence.memory, collected)
-
-
-def _in_turn(
-    lm: LoadedModel, sites: list[Site], memory: int, collected: Callable[[list[Site]], ContrastStatistics]
-) -> Iterator[tuple[list[Site], ContrastStatistics]]:
-    """Yield groups of sites, at least one each, whose C fit in `memory`, with their statistics from one pass each."""
-    group: list[Site] = []
-    for site in sites:
-        if group and 4 * sum(lm.at(member).d_in ** 2 for member in [*group, site]) > memory:
-            yield group, collected(group)
-            group = []
-        group.append(site)
-    yield group, collected(group)
-
-
 def _contrast(lm: LoadedModel, pairs: ContrastSet) -> float:
     """Return NLL_T - NLL_N, each the mean per token."""
     from ...evaluation.cost.perplexity import mean_nll
 
     return mean_nll(lm, pairs.toxic, 128) - mean_nll(lm, pairs.neutral, 128)
-
-
-def _choose(values: dict[Site, float], layers: int | Sequence[Site] | None, default: int) -> list[Site]:
-    """Return all sites if `layers` lists them, else that number of sites with the largest values, sorted by depth."""
-    if isinstance(layers, tuple):
-        return sorted(values)
-    count = default if layers is None else layers
-    return sorted(sorted(values, key=lambda site: -values[site])[:count])  # type: ignore[index]
 
 
 def _check_layers(lm: LoadedModel, settings: TRNESettings) -> None:
