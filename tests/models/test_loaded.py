@@ -100,7 +100,7 @@ def test_the_hooks_that_distribute_a_model_change_nothing(family, monkeypatch):
     plain, hf = random_model(family), random_hf(family)
     parts = {name: "cpu" for name, module in hf.named_modules() if name and not list(module.children())}
     accelerate.dispatch_model(hf, parts, main_device="cpu", force_hooks=True)
-    monkeypatch.setattr("toxloc.models.loaded.is_spread", lambda hf: True)
+    monkeypatch.setattr("toxloc.models.bridge.is_spread", lambda hf: True)
     spread = LoadedModel.from_hf(hf, tokenizer(), hooks="bridge")
     assert hasattr(spread.hooked.original_model, "_hf_hook")
     assert [spread.device_of(layer) for layer in range(2)] == [plain.device] * 2

@@ -35,7 +35,7 @@ def _editable_sites(lm: LoadedModel, settings: TRNESettings) -> list[Site]:
     return lm.sites(*parts_of_choice(settings.sites))
 
 
-def unit_edits(evidence: Evidence, settings: TRNESettings) -> UnitEdits:
+def steepest_edits(evidence: Evidence, settings: TRNESettings) -> UnitEdits:
     """Return the steepest changes of the sites that the settings choose, at strength 1, multiplied by their emphasis.
 
     Raises:

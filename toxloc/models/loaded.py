@@ -1,14 +1,12 @@
 """`LoadedModel`: two module trees that share their weights."""
 
 import copy
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,47 +17,15 @@ from ..errors import ToxlocError
 from ..support.quiet import quiet
 from ..support.signals import Atomic
 from .architectures import architecture, blocks_of
-from .hooked_transformer import check_hooked, hooked_transformer, is_spread
+from .bridge import bridge, starts_with_bos
+from .fingerprint import fingerprint_0_1, fingerprint_of, is_current
+from .hooked_transformer import check_hooked, hooked_transformer
+from .protocols import AppliedIntervention, HookedTransformerLike
 from .site_view import Hook, SiteView, weights_of
 from .sites import PARTS, UNITS, AnySite, Site
-from .weights import checksum
 
 HOOKS = ("transformer", "bridge")
-FINGERPRINT_PREFIX = "w2-"
 Watcher = Callable[[Tensor], Tensor | None]  # reads an activation, and can return a replacement
-
-
-@runtime_checkable
-class AppliedIntervention(Protocol):
-    """Interface of an intervention that is applied to a model."""
-
-    kind: ClassVar[str]
-
-    @property
-    def in_weights(self) -> bool:
-        """Whether the whole edit is in the weights."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the edit."""
-
-    def describe(self) -> dict[str, Any]:
-        """Describe it as a dictionary."""
-
-    def apply(self, lm: Any) -> None:
-        """Apply it to a model."""
-
-    def revert(self, lm: Any) -> None:
-        """Remove it from a model."""
-
-
-@runtime_checkable
-class HookedTransformerLike(Protocol):
-    """A HookedTransformer of transformer-lens 3.9, which `LoadedModel.of` wraps."""
-
-    cfg: Any
-    blocks: Any
-    tokenizer: Any
 
 
 @dataclass(eq=False)
@@ -121,7 +87,7 @@ class LoadedModel:
         with quiet():
             hooked = None if hooks == "bridge" else hooked_transformer(hf, tokenizer, insist=hooks is not None)
             if hooked is None:
-                hooked = _bridge(hf, tokenizer, name)
+                hooked = bridge(hf, tokenizer, name)
         if prepend_bos is None:
             prepend_bos = starts_with_bos(tokenizer)
         return cls(hooked, hf, tokenizer, name, prepend_bos)
@@ -151,18 +117,16 @@ class LoadedModel:
         return wrapper
 
     def current_fingerprint(self) -> str:
-        """Return a hash of the family, and of the names, shapes and bits of all weights in their current state."""
-        tree: nn.Module = self.hooked if self.hf is None else self.hf
-        shapes = [(name, list(weight.shape), str(weight.dtype)) for name, weight in tree.named_parameters()]
-        content = json.dumps([self.model_type, shapes, checksum(tree)])
-        return FINGERPRINT_PREFIX + hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Return a hash of every weight in its current state; see `fingerprint_of`."""
+        return fingerprint_of(self.hooked if self.hf is None else self.hf, self.model_type)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
         """Return whether a fingerprint in a file is that of this model; files of version 0.1 have an older kind."""
-        if fingerprint.startswith(FINGERPRINT_PREFIX):
+        if is_current(fingerprint):
             return fingerprint == self.fingerprint
         with self.unedited():
-            return fingerprint == _fingerprint_0_1(self)
+            weights = [self.W_out(layer) for layer in range(self.n_layers)]
+            return fingerprint == fingerprint_0_1(self.model_type, weights)
 
     def __repr__(self) -> str:
         return (
@@ -483,34 +447,3 @@ class _UneditedBlock(Atomic):
 
 _WRAPPERS: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()  # by the id of the HookedTransformer
 AnyModel = LoadedModel | HookedTransformerLike  # the types that `LoadedModel.of` takes
-
-
-def _bridge(hf: Any, tokenizer: Any, name: str) -> Any:
-    """Make a TransformerBridge over a copy of the model that shares every weight with it."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
-    twin = copy.deepcopy(hf, shared)
-    device = {} if is_spread(hf) else {"device": hf.device}
-    hooked = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=tokenizer, **device)
-    # The bridge splits the joint q, k, v matrix of some families into new parameters, which are not frozen yet.
-    hooked.requires_grad_(False)
-    return hooked
-
-
-def starts_with_bos(tokenizer: Any) -> bool:
-    """Whether texts begin with BOS: the tokenizer adds it, or BOS is also the token that ends documents."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return False
-    return bool(tokenizer("a")["input_ids"][:1] == [bos] or bos == tokenizer.eos_token_id)
-
-
-def _fingerprint_0_1(lm: LoadedModel) -> str:
-    """Return the fingerprint of toxloc 0.1: a hash of the shape and of about 16 rows of every W_out."""
-    shape = [lm.model_type, lm.n_layers, lm.d_mlp, lm.d_model]
-    digest = hashlib.sha256(json.dumps(shape).encode())
-    for layer in range(lm.n_layers):
-        rows = lm.W_out(layer)[:: max(1, lm.d_mlp // 16)].detach().float().cpu().contiguous()
-        digest.update(rows.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -13,8 +13,7 @@ from ..base import Intervention, check_sites, layers_in_words
 from ..rank_one import RankOne
 from ..settings import parts_of_choice
 from ..trne_settings import TRNESettings
-from ..unit_edits import UnitEdits
-from ..unit_edits import unit_edits as unit_edits_of
+from ..unit_edits import UnitEdits, steepest_edits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -101,7 +100,7 @@ class TRNE(Intervention):
         edit: TRNE | None = None
         for nth in range(settings.rounds):
             with edit.applied(lm) if edit else nullcontext():
-                unit_edits = unit_edits_of(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
+                unit_edits = steepest_edits(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
             edit = cls._with_strength(evidence, edit, unit_edits, settings, (nth + 1) / settings.rounds)
         assert edit is not None
         edit.note_fit(lm, {}, neutral=evidence.neutral)
