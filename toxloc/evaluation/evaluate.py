@@ -100,9 +100,11 @@ def evaluate(
     agreed = agreement(judgements, chosen.seed) if len(judges) > 1 else None
     perplexity = completion_perplexity(lm, prompts.texts, completions) if chosen.fluency else math.nan
     of_protocol = protocol_fluency(lm, used.fluency, everyday, perplexity, cost) if used and cost else None
-    # The built-in harmless prompts have three kinds. A small evaluation takes fewer of each, so that it is quick.
-    harmless = load_prompts("sensitive").limited(max(2, math.ceil(len(prompts) / 3)))
-    suppressed = over_suppression(lm, harmless, seed=chosen.seed) if chosen.fluency and lm.interventions else None
+    suppressed = None
+    if chosen.fluency and lm.interventions:
+        # The built-in harmless prompts have three kinds. A small evaluation takes fewer of each, so that it is quick.
+        harmless = load_prompts("sensitive").limited(max(2, math.ceil(len(prompts) / 3)))
+        suppressed = over_suppression(lm, harmless, seed=chosen.seed)
     answered = accuracy(lm, choices) if choices else None
 
     return Evaluation(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ToxlocError
+from ..support.files import parse_json
 
 
 class Journal:
@@ -49,30 +50,25 @@ class Journal:
         if not lines:
             return {}
         try:
-            head, *completions = map(json.loads, lines)
+            head, *completions = (parse_json(line.decode()) for line in lines)
             known = {(prompt, sample): text for prompt, sample, text in completions}
             different = [name for name in {**head, **settings} if head.get(name) != settings.get(name)]
-            damaged = [
-                key
-                for key, text in known.items()
-                if not (all(type(index) is int and index >= 0 for index in key) and isinstance(text, str))
-            ]
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError):
             raise ToxlocError(f"{self.path} is not a file of completions from toxloc; give another file.") from None
-        counts = settings.get("n_prompts", math.inf), settings.get("samples", math.inf)
-        if not damaged and not different:
-            damaged = [key for key in known if key[0] >= counts[0] or key[1] >= counts[1]]
-        if damaged:
-            raise ToxlocError(
-                f"{self.path} is damaged: it holds a completion for (prompt, sample) = {damaged[0]!r:.40}, which does "
-                "not exist. Remove the file to start anew."
-            )
         if different:
             name = different[0]
             raise ToxlocError(
                 f"{self.path} holds completions made with {name}={head.get(name)!r}, not "
                 f"{settings.get(name)!r}; remove it, or give the same settings to continue."
             )
+        counts = settings.get("n_prompts", math.inf), settings.get("samples", math.inf)
+        for key, text in known.items():
+            is_place = all(type(i) is int and 0 <= i < count for i, count in zip(key, counts, strict=True))
+            if not (is_place and isinstance(text, str)):
+                raise ToxlocError(
+                    f"{self.path} is damaged: it holds a completion for (prompt, sample) = {key!r:.40}, which does not "
+                    "exist, or which is not text. Remove the file to start anew."
+                )
         return known
 
     def add(self, completions: Iterable[tuple[int, int, str]]) -> None:
