@@ -39,3 +39,27 @@ def test_sides_must_have_texts_and_pairs_must_have_equal_lengths():
         ContrastSet(["a"], ["b", " "])
     with pytest.raises(ToxlocError, match="not 1 and 2"):
         ContrastSet(["a"], ["b", "c"], paired=True)
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), 0, 1, -0.5, "half", None, True])
+def test_a_fraction_is_between_0_and_1(unchecked, fraction):
+    with pytest.raises(ToxlocError, match=f"fraction={fraction!r} is out of range"):
+        load_contrast().split(fraction)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", None, float("nan")])
+def test_a_limit_is_a_whole_number(unchecked, count):
+    with pytest.raises(ToxlocError, match=f"count={count!r}: give a whole number, 1 or more"):
+        load_contrast().limited(count)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, -1])
+def test_a_seed_is_a_whole_number(unchecked, seed):
+    for draw in (lambda: load_contrast().split(0.5, seed), lambda: load_contrast().limited(3, seed)):
+        with pytest.raises(ToxlocError, match=f"seed={seed!r}: give a whole number, 0 or more"):
+            draw()
+
+
+def test_openings_that_are_empty_are_refused():
+    with pytest.raises(ToxlocError, match="number 1 of the openings is empty"):
+        ContrastSet(["a"], ["b"]).without(["c", " "])

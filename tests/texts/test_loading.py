@@ -124,6 +124,76 @@ def test_tables_that_are_not_contrast_sets(tmp_path, content, words):
         load_contrast(str(tmp_path / "t.csv"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": 5, "label": 1}], "In row 0 of t.jsonl, 'text' is 5, not a text"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": [0]}], r"In row 1 of t.jsonl, 'label' is \[0\]"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "no neutral texts"),
+        ([{"text": "a", "label": None}, {"text": "b", "label": "spam"}], "no toxic texts"),
+        ([{"text": None, "label": 1}], "no toxic texts"),
+        ([{"toxic": "a", "neutral": 3}], "In row 0 of t.jsonl, 'neutral' is 3, not a text"),
+        ([{"toxic": "a", "neutral": None}], "no toxic texts"),
+        ([{"prompt": "A", "toxic": 1}, RTP[0]], "In row 0 of t.jsonl, 'prompt' is 'A', not an object"),
+        ([{"prompt": None}, RTP[0]], "no toxic texts"),
+    ],
+)
+def test_contrast_files_with_wrong_values(tmp_path, rows, message):
+    with pytest.raises(ToxlocError, match=message):
+        load_contrast(jsonl(tmp_path / "t.jsonl", rows))
+
+
+@pytest.mark.parametrize("load", [load_prompts, load_neutral])
+def test_files_of_texts_with_wrong_values(tmp_path, load):
+    with pytest.raises(ToxlocError, match=r"In row 1 of t\.jsonl, 'text' is 5, not a text"):
+        load(jsonl(tmp_path / "t.jsonl", [{"text": "a"}, {"text": 5}]))
+    with pytest.raises(ToxlocError, match=r"is empty|has 0"):
+        load(jsonl(tmp_path / "t.jsonl", [{"text": None}, {"text": " "}]))
+
+
+def test_labels_of_any_type(tmp_path):
+    rows = [{"text": "a", "label": True}, {"text": "b", "label": "0.1"}, {"text": "c", "label": None}]
+    assert load_contrast(jsonl(tmp_path / "t.jsonl", rows)) == ContrastSet(["a"], ["b"], "t.jsonl")
+    (tmp_path / "t.csv").write_text("text,label\na,1\nb,0\nc,\nd,high\n")
+    assert load_contrast(str(tmp_path / "t.csv")) == ContrastSet(["a"], ["b"], "t.csv")
+    (tmp_path / "b.csv").write_text("text,label\na,True\nb,False\n")
+    assert load_contrast(str(tmp_path / "b.csv")) == ContrastSet(["a"], ["b"], "b.csv")
+
+
+def test_a_first_row_without_a_prompt_does_not_hide_the_layout(tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", [{"prompt": None, "continuation": None}, *RTP])
+    assert load_contrast(path).neutral == ["They are all kind people."]
+    assert load_prompts(path).texts[0] == "They are all"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit=0: give a whole number, 12 or more"),
+        ({"limit": -1}, "limit=-1: "),
+        ({"limit": 2.5}, r"limit=2\.5: "),
+        ({"min_words": -1}, "min_words=-1: give a whole number, 0 or more"),
+        ({"seed": "a"}, "seed='a': "),
+        ({"seed": None}, "seed=None: "),
+    ],
+)
+def test_options_of_neutral_text_are_whole_numbers(unchecked, options, message):
+    with pytest.raises(ToxlocError, match=message):
+        load_neutral(**options)
+
+
+@pytest.mark.parametrize("words", [0, -1, 2.5, "3"])
+def test_words_are_a_whole_number(unchecked, words):
+    with pytest.raises(ToxlocError, match=f"words={words!r}: give a whole number, 1 or more"):
+        load_prompts(words=words)
+
+
+@pytest.mark.parametrize("load", [load_contrast, load_prompts, load_neutral])
+def test_a_source_is_a_single_name(unchecked, load):
+    with pytest.raises(ToxlocError, match=r"source=\['a.csv'\]: give the name of one file"):
+        load(["a.csv"])
+
+
 def test_missing_columns_are_named(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\nx,y\n")
     with pytest.raises(ToxlocError, match=r"no column 'c'.* a, b"):

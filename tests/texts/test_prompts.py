@@ -37,3 +37,16 @@ def test_empty_sets_and_texts():
         PromptSet([])
     with pytest.raises(ToxlocError, match="number 1"):
         PromptSet(["a", " "])
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, None])
+def test_a_count_is_a_whole_number(unchecked, count):
+    for draw in (PromptSet(["a", "b"]).sampled, PromptSet(["a", "b"]).limited, PromptSet(["a b c d"]).cut):
+        with pytest.raises(ToxlocError, match=f"={count!r}: give a whole number, 1 or more"):
+            draw(count)
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), 1.5, -0.5, "half"])
+def test_a_fraction_is_between_0_and_1(unchecked, fraction):
+    with pytest.raises(ToxlocError, match=f"fraction={fraction!r} is out of range"):
+        PromptSet(["a", "b", "c"]).split(fraction)

@@ -11,6 +11,7 @@ from ..errors import ToxlocError
 from ..localization.result import Localization
 from ..localization.scores import SCORES
 from ..models.sites import BySite, Unit
+from ..support.arguments import as_list, whole_number
 from ..support.progress import track
 from .knockout import Knockout, KnockoutTest, unit_sizes
 
@@ -75,11 +76,14 @@ def knockout_curve(
         ToxlocError: more units than there are, no units left for the controls, a score that was not computed, or a
             localization of a model of another shape.
     """
+    counts = [whole_number(count, "counts", at_least=1) for count in as_list(counts, "the counts")]
+    if not counts:
+        raise ToxlocError("There are no counts; give at least one number of units to remove.")
     sizes = unit_sizes(test.lm, loc, part or loc.parts[0])
     rng = np.random.default_rng(seed)
     order = loc.top_units(score, max(counts), part)
     ordered, random = [], []
-    for count in track(list(counts), f"knock-outs by {score}"):
+    for count in track(counts, f"knock-outs by {score}"):
         ordered.append(test.remove(order[:count], scale))
         random.append(tuple(test.remove(matched(order[:count], sizes, rng), scale) for _ in range(controls)))
     return KnockoutCurve(score, tuple(counts), tuple(ordered), tuple(random))

@@ -24,6 +24,7 @@ from ..interventions.methods.meow2x import Meow2X
 from ..localization.result import Localization
 from ..models.loaded import LoadedModel
 from ..models.sites import UNITS, AnySite, BySite, Site, Unit, unit_of
+from ..support.arguments import as_list, check_kind
 from ..support.intervals import Interval, bootstrap
 from ..texts.contrast import ContrastSet
 from ..texts.neutral import AnyNeutral, measured_texts
@@ -109,6 +110,9 @@ class KnockoutTest:
         samples: int = 2,
         seed: int = 0,
     ):
+        check_kind(pairs, ContrastSet, "the contrast set")
+        if prompts is not None:
+            check_kind(prompts, PromptSet, "the prompts")
         self.lm, self.pairs, self.prompts = lm, pairs, prompts
         self.neutral = None if neutral is None else measured_texts(neutral)
         self.samples, self.seed = samples, seed
@@ -205,8 +209,9 @@ def split_parts(parts: Parts) -> tuple[list[Site], list[Unit]]:
     Raises:
         ToxlocError: there are no parts, or both sites and units.
     """
-    sites = [Site.of(part) for part in parts if not isinstance(part, tuple)]
-    units = [unit_of(part) for part in parts if isinstance(part, tuple)]
+    given: list[AnySite | tuple[AnySite, int]] = as_list(parts, "the parts")
+    sites = [Site.of(part) for part in given if not isinstance(part, tuple)]
+    units = [unit_of(part) for part in given if isinstance(part, tuple)]
     if (not sites and not units) or (sites and units):
         raise ToxlocError(
             "Give either layers, such as [3, 4], or neurons, such as [(3, 17), (4, 5)]; got "

@@ -10,6 +10,7 @@ from scipy import stats
 
 from ..errors import ToxlocError
 from ..support.intervals import CONFIDENCE, Interval
+from ..texts.drawing import check_texts
 from .evaluators.base import Evaluator
 
 DIGITS = 4  # decimal places of a threshold
@@ -64,6 +65,7 @@ def calibrate(evaluator: Evaluator, texts: Sequence[str], rate: float = 0.01) ->
     """
     if not 0 < rate < 1:
         raise ToxlocError(f"rate={rate}: give a share between 0 and 1, such as 0.01.")
+    texts = check_texts(texts, "the everyday texts", may_be_blank=True)
     if len(texts) < (needed := math.ceil(1 / rate)):
         raise ToxlocError(f"{len(texts)} texts are too few for a rate of {rate:g}; give at least {needed}.")
     scores = np.sort(evaluator.score(texts)[evaluator.label])[::-1]

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ToxlocError
 from ..generation.generate import check_decoding, generate
 from ..models.loaded import LoadedModel
+from ..support.arguments import check_kind
 from ..support.settings import signature_from
 from ..texts.loading import load_neutral, load_prompts
 from ..texts.neutral import AnyNeutral, measured_texts
@@ -76,13 +77,14 @@ def evaluate(
         0.24
     """
     # Check all settings before the model runs.
+    check_kind(prompts, PromptSet, "the prompts")
     if isinstance(protocol, str):
         options["protocol"] = protocol
     chosen = EvaluationSettings.of(settings, **options)
     used = protocol if isinstance(protocol, Protocol) else chosen.known_protocol
     decoding = chosen.decoding(used)
     check_decoding(lm, decoding)
-    judges = get_evaluators(evaluators or chosen.evaluators or usual_evaluators(used))
+    judges = get_evaluators((chosen.evaluators or usual_evaluators(used)) if evaluators is None else evaluators)
     everyday = _everyday_text(neutral) if chosen.fluency else []
 
     cost = measure_fluency(lm, everyday) if chosen.fluency else None
@@ -132,9 +134,10 @@ def evaluate(
 def _everyday_text(neutral: AnyNeutral | None) -> Sequence[str]:
     if neutral is None:
         return load_neutral().check
-    if not neutral:
+    texts = measured_texts(neutral)
+    if not texts:
         raise ToxlocError("There are no neutral texts to measure the cost on; omit neutral= to use the built-in text.")
-    return measured_texts(neutral)
+    return texts
 
 
 def _categories(completions: list[list[str]], evaluator: Evaluator, seed: int) -> dict[str, Toxicity]:

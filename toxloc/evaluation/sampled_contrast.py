@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import ToxlocError
 from ..generation.generate import generate
 from ..models.loaded import LoadedModel
+from ..support.arguments import check_kind
 from ..texts.contrast import ContrastSet
 from ..texts.layouts import NEUTRAL_TO
 from ..texts.loading import load_prompts
@@ -65,6 +66,7 @@ def contrast_from_model(
     if prompts is None:
         prompts = load_prompts().only(PROVOCATIVE)
         assert prompts is not None
+    check_kind(prompts, PromptSet, "the prompts")
     toxic: dict[Sampled, None] = {}
     neutral: dict[Sampled, None] = {}
     rounds = 0

@@ -15,6 +15,7 @@ from ..errors import ToxlocError
 from ..models.batching import encode
 from ..models.loaded import LoadedModel
 from ..support.progress import track
+from ..texts.drawing import check_texts
 from ..version import __version__
 from .batch import Opening, decode
 from .decoding import Decoding
@@ -75,14 +76,16 @@ def generate(
         One list per prompt with its completions, which do not include the prompt.
 
     Raises:
-        ToxlocError: a prompt is empty, a value is out of range, `lm` has no Hugging Face model, or the journal
-            cannot be written or belongs to another model or other settings.
+        ToxlocError: the prompts are a single string, a prompt is empty or cannot be encoded, a value is out of range,
+            `lm` has no Hugging Face model, or the journal cannot be written or belongs to another model or other
+            settings.
 
     Example:
         >>> from toxloc import load_model
         >>> generate(load_model(), ["The weather today is"], samples=2)    # doctest: +SKIP
         [[' a bit cold, but ...', ' not so bad ...']]
     """
+    prompts = check_texts(prompts, "the prompts")
     decoding = Decoding(samples, max_new_tokens, top_p, temperature, repetition_penalty)
     check_decoding(lm, decoding)
     completions = [[""] * samples for _ in prompts]
@@ -139,6 +142,7 @@ def sample(
         >>> for completion in sample(load_model(), ["You are"], Decoding(samples=2)):    # doctest: +SKIP
         ...     print(completion.sample, completion.text)
     """
+    prompts = check_texts(prompts, "the prompts")
     rows = encode(lm, prompts, lm.context - decoding.max_new_tokens)
     seeds = _seeds(prompts, decoding.samples, seed)
     openings = [

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ToxlocError
+from ..support.arguments import as_list, check_kind
 from .base import KINDS, Intervention
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Chain(Intervention):
 
     def __init__(self, parts: Sequence[Intervention]):
         super().__init__()
-        self.parts = list(parts)
+        self.parts = as_list(parts, "the parts of a chain")
+        for part in self.parts:
+            check_kind(part, Intervention, "a part of a chain")
         if not self.parts or len({id(part) for part in self.parts}) < len(self.parts):
             raise ToxlocError(
                 "A chain needs at least one intervention, and each only once; got "

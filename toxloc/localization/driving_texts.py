@@ -10,6 +10,7 @@ from ..errors import ToxlocError
 from ..models.batching import batches, decode_token
 from ..models.loaded import LoadedModel
 from ..support.masking import mask
+from ..texts.drawing import check_texts
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +69,7 @@ def driving_texts(
         1
     """
     lm.check_unit(layer, neuron)
+    texts = check_texts(texts)
     if not texts or k < 1:
         raise ToxlocError(f"k={k} of {len(texts)} texts: give at least one text, and a k of 1 or more.")
     best: list[tuple[float, int, int, int]] = []  # activation, index, position, token id

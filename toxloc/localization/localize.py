@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from ..errors import ToxlocError
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import PARTS, Part, Site
+from ..support.arguments import as_list, check_kind
 from ..texts.contrast import ContrastSet
 from .result import Localization, PartScores
 from .score_names import ScoreName
@@ -59,20 +60,22 @@ def localize(
         True
     """
     lm = LoadedModel.of(lm)
-    check_scores(scores)
+    check_kind(pairs, ContrastSet, "the contrast set")
+    names = check_scores(scores)
     if parts is None:
         parts = (
             ("mlp",)
             if statistics is None
             else tuple(part for part in PARTS if any(site.part == part for site in statistics.sites))
         )
-    unknown = [part for part in parts if part not in PARTS]
+    parts = as_list(parts, "the parts")
+    unknown = [str(part) for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ToxlocError(f"Unknown part {', '.join(unknown) or '(none given)'}; choose from {', '.join(PARTS)}.")
     if draws < 0:
         raise ToxlocError(f"draws={draws}: give 0 for no intervals, or a number such as {DRAWS}.")
     if statistics is None:
-        needs = needs_of(scores)
+        needs = needs_of(names)
         statistics = collect_contrast(
             lm,
             pairs,
@@ -90,7 +93,7 @@ def localize(
             "out, or collect the statistics of these parts."
         )
     weights = _weights(statistics, draws, seed) if draws else []
-    scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in scores}
+    scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in names}
     uncertainty: dict[str, Uncertainty] = {}
     for name, result in scored.items():
         if result.draws:

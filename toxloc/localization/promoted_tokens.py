@@ -13,6 +13,7 @@ from ..errors import ToxlocError
 from ..models.architectures import final_norm
 from ..models.batching import decode_token
 from ..models.loaded import LoadedModel
+from ..support.arguments import as_list
 from ..support.masking import mask
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def promoted_tokens(
     if not 1 <= k <= len(unembedding):
         raise ToxlocError(f"k={k}: give a number from 1 to {len(unembedding)}, the number of tokens of {lm.name}.")
     promoted = []
-    for layer, neuron in neurons:
+    for layer, neuron in as_list(neurons, "the neurons"):
         direction = _direction(lm, layer, neuron)
         direction = direction.to(unembedding.device)
         # Split, so that not all rows are converted from 16 bits to float32 at once.

@@ -19,6 +19,7 @@ from ..errors import ToxlocError
 from ..models.loaded import LoadedModel
 from ..models.site_view import SiteView
 from ..models.sites import Site
+from ..support.arguments import as_list
 from .auroc import auroc_of_ranks
 from .contributions import Contributions
 from .linalg import factor, steepest_at_cost
@@ -357,11 +358,13 @@ def needs_of(scores: Sequence[str]) -> frozenset[str]:
     return frozenset({"moments"}).union(*(SCORES[name].needs for name in scores))
 
 
-def check_scores(scores: Sequence[str]) -> None:
-    """Raise ToxlocError if a score does not exist, or if no score is given."""
-    unknown = [name for name in scores if name not in SCORES]
-    if unknown or not scores:
+def check_scores(scores: Sequence[str]) -> list[str]:
+    """Return the names of scores as a list; raise ToxlocError if a score does not exist, or if no score is given."""
+    names = as_list(scores, "the scores")
+    unknown = [str(name) for name in names if name not in tuple(SCORES)]
+    if unknown or not names:
         raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")
+    return names
 
 
 def _views(lm: LoadedModel, s: ContrastStatistics) -> list[SiteView]:

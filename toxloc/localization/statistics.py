@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, BySite, Site, sites_of
+from ..support.arguments import check_kind
 from ..texts.contrast import ContrastSet
+from ..texts.drawing import check_texts
 from .contributions import random_groups
 from .text_statistics import Fisher, TextStatistics, collect
 
@@ -85,6 +87,8 @@ def collect_contrast(
         torch.Size([1024, 256])
     """
     lm = LoadedModel.of(lm)
+    check_kind(pairs, ContrastSet, "the contrast set")
+    more_neutral = check_texts(more_neutral, "more_neutral")
     sites = lm.sites("mlp") if sites is None else sites_of(sites)
     groups = random_groups(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     options: dict[str, Any] = {

@@ -27,6 +27,7 @@ from ..models.likelihood import predicting, sampled, targets, token_nll
 from ..models.loaded import LoadedModel
 from ..models.site_view import Hook, SiteView
 from ..models.sites import AnySite, BySite, Site, sites_of
+from ..texts.drawing import check_texts
 from .contributions import Contributions, Gatherer, random_groups
 from .moments import Moments
 
@@ -113,6 +114,7 @@ def collect(
         >>> s.G[0].shape, s.S[0].shape
         (torch.Size([1024, 256]), torch.Size([256, 256]))
     """
+    texts = check_texts(texts)
     if not texts:
         raise ToxlocError("There are no texts to gather statistics from; give at least one text.")
     if fisher not in FISHERS:

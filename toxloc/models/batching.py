@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..errors import ToxlocError
 from ..support.progress import track
+from ..texts.drawing import check_texts
 from .loaded import LoadedModel
 
 # Measured on 2 cores: larger batches are slower on a CPU, where new memory costs more than small matrix products.
@@ -45,13 +45,11 @@ def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[
     Rows begin with BOS if `lm.prepend_bos` is set, and are truncated to `max_length` tokens and to the model's context.
 
     Raises:
-        ToxlocError: a text is empty.
+        ToxlocError: the texts are a single string, or a text is empty or cannot be encoded.
     """
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise ToxlocError(f"Text number {i} is empty; remove empty rows.")
+    texts = check_texts(texts)
     bos = lm.tokenizer.bos_token_id
-    rows: list[list[int]] = lm.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+    rows: list[list[int]] = lm.tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else []
     if lm.prepend_bos:
         rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
     if bos is not None:  # a chat template writes BOS into the text, and some tokenizers add a second BOS

@@ -68,9 +68,17 @@ Unit = tuple[Site, int]  # a unit of a site: a neuron or a head
 
 
 def unit_of(unit: tuple[Any, int]) -> Unit:
-    """Convert the site of a unit to a `Site`; (3, 17) is neuron 17 of layer 3."""
-    site, number = unit
-    return (site if isinstance(site, Site) else Site.of(site)), int(number)
+    """Convert the site of a unit to a `Site`; (3, 17) is neuron 17 of layer 3.
+
+    Raises:
+        ToxlocError: `unit` is not a pair of a site and a number.
+    """
+    try:
+        site, number = unit
+        number = int(number)
+    except (TypeError, ValueError):
+        raise ToxlocError(f"{unit!r} is not a neuron or a head; give a pair such as (3, 17).") from None
+    return (site if isinstance(site, Site) else Site.of(site)), number
 
 
 class BySite(dict[Site, T]):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ToxlocError
-from .drawing import check_texts, shuffled
+from ..support.arguments import whole_number
+from .drawing import check_fraction, check_texts, shuffled
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,14 @@ class ContrastSet:
     """Toxic and neutral texts. `localize` finds the difference between them inside a model.
 
     Attributes:
-        toxic: the toxic texts.
-        neutral: the neutral texts.
+        toxic: the toxic texts; a tuple, an array or a generator becomes a list.
+        neutral: the neutral texts, as `toxic`.
         name: source of the texts.
         paired: whether toxic[i] and neutral[i] are a pair.
 
     Raises:
-        ToxlocError: a side is empty, a text is empty, or a paired set has sides of different lengths.
+        ToxlocError: a side is empty or a single string, a text is empty or cannot be encoded, or a paired
+            set has sides of different lengths.
 
     Example:
         >>> pairs = ContrastSet(["You fool.", "Shut up!"], ["You friend.", "Please wait!"], paired=True)
@@ -34,10 +36,10 @@ class ContrastSet:
 
     def __post_init__(self) -> None:
         for side in ("toxic", "neutral"):
-            texts = getattr(self, side)
+            texts = check_texts(getattr(self, side), f"the {side} side of the contrast set {self.name!r}")
             if not texts:
                 raise ToxlocError(f"The contrast set {self.name!r} has no {side} texts; both sides are needed.")
-            check_texts(texts, f"the {side} side of the contrast set {self.name!r}")
+            object.__setattr__(self, side, texts)
         if self.paired and len(self.toxic) != len(self.neutral):
             raise ToxlocError(
                 f"A paired contrast set needs as many toxic as neutral texts, not {len(self.toxic)} "
@@ -66,15 +68,19 @@ class ContrastSet:
         Raises:
             ToxlocError: the fraction is not between 0 and 1, or a side is too small to split.
         """
-        if not 0 < fraction < 1:
-            raise ToxlocError(f"fraction={fraction} is out of range; give a number between 0 and 1.")
+        check_fraction(fraction)
         toxic = shuffled(len(self.toxic), seed)
         neutral = toxic if self.paired else shuffled(len(self.neutral), seed)
         a, b = round(fraction * len(toxic)), round(fraction * len(neutral))
         return self._take(toxic[:a], neutral[:b]), self._take(toxic[a:], neutral[b:])
 
     def limited(self, count: int, seed: int = 0) -> "ContrastSet":
-        """Return at most `count` texts of each side, drawn at random. Pairs stay together."""
+        """Return at most `count` texts of each side, drawn at random. Pairs stay together.
+
+        Raises:
+            ToxlocError: `count` is less than 1, or `count` or `seed` is not a whole number.
+        """
+        count = whole_number(count, "count", at_least=1)
         toxic = shuffled(len(self.toxic), seed)[:count]
         neutral = toxic if self.paired else shuffled(len(self.neutral), seed)[:count]
         return self._take(toxic, neutral)
@@ -86,13 +92,13 @@ class ContrastSet:
         if either of its texts begins with an opening.
 
         Raises:
-            ToxlocError: a side has no texts left.
+            ToxlocError: a side has no texts left, the openings are a single string, or an opening is empty.
 
         Example:
             >>> ContrastSet(["You fool, go", "He lied"], ["Good day"]).without(["you fool"]).toxic
             ['He lied']
         """
-        beginnings = {opening.strip().lower() for opening in openings}
+        beginnings = {opening.strip().lower() for opening in check_texts(openings, "the openings")}
         lengths = sorted({len(beginning) for beginning in beginnings})
 
         def keep(text: str) -> bool:

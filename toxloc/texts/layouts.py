@@ -1,24 +1,71 @@
 """Column names and row layouts of the text files that toxloc reads."""
 
+import math
 from collections.abc import Sequence
+from reprlib import repr as short_repr
+from textwrap import shorten
 
 from ..errors import ToxlocError
+from ..support.control_characters import visible
 from .contrast import ContrastSet
-from .prompts import EVERYDAY, PROVOCATIVE, PromptSet
-from .tables import Row
+from .prompts import EVERYDAY, PROVOCATIVE, PromptSet, is_score
+from .records import Row
 
 TOXIC_COLUMNS = ("toxic", "toxic_text", "toxic_comment", "en_toxic_comment")
 NEUTRAL_COLUMNS = ("neutral", "neutral1", "neutral_text", "neutral_comment", "en_neutral_comment")
 TEXT_COLUMNS = ("text", "prompt", "comment_text", "comment", "sentence", "content")
 LABEL_COLUMNS = ("label", "toxicity", "is_toxic", "toxic")
-TOXIC_LABELS = {"1", "1.0", "true", "toxic", "hate", "hateful", "offensive", "abusive"}
-NEUTRAL_LABELS = {"0", "0.0", "false", "neutral", "nontoxic", "non-toxic", "non-hateful", "neither", "none", "normal"}
+TOXIC_LABELS = {"true", "toxic", "hate", "hateful", "offensive", "abusive"}
+NEUTRAL_LABELS = {"false", "neutral", "nontoxic", "non-toxic", "non-hateful", "neither", "none", "normal"}
 TOXIC_FROM, NEUTRAL_TO = 0.5, 0.25  # thresholds on toxicity scores; texts with scores in between are left out
 
 
-def is_text(value: object) -> bool:
-    """Whether a cell of a table holds a string with more than whitespace in it."""
-    return isinstance(value, str) and bool(value.strip())
+def text_in(row: Row, column: str, where: str) -> str | None:
+    """Return the text in a cell of a table; None if there is no cell, or if it is None, NaN or blank.
+
+    Args:
+        row: the row, or the part of a row that has the cell.
+        column: name of the column.
+        where: name of the row in the error message, for example "row 3 of texts.csv".
+
+    Raises:
+        ToxlocError: the cell holds a value of another type.
+
+    Example:
+        >>> text_in({"text": "Good morning"}, "text", "row 0")
+        'Good morning'
+    """
+    value = row.get(column)
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise _wrong_value(value, column, where, "a text")
+    return value
+
+
+def label_in(row: Row, column: str, where: str) -> bool | None:
+    """Return the label in a cell of a table, as `toxicity_label` reads it; see `text_in`.
+
+    Raises:
+        ToxlocError: the cell holds a list or an object.
+    """
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        raise _wrong_value(value, column, where, "a class name or a score")
+    return toxicity_label(value)
+
+
+def columns_of(rows: Sequence[Row]) -> str:
+    """Return the names of the columns of a table, as a message shows them."""
+    return shorten(", ".join(map(visible, rows[0])), 300, placeholder=" …")
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _wrong_value(value: object, column: str, where: str, wanted: str) -> ToxlocError:
+    return ToxlocError(f"In {where}, {column!r} is {short_repr(value)}, not {wanted}; correct or remove the row.")
 
 
 def find_column(columns: Sequence[str], requested: str | None, usual: Sequence[str]) -> str | None:
@@ -51,22 +98,22 @@ def toxicity_label(value: object) -> bool | None:
     """Read a class name or a toxicity score as a label.
 
     Args:
-        value: a class name ("toxic", "normal", ...), 0 or 1, or a toxicity score from 0 to 1 as a float.
+        value: a class name ("toxic", "normal", ...), or a toxicity score from 0 to 1, which may be written as text.
 
     Returns:
         True for toxic (a score of at least .5), False for neutral (a score of at most .25), None for a score in
-        between, an unknown class name or a missing value. The class name "none" means neutral.
+        between or out of range, an unknown class name or a missing value. The class name "none" means neutral.
 
     Example:
-        >>> [toxicity_label(value) for value in ("hate", 0, 0.4)]
-        [True, False, None]
+        >>> [toxicity_label(value) for value in ("hate", 0, "0.9", 0.4)]
+        [True, False, True, None]
     """
-    if isinstance(value, float) and 0 <= value <= 1:
-        return True if value >= TOXIC_FROM else False if value <= NEUTRAL_TO else None
-    if value is None:
-        return None
-    word = str(value).strip().lower()
-    return True if word in TOXIC_LABELS else False if word in NEUTRAL_LABELS else None
+    word = str(value).strip().lower() if value is not None else ""
+    try:
+        score = float(word)
+    except ValueError:
+        return True if word in TOXIC_LABELS else False if word in NEUTRAL_LABELS else None
+    return True if TOXIC_FROM <= score <= 1 else False if 0 <= score <= NEUTRAL_TO else None
 
 
 def is_realtoxicityprompts(row: Row) -> bool:
@@ -78,19 +125,20 @@ def realtoxicityprompts_contrast(rows: Sequence[Row], name: str) -> ContrastSet:
     """Make a contrast set from rows in the layout of RealToxicityPrompts.
 
     A text is a prompt followed by its continuation. It is toxic if either part has a score of at least .5, and neutral
-    if no part has a score above .25. Rows with scores in between, without scores or with an empty part are left out.
+    if no part has a score above .25. Rows with scores in between, without scores or without one of the texts are left
+    out: a part, a text or a score is missing if it is None, NaN or blank.
 
     Raises:
-        ToxlocError: no text is toxic, or no text is neutral.
+        ToxlocError: no text is toxic, no text is neutral, or a value has a wrong type: a part that is not an object, a
+            text that is not a string, or a score that is not a number from 0 to 1.
     """
     sides: dict[bool, list[str]] = {True: [], False: []}
-    for row in rows:
-        parts = [row["prompt"], row["continuation"]]
-        if not all(is_text(part["text"]) for part in parts):
-            continue
-        scores = [float(part["toxicity"]) for part in parts if part.get("toxicity") is not None]
-        if scores and (toxic := toxicity_label(max(scores))) is not None:
-            sides[toxic].append("".join(part["text"] for part in parts))
+    for i, row in enumerate(rows):
+        where = f"row {i} of {name}"
+        texts, scores = zip(*(_part(row, part, where) for part in ("prompt", "continuation")), strict=True)
+        known = [score for score in scores if score is not None]
+        if all(texts) and known and (toxic := toxicity_label(max(known))) is not None:
+            sides[toxic].append("".join(texts))
     return ContrastSet(sides[True], sides[False], name)
 
 
@@ -98,20 +146,23 @@ def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, selection: str |
     """Make a prompt set from rows in the layout of RealToxicityPrompts.
 
     Args:
-        rows: at least one row; rows whose prompt is empty or has no toxicity score are left out.
+        rows: at least one row; rows without a prompt or without its toxicity score are left out, as in
+            `realtoxicityprompts_contrast`. Continuations are not read.
         name: name of the prompt set.
         selection: the prompts to keep, as `which` of `load_prompts`.
 
     Raises:
-        ToxlocError: no row has such a prompt.
+        ToxlocError: no row has such a prompt, or a value has a wrong type, as in `realtoxicityprompts_contrast`; or
+            "challenging" is neither true nor false.
     """
-    marked = any(row.get("challenging") for row in rows)
+    challenges = [_is_challenging(row, f"row {i} of {name}") for i, row in enumerate(rows)]
+    marked = any(challenges)
     texts, kinds, scores = [], [], []
-    for row in rows:
-        toxicity = row["prompt"].get("toxicity")
-        if toxicity is None or not is_text(row["prompt"]["text"]):
+    for i, (row, challenging) in enumerate(zip(rows, challenges, strict=True)):
+        text, toxicity = _part(row, "prompt", f"row {i} of {name}")
+        if text is None or toxicity is None:
             continue
-        toxic, challenging = toxicity >= TOXIC_FROM, bool(row.get("challenging"))
+        toxic = toxicity >= TOXIC_FROM
         kind = PROVOCATIVE if (challenging if marked and selection is None else toxic or challenging) else EVERYDAY
         wanted = {
             None: kind == PROVOCATIVE or not toxic,
@@ -121,12 +172,37 @@ def realtoxicityprompts_prompts(rows: Sequence[Row], name: str, selection: str |
             "challenging": challenging,
         }[selection]
         if wanted:
-            texts.append(row["prompt"]["text"].rstrip())
+            texts.append(text.rstrip())
             kinds.append(kind)
-            scores.append(float(toxicity))
+            scores.append(toxicity)
     if not texts:
         raise ToxlocError(
             f"{name} has no {selection or 'scored'} prompts"
             + ("; none of its prompts is marked as challenging." if selection == "challenging" and not marked else ".")
         )
     return PromptSet(texts, kinds, scores, name)
+
+
+def _part(row: Row, column: str, where: str) -> tuple[str | None, float | None]:
+    """Return the text and the toxicity score of a prompt or a continuation; None for each that is missing."""
+    part = row.get(column)
+    if part is None:
+        return None, None
+    if not isinstance(part, dict):
+        raise _wrong_value(part, column, where, "an object with a text and a toxicity")
+    where = f"the {column} of {where}"
+    toxicity = part.get("toxicity")
+    if _is_missing(toxicity):
+        return text_in(part, "text", where), None
+    if not is_score(toxicity):
+        raise _wrong_value(toxicity, "toxicity", where, "a score from 0 to 1")
+    return text_in(part, "text", where), float(toxicity)
+
+
+def _is_challenging(row: Row, where: str) -> bool:
+    value = row.get("challenging")
+    if _is_missing(value):
+        return False
+    if value not in (True, False):
+        raise _wrong_value(value, "challenging", where, "true or false")
+    return bool(value)

@@ -1,11 +1,12 @@
 """Load contrast sets, prompts and neutral text from built-in files, local files and hub datasets."""
 
-import json
 import re
 from pathlib import Path
 
 from ..errors import ToxlocError
+from ..support.arguments import whole_number
 from ..support.assets import ASSETS
+from ..support.control_characters import visible
 from .contrast import ContrastSet
 from .drawing import shuffled
 from .layouts import (
@@ -13,16 +14,18 @@ from .layouts import (
     NEUTRAL_COLUMNS,
     TEXT_COLUMNS,
     TOXIC_COLUMNS,
+    columns_of,
     find_column,
     is_realtoxicityprompts,
-    is_text,
+    label_in,
     realtoxicityprompts_contrast,
     realtoxicityprompts_prompts,
-    toxicity_label,
+    text_in,
 )
-from .neutral import NeutralText
+from .neutral import MIN_TEXTS, NeutralText
 from .prompts import EVERYDAY, PROVOCATIVE, PromptSet
-from .tables import Row, read_rows
+from .records import Row, read_records
+from .tables import read_rows
 
 BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive"}
 SELECTIONS = ("all", "toxic", "nontoxic", "challenging")
@@ -57,7 +60,8 @@ def load_contrast(
         split: split of a hub dataset to read.
 
     Raises:
-        ToxlocError: the source cannot be read, lacks the columns, or has no toxic or no neutral texts.
+        ToxlocError: the source cannot be read, lacks the columns, has no toxic or no neutral texts, or has a value of a
+            wrong type in a column of texts or labels. Rows in which a text or a label is missing are left out.
 
     Example:
         >>> pairs = load_contrast("builtin")
@@ -68,22 +72,23 @@ def load_contrast(
         rows = _built_in("contrast")
         return ContrastSet([r["toxic"] for r in rows], [r["neutral"] for r in rows], "builtin", paired=True)
     rows = read_rows(source, split)
-    name = Path(source).name
+    name = visible(Path(source).name)
     columns = list(rows[0])
-    if is_realtoxicityprompts(rows[0]):
+    if any(is_realtoxicityprompts(row) for row in rows):
         return realtoxicityprompts_contrast(rows, name)
     toxic = find_column(columns, toxic_column, TOXIC_COLUMNS)
     neutral = find_column(columns, neutral_column, NEUTRAL_COLUMNS)
     if toxic and neutral and text_column is None:
-        both = [(str(r[toxic]), str(r[neutral])) for r in rows if is_text(r[toxic]) and is_text(r[neutral])]
-        return ContrastSet([t for t, _ in both], [n for _, n in both], name, paired=True)
+        both = [(a, b) for a, b in zip(_cells(rows, toxic, name), _cells(rows, neutral, name), strict=True) if a and b]
+        return ContrastSet([a for a, _ in both], [b for _, b in both], name, paired=True)
     text = find_column(columns, text_column, TEXT_COLUMNS)
     label = find_column(columns, label_column, LABEL_COLUMNS)
     if text and label:
-        labelled = [(str(r[text]), toxicity_label(r[label])) for r in rows if is_text(r[text])]
+        labels = [label_in(row, label, f"row {i} of {name}") for i, row in enumerate(rows)]
+        labelled = [(t, y) for t, y in zip(_cells(rows, text, name), labels, strict=True) if t]
         return ContrastSet([t for t, y in labelled if y is True], [t for t, y in labelled if y is False], name)
     raise ToxlocError(
-        f"{name} has the columns {', '.join(columns)}; a contrast set needs a toxic and a neutral column, or a text "
+        f"{name} has the columns {columns_of(rows)}; a contrast set needs a toxic and a neutral column, or a text "
         "and a label column. Rename the columns, or name them in Python (toxic_column= and neutral_column=, or "
         "text_column= and label_column=)."
     )
@@ -116,7 +121,8 @@ def load_prompts(
         split: split of a hub dataset to read.
 
     Raises:
-        ToxlocError: `which` is unknown, or the source cannot be read, lacks the column or has no such prompts.
+        ToxlocError: `which` is unknown, `words` is less than 1, or the source cannot be read, lacks the column, has no
+            such prompts or has a prompt that is not a string. Rows without a prompt are left out.
 
     Example:
         >>> len(load_prompts("builtin").only("provocative"))
@@ -124,26 +130,28 @@ def load_prompts(
     """
     if which not in (None, *SELECTIONS):
         raise ToxlocError(f"which={which!r}: choose one of {', '.join(SELECTIONS)}.")
+    if words is not None:
+        words = whole_number(words, "words", at_least=1)
     prompts = _read_prompts(source, which, text_column, split)
     return prompts if words is None else prompts.cut(words)
 
 
 def _read_prompts(source: str, selection: str | None, text_column: str | None, split: str) -> PromptSet:
-    if source in BUILT_IN_PROMPTS:
+    if source in tuple(BUILT_IN_PROMPTS):
         rows = _built_in(BUILT_IN_PROMPTS[source])
         return _select(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), selection)
     rows = read_rows(source, split)
-    name = Path(source).name
-    if isinstance(rows[0].get("prompt"), dict):
+    name = visible(Path(source).name)
+    if any(isinstance(row.get("prompt"), dict) for row in rows):
         return realtoxicityprompts_prompts(rows, name, selection)
     text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
         raise ToxlocError(
-            f"{name} has the columns {', '.join(rows[0])}; give the name of the column of prompts as text_column=."
+            f"{name} has the columns {columns_of(rows)}; give the name of the column of prompts as text_column=."
         )
-    rows = [r for r in rows if is_text(r[text])]
-    kinds = [str(r["kind"]) for r in rows] if rows and "kind" in rows[0] else None
-    return _select(PromptSet([str(r[text]).rstrip() for r in rows], kinds, None, name), selection)
+    kept = [(opening, row) for opening, row in zip(_cells(rows, text, name), rows, strict=True) if opening]
+    kinds = [str(row["kind"]) for _, row in kept] if "kind" in rows[0] else None
+    return _select(PromptSet([opening.rstrip() for opening, _ in kept], kinds, None, name), selection)
 
 
 def load_neutral(
@@ -166,31 +174,39 @@ def load_neutral(
         seed: seed for the draw and the split.
 
     Raises:
-        ToxlocError: the source cannot be read, lacks the column, or has fewer than 12 different passages.
+        ToxlocError: the source cannot be read, lacks the column, has fewer than 12 different passages or has a passage
+            that is not a string; `limit` is less than 12; or `min_words` or `seed` is not a whole number of 0 or more.
 
     Example:
         >>> neutral = load_neutral("builtin", limit=100)
         >>> len(neutral.fit), len(neutral.tune), len(neutral.check)
         (30, 35, 35)
     """
+    if limit is not None:
+        limit = whole_number(limit, "limit", at_least=MIN_TEXTS)
+    min_words, seed = whole_number(min_words, "min_words"), whole_number(seed, "seed")
     if source == "builtin":
         return NeutralText.split([r["text"] for r in _built_in("neutral")][:limit], seed, "builtin")
     rows = read_rows(source)
-    name = Path(source).name
+    name = visible(Path(source).name)
     text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
     if text is None:
         raise ToxlocError(
-            f"{name} has the columns {', '.join(rows[0])}; give the name of the column of texts as text_column=."
+            f"{name} has the columns {columns_of(rows)}; give the name of the column of texts as text_column=."
         )
-    texts = [str(r[text]).strip() for r in rows if is_text(r[text])]
+    texts = [cell.strip() for cell in _cells(rows, text, name) if cell]
     texts = [t for t in texts if len(t.split()) >= min_words and not re.match(r"= .* =$", t)]
     texts = list(dict.fromkeys(texts))
     return NeutralText.split([texts[i] for i in shuffled(len(texts), seed)[:limit]], seed, name)
 
 
 def _built_in(name: str) -> list[Row]:
-    path = ASSETS / "prompts" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_records(ASSETS / "prompts" / f"{name}.jsonl")
+
+
+def _cells(rows: list[Row], column: str, name: str) -> list[str | None]:
+    """Return the texts of a column; None for a row without a text."""
+    return [text_in(row, column, f"row {i} of {name}") for i, row in enumerate(rows)]
 
 
 def _select(prompts: PromptSet, selection: str | None) -> PromptSet:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from ..errors import ToxlocError
 from .drawing import check_texts, shuffled
 
+MIN_TEXTS = 12
+
 
 @dataclass(frozen=True)
 class NeutralText:
@@ -16,12 +18,20 @@ class NeutralText:
         tune: texts on which the strength of an intervention is tuned to its budget.
         check: texts on which the reported cost is measured.
         name: source of the texts.
+
+    Raises:
+        ToxlocError: a part is a single string, or a text is empty or cannot be encoded.
     """
 
     fit: list[str]
     tune: list[str]
     check: list[str]
     name: str = "custom"
+
+    def __post_init__(self) -> None:
+        for part in ("fit", "tune", "check"):
+            texts = check_texts(getattr(self, part), f"the part {part} of the neutral text {self.name!r}")
+            object.__setattr__(self, part, texts)
 
     @property
     def texts(self) -> list[str]:
@@ -33,20 +43,20 @@ class NeutralText:
         """Split texts at random into 30% fit, 35% tune and 35% check. Duplicates are dropped.
 
         Raises:
-            ToxlocError: fewer than 12 different texts, or an empty text.
+            ToxlocError: fewer than 12 different texts, a single string in place of a list, or a text that is empty or
+                cannot be encoded.
 
         Example:
             >>> neutral = NeutralText.split([f"Sentence {i}." for i in range(20)])
             >>> len(neutral.fit), len(neutral.tune), len(neutral.check)
             (6, 7, 7)
         """
-        texts = list(dict.fromkeys(texts))
-        if len(texts) < 12:
+        texts = list(dict.fromkeys(check_texts(texts, f"the neutral text {name!r}")))
+        if len(texts) < MIN_TEXTS:
             raise ToxlocError(
-                "Neutral text is split into three parts and needs at least 12 different texts; "
+                f"Neutral text is split into three parts and needs at least {MIN_TEXTS} different texts; "
                 f"{name!r} has {len(texts)}."
             )
-        check_texts(texts, f"the neutral text {name!r}")
         order = [texts[i] for i in shuffled(len(texts), seed)]
         a, b = round(0.3 * len(order)), round(0.65 * len(order))
         return cls(order[:a], order[a:b], order[b:], name)
@@ -56,5 +66,9 @@ AnyNeutral = NeutralText | Sequence[str]  # accepted wherever a cost is measured
 
 
 def measured_texts(neutral: AnyNeutral) -> Sequence[str]:
-    """Return the texts on which a cost is measured: the part `check` of a `NeutralText`, or all texts of a list."""
-    return neutral.check if isinstance(neutral, NeutralText) else neutral
+    """Return the texts on which a cost is measured: the part `check` of a `NeutralText`, or all texts of a list.
+
+    Raises:
+        ToxlocError: `neutral` is a single string, or a text is empty or cannot be encoded.
+    """
+    return neutral.check if isinstance(neutral, NeutralText) else check_texts(neutral, "the neutral text")

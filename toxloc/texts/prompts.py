@@ -1,11 +1,20 @@
 """Prompt sets: openings for a model to complete."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import TypeGuard
 
 from ..errors import ToxlocError
-from .drawing import check_texts, shuffled
+from ..support.arguments import as_list, whole_number
+from .drawing import check_fraction, check_texts, shuffled
 
 PROVOCATIVE, EVERYDAY = "provocative", "everyday"
+
+
+def is_score(value: object) -> TypeGuard[float]:
+    """Whether a value is a toxicity score: a number from 0 to 1."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 @dataclass(frozen=True)
@@ -13,13 +22,14 @@ class PromptSet:
     """Openings for a model to complete.
 
     Attributes:
-        texts: the openings.
+        texts: the openings; a tuple, an array or a generator becomes a list.
         kinds: "provocative" or "everyday" for each opening, or None if unknown.
         scores: toxicity of each opening, from 0 to 1, or None if unknown.
         name: source of the openings.
 
     Raises:
-        ToxlocError: no texts, or an empty text.
+        ToxlocError: no texts, a single string in place of a list, a text that is empty or cannot be encoded, or kinds
+            or scores that are of a wrong type or not one per text.
 
     Example:
         >>> len(PromptSet(["You are such a", "The soup needs"], ["provocative", "everyday"]).only("everyday"))
@@ -32,9 +42,25 @@ class PromptSet:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        if not self.texts:
+        texts = check_texts(self.texts, f"the prompt set {self.name!r}")
+        if not texts:
             raise ToxlocError(f"The prompt set {self.name!r} is empty.")
-        check_texts(self.texts, f"the prompt set {self.name!r}")
+        object.__setattr__(self, "texts", texts)
+        self._check("kinds", lambda kind: isinstance(kind, str), "a string")
+        self._check("scores", is_score, "a number from 0 to 1")
+
+    def _check(self, field: str, valid: Callable[[object], bool], what: str) -> None:
+        """Store a field as a list, after the check that it has a valid value for every text."""
+        if getattr(self, field) is None:
+            return
+        values = as_list(getattr(self, field), f"the {field} of the prompt set {self.name!r}")
+        wrong = [value for value in values if not valid(value)]
+        if wrong or len(values) != len(self.texts):
+            raise ToxlocError(
+                f"The {field} of the prompt set {self.name!r} must be {what} for each of the {len(self.texts)} texts; "
+                + (f"{wrong[0]!r} is not." if wrong else f"there are {len(values)}.")
+            )
+        object.__setattr__(self, field, values)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,11 +73,21 @@ class PromptSet:
         return self.take(kept) if kept else None
 
     def sampled(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts, drawn at random regardless of kind, in their original order."""
+        """Return at most `count` prompts, drawn at random regardless of kind, in their original order.
+
+        Raises:
+            ToxlocError: `count` is less than 1, or `count` or `seed` is not a whole number.
+        """
+        count = whole_number(count, "count", at_least=1)
         return self.take(sorted(shuffled(len(self.texts), seed)[:count]))
 
     def limited(self, count: int, seed: int = 0) -> "PromptSet":
-        """Return at most `count` prompts of each kind, drawn at random, in their original order."""
+        """Return at most `count` prompts of each kind, drawn at random, in their original order.
+
+        Raises:
+            ToxlocError: `count` is less than 1, or `count` or `seed` is not a whole number.
+        """
+        count = whole_number(count, "count", at_least=1)
         kinds = self.kinds or [""] * len(self.texts)
         kept = []
         for kind in dict.fromkeys(kinds):
@@ -65,12 +101,13 @@ class PromptSet:
         A text of exactly `words` words is dropped too: a prompt is the beginning of a longer text.
 
         Raises:
-            ToxlocError: no text has more than `words` words.
+            ToxlocError: no text has more than `words` words, or `words` is less than 1 or not a whole number.
 
         Example:
             >>> PromptSet(["Once upon a time there was a cat", "The end"]).cut(4).texts
             ['Once upon a time']
         """
+        words = whole_number(words, "words", at_least=1)
         beginnings = {
             i: " ".join(text.split()[:words]) for i, text in enumerate(self.texts) if len(text.split()) > words
         }
@@ -84,8 +121,9 @@ class PromptSet:
         """Split at random into two sets; the first gets `fraction` of the prompts. Both keep the original order.
 
         Raises:
-            ToxlocError: a set would be empty.
+            ToxlocError: the fraction is not between 0 and 1, or a set would be empty.
         """
+        check_fraction(fraction)
         order = shuffled(len(self.texts), seed)
         cut = round(fraction * len(order))
         return self.take(sorted(order[:cut])), self.take(sorted(order[cut:]))

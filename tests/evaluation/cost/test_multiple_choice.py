@@ -61,10 +61,24 @@ def test_files_in_the_layout_of_hellaswag(tmp_path):
     )
     assert load_choices(str(path)) == ITEMS
     assert load_choices(str(path), limit=2) == ITEMS[:2]
-    for endings, label in ((["b", "c"], "2"), (["b", ""], "0")):
+    for endings, label in (
+        (["b", "c"], "2"),
+        (["b", ""], "0"),
+        ("bc", "0"),
+        (["b", 3], "0"),
+        ([], "0"),
+        (["b", "c"], "²"),
+        (["b", "c"], -1),
+    ):
         path.write_text(json.dumps({"ctx": "a", "endings": endings, "label": label}))
         with pytest.raises(ToxlocError, match=r"Row 0 of .*items\.jsonl .* ctx, endings, .* and label"):
             load_choices(str(path))
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5])
+def test_a_limit_is_a_whole_number(unchecked, limit):
+    with pytest.raises(ToxlocError, match=f"limit={limit}: give a whole number, 1 or more"):
+        load_choices("items.jsonl", limit)
 
 
 def test_no_items_and_items_longer_than_the_context(lm):

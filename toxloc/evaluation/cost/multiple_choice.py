@@ -10,6 +10,7 @@ from scipy import stats
 
 from ...errors import ToxlocError
 from ...models.loaded import LoadedModel
+from ...support.arguments import whole_number
 from ...support.intervals import CONFIDENCE
 from ...texts.tables import read_rows
 from .perplexity import nll_of_endings
@@ -81,11 +82,14 @@ def load_choices(source: str, limit: int | None = None) -> list[Choice]:
     Example:
         >>> load_choices("hellaswag.jsonl", 400)     # doctest: +SKIP
     """
+    if limit is not None:
+        limit = whole_number(limit, "limit", at_least=1)
     rows = read_rows(source)[:limit]
     for i, row in enumerate(rows):
         endings, label = row.get("endings"), row.get("label")
-        is_complete = bool(row.get("ctx") and endings and all(endings)) and str(label).isdigit()
-        if not is_complete or int(str(label)) >= len(endings or ()):
+        texts = [row.get("ctx"), *endings] if isinstance(endings, list) else []
+        is_complete = len(texts) > 1 and all(isinstance(text, str) and text for text in texts)
+        if not is_complete or not str(label).isdecimal() or int(str(label)) >= len(texts) - 1:
             raise ToxlocError(
                 f"Row {i} of {source} is not a multiple-choice item in HellaSwag's layout; it needs ctx, endings, "
                 "none of which is empty, and label, the index of the right ending."

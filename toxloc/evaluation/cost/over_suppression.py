@@ -19,6 +19,7 @@ from ...generation.generate import generate
 from ...models.batching import encode
 from ...models.loaded import LoadedModel
 from ...models.weights import checksum
+from ...support.arguments import check_kind
 from ...support.intervals import Interval, interval_of_differences
 from ...texts.loading import load_prompts
 from ...texts.prompts import PromptSet
@@ -110,6 +111,7 @@ def over_suppression(
             "`with intervention.applied(lm):`."
         )
     prompts = load_prompts("sensitive") if prompts is None else prompts
+    check_kind(prompts, PromptSet, "the prompts")
     kinds = np.array(prompts.kinds or [ALL] * len(prompts))
     _check_lengths(lm, prompts.texts, max_new_tokens)
     other = _next_of_same_kind(kinds.tolist())

@@ -11,6 +11,7 @@ from ...errors import ToxlocError
 from ...models.batching import batches, encode, pad
 from ...models.likelihood import predicting, summed_nll, targets, token_nll
 from ...models.loaded import LoadedModel
+from ...texts.drawing import check_texts
 
 TOKENS_AT_ONCE = 4096  # tokens of overlapping windows per batch
 
@@ -52,6 +53,7 @@ def nll_per_text(
         texts: texts to read, none of them empty.
         max_length: largest number of tokens read of each text.
     """
+    texts = check_texts(texts)
     nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
     for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
         losses = token_nll(lm, predicting(lm, batch), targets(batch))
@@ -93,7 +95,8 @@ def strided_perplexity(
         raise ToxlocError(f"window={window} is out of range for {lm.name}; give 2 to {room} tokens.")
     if not 1 <= stride <= window:
         raise ToxlocError(f"stride={stride} is out of range; give 1 to {window} tokens, the length of the window.")
-    row = lm.tokenizer("\n\n".join(texts), truncation=False, verbose=False, add_special_tokens=False)["input_ids"]
+    document = "\n\n".join(check_texts(texts, may_be_blank=True))
+    row = lm.tokenizer(document, truncation=False, verbose=False, add_special_tokens=False)["input_ids"]
     starts = range(0, max(1, len(row) - window + stride), stride)
     rows = [[*[lm.tokenizer.bos_token_id] * first, *row[start : start + window]] for start in starts]
     fresh = [len(rows[0])] + [min(window, len(row) - start) - (window - stride) for start in starts[1:]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import ToxlocError
+from ...support.arguments import as_list, check_kind
 from ..verdicts import RESERVED
 
 if TYPE_CHECKING:  # imports numpy, which checking names does not need
@@ -182,6 +183,7 @@ def check_evaluator_names(names: Sequence[str]) -> None:
     Example:
         >>> check_evaluator_names(["toxloc-guard", "profanity-check@0.7"])
     """
+    names = as_list(names, "the evaluators")
     if not names:
         raise ToxlocError(f"At least one evaluator is needed; choose from {', '.join(EVALUATORS)}.")
     wanted = [Wanted.parse(name) for name in names]
@@ -202,9 +204,15 @@ def get_evaluators(wanted: Sequence[str | Evaluator]) -> list[Evaluator]:
         >>> [(e.name, e.threshold) for e in get_evaluators(["profanity-check@0.7"])]
         [('profanity-check', 0.7)]
     """
+    from .base import Evaluator
+
+    wanted = as_list(wanted, "the evaluators")
     if not wanted:
         raise ToxlocError(f"At least one evaluator is needed; choose from {', '.join(EVALUATORS)}.")
     parsed = [Wanted.parse(item) if isinstance(item, str) else item for item in wanted]
+    for item in parsed:
+        if not isinstance(item, Wanted):
+            check_kind(item, Evaluator, "an evaluator")
     evaluators = [item.make() if isinstance(item, Wanted) else item for item in parsed]
     _check_different([evaluator.name for evaluator in evaluators])
     for evaluator in evaluators:
