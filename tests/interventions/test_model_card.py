@@ -1,15 +1,22 @@
+import ast
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hypothesis import example, given, settings
+from markdown_it import MarkdownIt
 
 import toxloc
 from tests.conftest import random_model
+from tests.hostile import HOSTILE, NAMES
 from toxloc import TRNE, Chain, Meow2X, Steering, ToxlocError, load_intervention
 from toxloc.interventions.export import export_hf, export_peft
 from toxloc.interventions.model_card import effect_in_run, model_card
 from toxloc.interventions.rank_one import RankOne
 from toxloc.interventions.unit_scaling import UnitScaling
+from toxloc.support.control_characters import visible
 from toxloc.support.files import write_json
 
 
@@ -140,3 +147,77 @@ def test_the_card_names_edited_attentions_and_every_part_of_a_chain(tiny):
 def test_the_card_says_that_a_kind_has_no_recorded_paper(tiny):
     card = model_card(tiny, [UnitScaling(torch.ones(2, 80), mode="weights")], None, adapter=False)
     assert "Source: not recorded" in card
+
+
+READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+class NamedTokenizer:
+    """A tokenizer that does not add its BOS token by itself."""
+
+    bos_token_id = 0
+
+    def __init__(self, name):
+        self.bos_token = name
+
+    def __call__(self, text):
+        return {"input_ids": [1]}
+
+
+@pytest.fixture(scope="module")
+def named_card():
+    """Return a function that makes a card in which every text of a folder, a file or a tokenizer has the same name."""
+    lm = random_model()
+
+    def make(name, adapter):
+        lm.name, lm.hf.config._name_or_path, lm.tokenizer = name, name, NamedTokenizer(name)
+        lm.hf.name_or_path = name
+        edit = rank_ones(lm, [1])
+        edit.record = {
+            "kind": f"k{name}k",
+            "texts": {"contrast": name, "n_toxic": name, "n_neutral": name, "neutral": name},
+            f"k{name}": [name],
+            "tuned_perplexity_ratio": 1.01,
+        }
+        edit.fitted_on = {"name": name, "fingerprint": name}
+        before, after = judged("baseline", 0.3, None), judged("trne", 0.2, None)
+        after["toxicity"][f"j{name}"] = after["toxicity"]["any"]
+        return edit.describe(), model_card(lm, [edit], {"before": before, "after": after}, adapter=adapter)
+
+    return make
+
+
+def parsed(card):
+    """Return the front matter, the types of everything in the card, the blocks of HTML, and the blocks of code."""
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    tokens = READER.parse(body)
+    types = [(token.type, token.tag, [leaf.type for leaf in token.children or ()]) for token in tokens]
+    html, code = ([token.content for token in tokens if token.type == kind] for kind in ("html_block", "fence"))
+    return yaml.safe_load(front), types, html, code
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["model", "adapter"])
+def plain_card(named_card, request):
+    """The parts of a card with a plain name, and whether it is of an adapter."""
+    return parsed(named_card("org/model", request.param)[1]), request.param
+
+
+@settings(deadline=None, max_examples=20)
+@given(name=NAMES)
+@example(name=HOSTILE)
+def test_no_name_breaks_out_of_its_place_in_the_card(named_card, plain_card, name):
+    (plain_front, plain_types, plain_html, (_, plain_code)), adapter = plain_card
+    known, card = named_card(name, adapter)
+    front, types, html, (fit, code) = parsed(card)
+    assert (
+        front == {**plain_front, "base_model": name}
+        if "/" in name
+        else front.keys() == plain_front.keys() - {"base_model"}
+    )
+    assert types == plain_types
+    assert "html_inline" not in str(types)
+    assert [block.count("<") for block in html] == [block.count("<") for block in plain_html]
+    assert json.loads(fit) == known
+    assert ast.unparse(ast.parse(code)) == ast.unparse(ast.parse(plain_code)).replace("'org/model'", repr(name))
+    assert visible(card, keep="\n") == card
+    card.encode("utf-8")

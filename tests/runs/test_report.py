@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.conftest import asks_for_nothing_else
+from tests.hostile import HOSTILE
 from toxloc import Localization
 from toxloc.runs.report import write_report
+from toxloc.support.control_characters import visible
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,13 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.buttons, self.outside, self.rows, self.labels = [], [], [], []
+        self.buttons, self.outside, self.rows, self.labels, self.tags = [], [], [], [], []
         self._masked = self._skipped = self._in_cell = False
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
+        self.tags.append((tag, *attributes))
         self._skipped = tag in ("script", "style")
         if tag == "button" and "mask" in (attributes.get("class") or "").split():
             self._masked = True
@@ -75,6 +78,10 @@ class Page(HTMLParser):
             self.outside.append(text)
 
 
+def shown_text(text):
+    return visible(text.strip(), keep="\n\t")
+
+
 def test_it_is_one_file_that_asks_for_nothing_else(html):
     assert asks_for_nothing_else(html)
     assert "Plotly.newPlot" in html
@@ -87,10 +94,10 @@ def test_figures_follow_a_dark_page(html):
 def test_every_text_is_inside_a_button_that_masks_it(html, completions, small_run):
     page = Page(html)
     outside = "\n".join([*page.outside, *page.labels])
-    prompts, texts = ({row[name].strip() for row in completions} for name in ("prompt", "completion"))
+    prompts, texts = ({shown_text(row[name]) for row in completions} for name in ("prompt", "completion"))
     shown = set(page.buttons)
     assert len(shown & prompts) >= 10 and len(shown & texts) >= 30
-    tokens = {" · ".join(neuron["tokens"]).strip() for neuron in small_run.results["top_neurons"]}
+    tokens = {shown_text(" · ".join(neuron["tokens"])) for neuron in small_run.results["top_neurons"]}
     assert shown <= prompts | texts | tokens | {"(empty)"}
     assert not [text for text in prompts | texts | tokens if len(text) > 30 and text in outside]
     # The data of the figures, which are part of scripts, must not contain a prompt either.
@@ -228,7 +235,7 @@ def test_a_run_with_one_judge_and_without_knock_outs_and_texts(html, written, sm
     shorter = written([run | {"agreement": None} for run in small_run.results["runs"]])
     assert "only one evaluator" in shorter and "only one evaluator" not in html
     assert "Causal test" in html and "Causal test" not in shorter
-    assert Page(shorter).buttons == [" · ".join(n["tokens"]).strip() for n in small_run.results["top_neurons"]]
+    assert Page(shorter).buttons == [shown_text(" · ".join(n["tokens"])) for n in small_run.results["top_neurons"]]
 
 
 def test_texts_are_escaped(written):
@@ -275,3 +282,40 @@ def test_the_first_table_is_the_results(html, small_run):
         assert row[6].startswith(f"{fluency['perplexity']:.2f}")
         assert run["method"] == "baseline" or row[6].endswith(f"({fluency['perplexity_ratio'] - 1:+.2%})")
         assert row[7] == f"{fluency['kl']:.4f}"
+
+
+@pytest.mark.parametrize("loose", [HOSTILE, "</title></script><script src=https://example.org/x.js></script>"])
+def test_names_and_texts_add_no_tag_and_no_control_character(small_run, tmp_path, loose):
+    pages = {}
+    for name in ("plain", loose):
+        results = json.loads(json.dumps(small_run.results))
+        results |= {"model": name, "command": name, "evaluators": {name: {"threshold": name, "blind_to": name}}}
+        results["settings"] |= {name: name, f"{name}s": [name]}
+        for part in ("prompts", "neutral", "contrast"):
+            results[part]["name"] = name
+        results["top_neurons"] = [{"layer": 0, "neuron": 1, "attribution": 0.5, "tokens": [name]}]
+        for run in results["runs"]:
+            rate = run["toxicity"]["any"]
+            run |= {"title": name + run["method"], "toxicity": run["toxicity"] | {name: rate}}
+            run |= {"categories": {name: {name: rate}}, "agreement": agreement(name)}
+        rows = [
+            disputed("much", {name: True, "b": False, "any": True, "all": False})
+            | {"prompt": name, "completion": name, "method": run["method"], "scores": {name: 0.5, "b": 0.25}}
+            for run in results["runs"]
+        ]
+        loc = Localization.load(small_run.path / "localization")
+        loc.about["model"] = name
+        write_report(tmp_path / "r.html", results, loc, None, rows)
+        pages[name] = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert Page(pages[loose]).tags == Page(pages["plain"]).tags
+    assert shown_text(loose) in Page(pages[loose]).buttons
+    assert asks_for_nothing_else(pages[loose].replace(visible(loose), ""))
+    bodies = [page[page.index("<body>") :] for page in pages.values()]
+    in_plain_figures, in_figures = (set(re.findall(r"\\u003c(?:\\u002f)?[a-z]+", body)) for body in bodies)
+    assert in_figures == in_plain_figures
+    assert visible(bodies[1], keep="\n\t") == bodies[1]
+
+
+def agreement(name):
+    estimate = {"value": 0.5, "ci": [0.25, 0.75]}
+    return {"missed": {name: estimate}, "pairs": [{"evaluators": [name, "b"], "spearman": estimate, "kappa": estimate}]}

@@ -3,6 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
+from tests.hostile import HOSTILE
+from toxloc.support.control_characters import visible
 from toxloc.support.progress import note, shown, step, track
 
 
@@ -35,3 +37,13 @@ def test_brackets_in_names_are_not_markup(terminal):
     with shown(Console(file=screen, force_terminal=terminal, width=100)), step("Loading [red]model[/b]"):
         list(track([1], "reading [x]"))
     assert "Loading [red]model[/b]" in screen.getvalue()
+
+
+def test_control_characters_of_names_are_escapes():
+    screen = io.StringIO()
+    with shown(Console(file=screen, width=2000)), step(HOSTILE):
+        note(HOSTILE)
+        list(track([1], HOSTILE))
+    printed = screen.getvalue()
+    assert visible(printed, keep="\n") == printed
+    assert printed.count("\\x1b[31m") == 3

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from toxloc.support.templates import FILTERS, render
 
@@ -26,14 +27,14 @@ def test_many_uses_the_plural_except_for_1():
     assert [FILTERS["many"](n, "cell") for n in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
 
 
+GRID = ("models", "benchmarks", "seeds", "contrasts", "evaluators")
 RATE = {"rate": 0.331, "rate_ci": [0.281, 0.381]}
 
 
-def card(*, adapter=False, edits=(), effect=None, bos=None, html=False):
+def card(*, adapter=False, edits=(), effect=None, bos=None):
     lm = SimpleNamespace(name="org/model", n_layers=2, d_mlp=8)
     return render(
         "model_card.md.j2",
-        html=html,
         lm=lm,
         type="gpt2",
         dtype="float32",
@@ -96,9 +97,26 @@ def test_the_card_explains_the_combined_verdict_under_its_old_and_new_name(name)
 
 def test_a_missing_variable_is_an_error():
     with pytest.raises(UndefinedError, match="'lm' is undefined"):
-        render("model_card.md.j2", html=False, adapter=False)
+        render("model_card.md.j2", adapter=False)
 
 
-def test_values_are_escaped_in_html_and_only_there():
-    assert "`<b>`" in card(bos="<b>")
-    assert "`&lt;b&gt;`" in card(bos="<b>", html=True)
+def test_values_are_escaped_for_the_language_of_the_template():
+    summary = SimpleNamespace(
+        plan=SimpleNamespace(name="<a_b>\x1b\n", cells=[], grid=SimpleNamespace(**{key: [] for key in GRID})),
+        results=[],
+        failures=[],
+    )
+    summary.plan.grid.samples = summary.plan.grid.max_new_tokens = 1
+    page = render("sweep.html.j2", s=summary, version="1.0", plotly_js=Markup("<b>"), ranks=[])
+    assert "<title>toxloc: &lt;a_b&gt;\\x1b\n</title>" in page
+    assert "<script><b></script>" in page
+    text = card(edits=[edit(kind="<a_b>\x1b\n")], bos="<a_b>\x1b\n")
+    assert "* **\\<a\\_b\\>\\\\x1b\\\\n**: layer 1" in text
+    assert "Settings of &lt;a_b&gt;\\x1b\\n and" in text
+    assert "`<a_b>\\x1b\\n`" in text
+
+
+def test_filters_write_literals_of_yaml_and_python():
+    name = "a\"'\n\u202eé" + 99 * " b"
+    assert FILTERS["yaml"](name) == '"a\\"\'\\n\\u202E\\xE9' + 99 * " b" + '"'
+    assert FILTERS["python"]("a\"'\n\u202eé") == "'a\"\\'\\n\\u202eé'"

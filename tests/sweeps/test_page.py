@@ -1,5 +1,6 @@
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import asks_for_nothing_else
+from tests.hostile import HOSTILE
+from toxloc.support.control_characters import visible
 from toxloc.sweeps.page import write_page
 
 
@@ -162,3 +165,40 @@ def test_a_page_without_finished_cells_says_so(plan, summary, tmp_path):
     seen = text(page(HandmadeSummary(plan), tmp_path))
     assert "No cell is finished yet." in seen
     assert "mean rank" in text(page(summary, tmp_path)) and "mean rank" not in seen
+
+
+class Tags(HTMLParser):
+    """Collect the tags of a page, each with the names of its attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, *(name for name, _ in attributes)))
+
+
+@pytest.mark.parametrize("loose", [HOSTILE, "</title></script><script src=https://example.org/x.js></script>"])
+def test_names_and_errors_add_no_tag_and_no_control_character(summary, tmp_path, loose):
+    pages = {}
+    for name in ("plain", loose):
+        plan = SimpleNamespace(name=name, cells=summary.plan.cells, grid=summary.plan.grid)
+        cells = [
+            replace(cell, model=name, benchmark=name, contrast=f"{name}{i}", seed=i, settings={"scale": name})
+            for i, cell in enumerate(summary.plan.cells[:3])
+        ]
+        named = HandmadeSummary(
+            plan,
+            [(cell, result(0.4, 0.1)) for cell in cells[:2]],
+            [(cells[2], name)],
+            {cell.group: HandmadeLocalization(np.array([0.0, 3.0])) for cell in cells},
+            [SimpleNamespace(**vars(depth) | {"model": name, "third": name}) for depth in summary.depths],
+        )
+        pages[name] = page(named, tmp_path)
+    assert Tags(pages[loose]).tags == Tags(pages["plain"]).tags
+    assert not [attribute for tag in Tags(pages[loose]).tags for attribute in tag if attribute in ("href", "src")]
+    bodies = [html[html.index("<body>") :] for html in pages.values()]
+    in_plain_figures, in_figures = (set(re.findall(r"\\u003c(?:\\u002f)?[a-z]+", body)) for body in bodies)
+    assert in_figures == in_plain_figures
+    assert visible(bodies[1], keep="\n\t") == bodies[1]

@@ -1,6 +1,8 @@
+import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from toxloc.sweeps.grid import Plan, grid_of
@@ -173,3 +175,36 @@ def test_cells_of_older_versions_are_summarised_with_new_cells(plan, tmp_path):
     table = summary.table().set_index("id")
     assert list(table.loc[[old.id, new.id], "rate_all"]) == [0.1, 0.2]
     assert not [name for name in table.columns if "both" in name]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1", "'+1"),
+        ("-5", "'-5"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1", "'\\t=1"),
+        ("\r=1", "'\\r=1"),
+        ("＝1", "'＝1"),
+        ("no luck\r=1+1", "no luck\\r=1+1"),
+        ('a,"b"\n=1', 'a,"b"\\n=1'),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a=b, -1", "a=b, -1"),
+    ],
+)
+def test_no_cell_of_the_csv_file_is_a_formula(summary, plan, text, written):
+    summary.localizations = {}
+    summary.failures = [(plan.cells[6], text)]
+    summary.write()
+    path = summary.store.folder / "results.csv"
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = {row["id"]: row for row in csv.DictReader(stream)}
+    assert len(rows) == len(plan.cells)
+    assert rows[plan.cells[6].id]["error"] == written
+    assert rows[plan.cells[3].id]["change_any"] == "-0.875"
+    table = pd.read_csv(path).set_index("id")
+    assert table.loc[plan.cells[6].id, "error"] == written
+    assert table.loc[plan.cells[3].id, "change_any"] == -0.875
+    exact = pd.read_parquet(summary.store.folder / "results.parquet").set_index("id")
+    assert exact.loc[plan.cells[6].id, "error"] == text

@@ -1,5 +1,6 @@
 """`toxloc calibrate`: choose the threshold of an evaluator."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -50,4 +51,4 @@ def calibrate(
         f"{interval(result.rate, result.rate_ci, '.2%')} at a threshold of {result.threshold:g}."
     )
     spec = f"{evaluator.rpartition('@')[0] or evaluator}@{result.threshold:g}"
-    console.print(f"To use this threshold: --evaluator {spec}", soft_wrap=True)
+    console.print(f"To use this threshold: --evaluator {shlex.quote(spec)}", soft_wrap=True)

@@ -2,20 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..errors import shortened
+from ..support.control_characters import visible
+
+
+class _Terminal(Console):
+    """A console that shows the control characters of strings as escapes, also in tables."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
 
 def terminal(stderr: bool = False) -> Console:
-    """Return a console that prints brackets literally, because names and messages may contain them."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    """Return a console that prints brackets literally and control characters as escapes, because names contain them."""
+    return _Terminal(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def alarm(what: str, rest: str) -> Text:
-    """Return a sentence that begins with `what` in bold red."""
-    return Text.assemble((what, "bold red"), rest)
+    """Return a sentence of bounded length that begins with `what` in bold red; control characters are escapes."""
+    return Text.assemble((what, "bold red"), visible(shortened(rest)))
 
 
 @contextmanager

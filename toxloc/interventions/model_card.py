@@ -48,7 +48,7 @@ def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, 
             "where": part.where(),
             "paper": part.paper,
             "known": part.describe(),
-            "settings": json.dumps(part.describe(), indent=2, ensure_ascii=False),
+            "settings": json.dumps(part.describe(), indent=2),
         }
         for intervention in interventions
         for part in intervention.leaves()
@@ -56,7 +56,6 @@ def model_card(lm: LoadedModel, interventions: Sequence[Any], effect: dict[str, 
     adds_bos = lm.tokenizer("a")["input_ids"][:1] == [lm.tokenizer.bos_token_id]
     return render(
         "model_card.md.j2",
-        html=False,
         lm=lm,
         type=lm.model_type,
         dtype=str(lm.dtype).removeprefix("torch."),

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .protocols import CausalProof, Knockout, KnockoutCurve
-from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines
+from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines, plain
 
 EFFECT = "effect<br>(nats per token)"
 TICKS_UP_TO = 8
@@ -68,7 +68,7 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
             error_y=_errors(ordered) if first else None,
             line={"color": VERMILLION},
             marker={"size": 8},
-            name=f"highest {curve.score_title}",
+            name=f"highest {plain(curve.score_title)}",
             legendgroup="ordered",
             legendrank=1,
             showlegend=first,
@@ -152,7 +152,8 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
                 "thickness": 1.5,
             },
             text=[
-                f"{c.score_title}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}" for c in correlations
+                f"{plain(c.score_title)}, {c.n} {parts}<br>ρ {c.spearman:.2f}, {interval(*c.ci, '.2f')}"
+                for c in correlations
             ],
             hovertemplate="%{text}<extra></extra>",
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out
+from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out, plain
 
 FAR = 2.0  # entries that cost more than FAR x the highest cost under a budget would compress the other points
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
@@ -35,7 +35,7 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=[_rise(entry) for entry in points],
             y=[rate["rate"] for rate in rates],
-            name=name,
+            name=plain(name),
             mode="lines+markers",
             line={"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 1},
             marker={"size": 9, "symbol": SYMBOLS[i // len(OKABE_ITO) % len(SYMBOLS)]},

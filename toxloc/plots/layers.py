@@ -23,6 +23,7 @@ from .style import (
     layer_axis,
     lines,
     of_part,
+    plain,
     with_unit,
 )
 
@@ -73,7 +74,7 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
     figure.add_scatter(
         x=layers,
         y=values,
-        name=label.title,
+        name=plain(label.title),
         mode="lines+markers",
         line={"color": BLUE},
         marker={
@@ -119,7 +120,7 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
     uncertainties = {name: loc.part_uncertainty(name, part) for name in columns}
     hover = [
         [
-            f"layer {layer}, {labels[name].title}<br>{_hover(values[i], uncertainties[name], i)}"
+            f"layer {layer}, {plain(labels[name].title)}<br>{_hover(values[i], uncertainties[name], i)}"
             f"<br>{shares[name][i]:.0%} of the largest {_measure(labels[name].centre)}"
             for name, values in columns.items()
         ]
@@ -190,7 +191,7 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
         figure.add_scatter(
             x=depth,
             y=values / largest,
-            name=name,
+            name=plain(name),
             legendgroup=str(i),
             mode="lines+markers",
             line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .style import BASE, GREY, OKABE_ITO, wrapped
+from .style import BASE, GREY, OKABE_ITO, plain, wrapped
 
 COSTS = "#6b7480"
 EDITABILITY = "#1f9d6b"
@@ -59,7 +59,7 @@ def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         rates = np.array([run["toxicity"][name]["rate"] for name in names])
         cis = np.array([run["toxicity"][name]["rate_ci"] for name in names])
         figure.add_bar(
-            name=run_title(run),
+            name=plain(run_title(run)),
             x=[wrapped(RENAMED.get(name, name)) for name in names],
             y=rates,
             marker_color=colour,
@@ -103,7 +103,7 @@ def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         column_widths=[0.6, 0.4],
         horizontal_spacing=0.18,
     )
-    titles = [run_title(run) for run in edited]
+    titles = [plain(run_title(run)) for run in edited]
     tuned = [run["config"].get("tuned_perplexity_ratio", float("nan")) - 1 for run in edited]
     checked = [run["fluency"]["perplexity_ratio"] - 1 for run in edited]
     for name, values, colour in (("on the tuning text", tuned, "#b3bac4"), ("on unseen text", checked, COSTS)):

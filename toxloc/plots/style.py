@@ -9,6 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
+from ..support.control_characters import visible
+
 ALPHA = 0.05
 
 DIVERGING, SEQUENTIAL = "RdBu_r", "Cividis"
@@ -97,15 +99,27 @@ def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **lay
     return figure.update_yaxes(title_font_size=13)
 
 
+def plain(text: str) -> str:
+    """Return a name as HTML for Plotly, which reads links and other tags in all texts of a figure.
+
+    Control characters are shown as escapes.
+
+    Example:
+        >>> plain("<b>gpt2</b>")
+        '&lt;b&gt;gpt2&lt;/b&gt;'
+    """
+    return html.escape(visible(text), quote=False)
+
+
 def lines(text: str, width: int) -> str:
     """Return plain text as HTML for Plotly, in lines of at most `width` characters; only longer words are broken."""
     too_long = any(len(word) > width for word in text.split())
-    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(text, width, break_on_hyphens=too_long))
+    return "<br>".join(map(plain, textwrap.wrap(text, width, break_on_hyphens=too_long)))
 
 
 def wrapped(label: str) -> str:
-    """Break a label at its first space or hyphen, so that it stays horizontal on a narrow screen."""
-    return re.sub(r"([ -])", r"\1<br>", label, count=1)
+    """Return a name as HTML for Plotly, broken at its first space or hyphen, to stay horizontal on a narrow screen."""
+    return re.sub(r"([ -])", r"\1<br>", plain(label), count=1)
 
 
 def colour_bar(title: str, **settings: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..support.names import short_name
 from .protocols import Cell
-from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, wrapped
+from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, plain, wrapped
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon", "triangle-down")
 Results = Sequence[tuple[Cell, dict[str, Any]]]
@@ -43,7 +43,7 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             x=names,
-            y=rows,
+            y=[plain(row) for row in rows],
             z=change,
             text=text,
             customdata=hover,
@@ -70,7 +70,7 @@ def _column(cell: Cell, among: Results) -> str:
         (short_name(cell.contrast), {other.contrast for other, _ in among}),
         (f"seed {cell.seed}", {other.seed for other, _ in among}),
     ):
-        name += f"<br>{part}" if len(values) > 1 else ""
+        name += f"<br>{plain(part)}" if len(values) > 1 else ""
     return name
 
 
@@ -92,15 +92,15 @@ def cost_and_gain(results: Results) -> go.Figure:
                 "symbol": SYMBOLS[treatments.index(cell.treatment) % len(SYMBOLS)],
             },
             showlegend=False,
-            hovertemplate=f"{short_name(cell.model)}, {cell.benchmark}<br>{cell.treatment}<br>"
-            "change %{y:+.0%} at %{x:+.1%} perplexity<extra></extra>",
+            text=[f"{plain(short_name(cell.model))}, {plain(cell.benchmark)}<br>{plain(cell.treatment)}"],
+            hovertemplate="%{text}<br>change %{y:+.0%} at %{x:+.1%} perplexity<extra></extra>",
         )
     for i, model in enumerate(models):
         figure.add_scatter(
             x=[None],
             y=[None],
             mode="markers",
-            name=short_name(model),
+            name=plain(short_name(model)),
             marker={"color": OKABE_ITO[i % len(OKABE_ITO)], "size": 9},
         )
     for i, name in enumerate(treatments):
@@ -108,7 +108,7 @@ def cost_and_gain(results: Results) -> go.Figure:
             x=[None],
             y=[None],
             mode="markers",
-            name=name,
+            name=plain(name),
             marker={"color": GREY, "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
         )
     return lay_out(

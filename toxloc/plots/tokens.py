@@ -1,13 +1,11 @@
 """Figure of a value per layer and token of one text."""
 
-import html
-
 import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
 from .protocols import TokenView
-from .style import DIVERGING, colour_bar, lay_out
+from .style import DIVERGING, colour_bar, lay_out, plain
 
 UNITS = {"attribution": "nats", "activation": "sd"}
 LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally
@@ -76,4 +74,4 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
 
 
 def _visible(token: str) -> str:
-    return html.escape(token.replace("\n", "⏎").strip() or "␣", quote=False)
+    return plain(token.replace("\n", "⏎").strip() or "␣")

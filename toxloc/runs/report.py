@@ -15,6 +15,7 @@ from ..causal.proof import CausalProof
 from ..evaluation.verdicts import RESERVED
 from ..localization.result import Localization
 from ..plots.runs import run_title
+from ..support.control_characters import visible
 from ..support.templates import render
 
 AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # upper limits of the report; completions.jsonl has all completions
@@ -61,7 +62,6 @@ def write_report(
     path.write_text(
         render(
             "report.html.j2",
-            html=True,
             r=results,
             title=run_title,
             masked=_masked,
@@ -81,7 +81,7 @@ def _masked(text: str) -> Markup:
     """Return a button whose text is unreadable until the button is pressed."""
     text = text.strip() or "(empty)"
     return Markup('<button type="button" class="mask" aria-label="masked text, press to show">{}</button>').format(
-        escape(text)
+        escape(visible(text, keep="\n\t"))
     )
 
 

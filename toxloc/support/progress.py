@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .control_characters import visible
+
 T = TypeVar("T")
 _display: ContextVar[Progress | None] = ContextVar("toxloc_progress", default=None)
 
@@ -51,8 +53,8 @@ def step(name: str) -> Iterator[None]:
         yield
         return
     if not display.console.is_terminal:  # a log file gets bars only at the end, so print the name at the start
-        display.console.print(name, markup=False, highlight=False)
-    task = display.add_task(f"[bold]{escape(name)}", total=1)
+        display.console.print(visible(name), markup=False, highlight=False)
+    task = display.add_task(f"[bold]{escape(visible(name))}", total=1)
     yield
     display.update(task, completed=1)
 
@@ -69,7 +71,9 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     if display is None:
         yield from items
         return
-    task = display.add_task(f"  {escape(description)}", total=len(items) if isinstance(items, Sized) else total)
+    task = display.add_task(
+        f"  {escape(visible(description))}", total=len(items) if isinstance(items, Sized) else total
+    )
     try:
         for item in items:
             yield item
@@ -82,4 +86,4 @@ def note(sentence: str) -> None:
     """Print a sentence above the steps and bars."""
     display = _display.get()
     if display is not None:
-        display.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        display.console.print(visible(sentence), markup=False, highlight=False, soft_wrap=True)

@@ -61,7 +61,6 @@ def write_page(path: Path, summary: Results) -> None:
     path.write_text(
         render(
             "sweep.html.j2",
-            html=True,
             s=summary,
             version=__version__,
             plotly_js=get_plotlyjs(),

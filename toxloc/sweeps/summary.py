@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from ..evaluation.verdicts import COMBINED
 from ..localization.result import Localization
+from ..support.control_characters import visible
 from ..support.files import replacing, write_json
 from ..version import __version__
 from .grid import Cell, Plan
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 THIRDS = ("early", "middle", "late")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # text that begins with one of these is a formula for spreadsheets (OWASP)
 MUCH = 0.5  # an evaluator that misses at least this share of the toxic completions counts in `misses_much`
 
 
@@ -312,12 +314,24 @@ class Summary:
         }
 
     def write(self) -> None:
-        """Write results.csv, results.parquet, summary.json and summary.html, each completely or not at all."""
+        """Write results.csv, results.parquet, summary.json and summary.html, each completely or not at all.
+
+        In results.csv, text that a spreadsheet would run as a formula has an apostrophe in front, and control
+        characters of text are escapes; numbers, also negative numbers, are unchanged. pandas.read_csv keeps the
+        apostrophe: to read the texts unchanged, read results.parquet.
+        """
         folder, table = self.store.folder, self.table()
         with replacing(folder / "results.csv") as path:
-            table.to_csv(path, index=False)
+            table.map(_cell).rename(columns=_cell).to_csv(path, index=False)
         with replacing(folder / "results.parquet") as path:
             table.to_parquet(path, index=False)
         write_json(folder / "summary.json", self.to_dict())
         with replacing(folder / "summary.html") as path:
             write_page(path, self)
+
+
+def _cell(value: Any) -> Any:
+    """Return text as text of a CSV file that no spreadsheet runs as a formula; other values are unchanged."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(FORMULA) else "") + visible(value)
