@@ -23,6 +23,13 @@ NEUTRAL = NeutralText(TEXTS[:1], TEXTS[3:], TEXTS[2:3], "some text")
 NAMES = ["trne", "meow2x", "ablation", "aura", "damp", "linear-act", "profs", "steering", "value-vector"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_texts_on_both_sides_are_refused(tiny, name):
+    same = ContrastSet(TEXTS[:3], [TEXTS[2], TEXTS[0], TEXTS[1], TEXTS[0]], "my texts")
+    with pytest.raises(ToxlocError, match="Both sides of the contrast set 'my texts' hold the same texts"):
+        method_named(name).fit(tiny, same, neutral=NEUTRAL)
+
+
 @pytest.fixture
 def fade():
     """A user-defined method that scales down W_out of one layer."""

@@ -102,8 +102,14 @@ def test_variants_are_the_product_of_the_lists(settings):
         ),
         ({"methods": [{"method": "trne", "settings": {"rounds": [1, 0]}}]}, r"methods\.0: trne: rounds=0: .*\b1\b"),
         ({"methods": [{"method": "meow2x", "settings": {"scale": ["grade"]}}]}, r"methods\.0: meow2x: scale"),
-        ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, r'trne .*\{"budget": 0\.1\} twice'),
-        ({"models": ["gpt2", "gpt2"]}, "models .*'gpt2' twice"),
+        ({"methods": [{"method": "trne", "settings": {"budget": [0.1, 0.1]}}]}, r'trne .*\{"budget": 0\.1\} 2 times'),
+        ({"models": ["gpt2", "gpt2"]}, "models .*'gpt2' 2 times"),
+        ({"seeds": [-1]}, r"seeds\.0=-1: "),
+        ({"seeds": [2**32]}, r"seeds\.0=4294967296: .* less than 4294967296"),
+        ({"temperature": float("nan")}, "temperature=nan: it must be a finite number"),
+        ({"methods": [{"method": "trne", "settings": {"strength": float("inf")}}]}, "strength=inf: .* finite number"),
+        ({"methods": [{"method": "trne", "settings": {"rounds": []}}]}, "rounds of trne is an empty list"),
+        ({"samples": "x" * 5000}, "samples='x{79}…: "),
         ({"temperature": 0}, "temperature=0 .* samples to 1"),
         ({"scores": ["attributon"]}, r"scores\.0='attributon': .*'activation', 'gradient_norm'"),
         ({"dtype": "float8"}, "dtype='float8': .*'float32', 'bfloat16' or 'float16'"),
@@ -147,8 +153,54 @@ def test_an_evaluator_that_workers_cannot_load_is_refused(folder, content, monke
         Plan(grid_of(content | {"evaluators": ["always", "profanity-check"]}), folder)
 
 
+def test_more_cells_than_anyone_can_compute_are_refused_without_making_them(content):
+    """Settings with 50, 50 and 50 values have 125,000 variants; the grid has 3 · 60 · 60 · 5 · 2 cells."""
+    values = [n / 1000 for n in range(1, 51)]
+    too_many = [{"method": "meow2x", "settings": {"budget": values, "scale": values, "seed": list(range(50))}}]
+    with pytest.raises(ToxlocError, match=r"The settings of meow2x have 125,000 combinations, more than 100,000"):
+        grid_of(content | {"methods": too_many})
+    names = [str(n) for n in range(60)]
+    with pytest.raises(ToxlocError, match=r"The grid has 108,000 combinations, .* several grids") as error:
+        grid_of(content | {"models": names, "contrasts": names, "seeds": list(range(5))})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "x/" * 5000, "~nobody-has-this-name/x", "a\nb"])
+@pytest.mark.parametrize("place", ["models", "contrasts", "prompts", "neutral", "evaluators"])
+def test_names_that_no_file_can_have(folder, content, place, name):
+    change = {
+        "models": {"models": [name]},
+        "contrasts": {"contrasts": [name]},
+        "prompts": {"benchmarks": {"one": {"prompts": name}}},
+        "neutral": {"neutral": name},
+        "evaluators": {"evaluators": [f"classifier={name}"]},
+    }[place]
+    with pytest.raises(ToxlocError):
+        Plan(grid_of(content | change), folder)
+
+
+def test_ids_depend_on_the_content_of_an_evaluators_folder(folder, content, tmp_path):
+    for place, judge in (("first", "gpt2"), ("copy", "gpt2"), ("other", "llama")):
+        shutil.copytree(folder, tmp_path / place)
+        shutil.copytree(folder / judge, tmp_path / place / "judge")
+
+    def ids(place, threshold=""):
+        grid = grid_of(content | {"evaluators": [f"instruct=judge{threshold}"]})
+        return {cell.id for cell in Plan(grid, tmp_path / place).cells}
+
+    assert ids("first") == ids("copy")
+    assert not ids("first") & ids("other")
+    assert not ids("first") & ids("first", "@0.7")
+
+
 @pytest.mark.parametrize(
-    ("text", "words"), [("- 1", "holds no grid"), ("a: [", "cannot be read as YAML"), (None, "There is no grid file")]
+    ("text", "words"),
+    [
+        ("- 1", "holds no grid"),
+        ("a: [", "cannot be read as YAML"),
+        (None, "There is no grid file"),
+        ("a: &a [x, x]\nb: &b [*a, *b]", r"cannot be read as YAML: the value in line 2 contains itself\."),
+    ],
 )
 def test_files_that_hold_no_grid(tmp_path, text, words):
     if text is not None:

@@ -11,7 +11,7 @@ from ..errors import ToxlocError
 from ..interventions.registry import method_settings
 from ..interventions.settings import MethodSettings
 from ..models.settings import ModelSettings
-from ..support.settings import option
+from ..support.settings import Seed, option
 from ..texts.settings import FitTextSettings
 from .from_settings import takes
 from .options import EXECUTION, MEASUREMENT, MODEL, Overwrite
@@ -42,7 +42,7 @@ class SuppressSettings(FitTextSettings, ModelSettings):
         panel=MEASUREMENT,
         flag="set",
     )
-    seed: int = option(0, "seed for the random draw and division of the texts", panel=MEASUREMENT, ge=0)
+    seed: Seed = option(0, "seed for the random draw and division of the texts", panel=MEASUREMENT)
 
     @model_validator(mode="after")
     def _check(self) -> "SuppressSettings":
@@ -63,14 +63,14 @@ class SuppressSettings(FitTextSettings, ModelSettings):
 
 
 def _parsed(text: str) -> tuple[str, Any]:
-    import yaml
+    from ..support.bounded_yaml import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ToxlocError(f"--set {text}: write NAME=VALUE, such as ridge=auto.")
     try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return name.strip(), parse_yaml(value)
+    except ValueError:
         raise ToxlocError(
             f"--set {text}: the value cannot be read; write a number, a word or a list such as [3, 4]."
         ) from None
@@ -87,7 +87,7 @@ def suppress(
     The strength is the largest strength whose cost on everyday text stays within the budget. Pass the folder to
     `toxloc export`, or to toxloc.load_intervention in Python.
     """
-    from ..support.files import check_free
+    from ..support.files import check_free, reserved
 
     check_free(Path(out), overwrite)
     console, method = terminal(stderr=True), settings.of_method()
@@ -100,12 +100,12 @@ def suppress(
     pick_device(settings.device)
     pairs = load_contrast(settings.contrast).limited(settings.max_texts, settings.seed)
     everyday = load_neutral(settings.neutral, limit=settings.max_neutral, seed=settings.seed)
-    with stopping("Nothing was written."), shown(console):
+    with reserved(out), stopping("Nothing was written."), shown(console):
         with step(f"Loading {settings.model}"):
             lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
         with step(f"Fitting {settings.method}"):
             fitted = fit_method(settings.method, Evidence(lm, pairs, everyday), method)
-    fitted.save(out, overwrite)
+        fitted.save(out, overwrite)
     table = Table("everyday text", "perplexity", "KL, nats per token", title=f"Cost of {settings.method} on {lm.name}")
     for part, texts in (("tuned", everyday.tune), ("check", everyday.check)):
         ratio, kl = fitted.record.get(f"{part}_perplexity_ratio"), fitted.record.get(f"{part}_kl")

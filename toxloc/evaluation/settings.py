@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from ..errors import ToxlocError
 from ..generation.decoding import Decoding
-from ..support.settings import Settings, option
+from ..support.settings import Seed, Settings, option
 from .evaluators.registry import DEFAULT, check_evaluator_names
 from .protocols import PROTOCOLS, Protocol, get_protocol
 
@@ -61,11 +61,10 @@ class EvaluationSettings(Settings):
         panel=PANEL,
         gt=0,
     )
-    seed: int = option(
+    seed: Seed = option(
         0,
         "seed for the sampling and the bootstrap; the same seed, machine and version give the same completions",
         panel=PANEL,
-        ge=0,
     )
     fluency: bool = option(True, "measure the cost in language quality", panel=PANEL)
 

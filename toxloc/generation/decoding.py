@@ -1,5 +1,6 @@
 """Decoding options, with their defaults and valid ranges."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,8 +39,8 @@ class Decoding:
             ("samples", self.samples >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
         ):
             if not valid:
                 raise ToxlocError(f"{name}={getattr(self, name)} is out of range; give a number {values}.")

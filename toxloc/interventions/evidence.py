@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor
 
+from ..errors import ToxlocError
 from ..evaluation.cost.fluency import Unedited
 from ..localization.statistics import ContrastStatistics, collect_contrast
 from ..localization.unit_aurocs import unit_aurocs
 from ..models.loaded import LoadedModel
 from ..models.sites import AnySite, Site, sites_of
+from ..support.arguments import check_kind
 from ..texts.contrast import ContrastSet
 from ..texts.loading import load_neutral
 from ..texts.neutral import NeutralText
@@ -41,6 +43,9 @@ class Evidence:
         memory: bytes that the C matrices of all sites may take. If they need more, they are not shared, and TRNE
             gathers them for one group of sites after another.
 
+    Raises:
+        ToxlocError: both sides of the contrast set hold the same texts.
+
     Example:
         >>> evidence = Evidence(lm, pairs).expect("gradients", "curvature")                        # doctest: +SKIP
         >>> [m.fit(lm, pairs, evidence=evidence) for m in (toxloc.TRNE, toxloc.Meow2X)]            # doctest: +SKIP
@@ -55,6 +60,14 @@ class Evidence:
         statistics: ContrastStatistics | None = None,
         memory: int = MEMORY,
     ):
+        check_kind(pairs, ContrastSet, "the contrast set")
+        if neutral is not None:
+            check_kind(neutral, NeutralText, "the everyday text")
+        if set(pairs.toxic) == set(pairs.neutral):
+            raise ToxlocError(
+                f"Both sides of the contrast set {pairs.name!r} hold the same texts, so nothing tells them apart; "
+                "check the columns or the labels."
+            )
         self.lm, self.pairs, self.memory = lm, pairs, memory
         self._neutral, self._given = neutral, statistics
         self._expected: set[str] = set()

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 from ..errors import ToxlocError
 from ..models.sites import Site, sites_of
-from ..support.settings import Settings, option
+from ..support.settings import Seed, Settings, option
 from .budget import DEFAULT_BUDGET, AnyBudget
 
 Mode = Literal["hooks", "weights"]
@@ -41,7 +41,7 @@ class MethodSettings(Settings):
         "maximum cost of the edit on held-out tuning text: the relative rise of perplexity (0.01 is 1%), or limits for "
         "perplexity and kl",
     )
-    seed: int = option(0, "seed for random splits and random pairings of the contrast set", ge=0)
+    seed: Seed = option(0, "seed for random splits and random pairings of the contrast set")
 
     @property
     def outright(self) -> str | None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import ToxlocError
 from ..models.sites import Site
 from ..support.settings import option
 from .settings import Layers, SitesChoice, StrengthSettings
 
-if TYPE_CHECKING:
-    pass
-
 
 def _emphasis(value: Any) -> Any:
     """Convert the keys of a mapping to sites."""
     if not isinstance(value, dict):
         return value
-    if any(factor < 0 for factor in value.values()):
-        raise ToxlocError(f"emphasis needs factors of 0 or more, not {value}.")
     return {
         Site.of(int(key) if isinstance(key, str) and key.isdigit() else key): factor for key, factor in value.items()
     }
@@ -30,10 +25,7 @@ class TRNESettings(StrengthSettings):
     """Settings of TRNE."""
 
     strength: float | None = option(
-        None,
-        "fixed strength: the relative norm ε (frobenius) or s (kl); if given, the budget is not used",
-        gt=0,
-        allow_inf_nan=False,
+        None, "fixed strength: the relative norm ε (frobenius) or s (kl); if given, the budget is not used", gt=0
     )
     metric: Literal["kl", "frobenius"] = option(
         "kl",
@@ -45,7 +37,6 @@ class TRNESettings(StrengthSettings):
         "fixed relative norm ε: the squares of ||ΔW||_F / ||W||_F over all edited sites sum to ε²; if given, the "
         "budget is not used",
         gt=0,
-        allow_inf_nan=False,
     )
     sites: SitesChoice = option("mlp", "weights to edit: mlp (W_out), attention (W_O), or all")
     layers: Layers = option(
@@ -53,7 +44,7 @@ class TRNESettings(StrengthSettings):
         "layers to edit, or how many; a number selects the layers with the largest gradient norm (frobenius; default: "
         "1) or editability (kl; default: all)",
     )
-    emphasis: Annotated[dict[Site, float], BeforeValidator(_emphasis)] = option(
+    emphasis: Annotated[dict[Site, Annotated[float, Field(ge=0)]], BeforeValidator(_emphasis)] = option(
         {}, "factors that multiply the strength of single layers; to second order, equal factors are optimal"
     )
     ridge: float | Literal["auto"] = option(

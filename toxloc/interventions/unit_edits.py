@@ -39,10 +39,18 @@ def steepest_edits(evidence: Evidence, settings: TRNESettings) -> UnitEdits:
     """Return the steepest changes of the sites that the settings choose, at strength 1, multiplied by their emphasis.
 
     Raises:
-        ToxlocError: the statistics were given and lack the gradients or, for metric="kl", the curvature.
+        ToxlocError: the statistics were given and lack the gradients or, for metric="kl", the curvature; every change
+            is zero; or every edited site has emphasis 0.
     """
     unscaled = (_kl_edits if settings.metric == "kl" else _frobenius_edits)(evidence, settings)
     emphasis = settings.emphasis
+    if not any(edit.u.any() and edit.v.any() for edit in unscaled.edits):
+        raise ToxlocError(
+            f"TRNE cannot edit {evidence.lm.name}: the toxic and the neutral texts give the same gradients, or the "
+            "weights are zero. Give other texts or layers."
+        )
+    if all(emphasis.get(edit.site) == 0 for edit in unscaled.edits):
+        raise ToxlocError("emphasis is 0 for every edited layer, so nothing would change; give a factor above 0.")
     return UnitEdits(
         [edit.scaled(emphasis.get(edit.site, 1.0)) for edit in unscaled.edits],
         {site: emphasis.get(site, 1.0) * sigma for site, sigma in unscaled.editability.items()},

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from ..evaluation.evaluators.registry import DEFAULT, check_evaluator_names
 from ..interventions.registry import method_named
 from ..models.settings import ModelSettings
-from ..support.settings import flag_of, option
+from ..support.settings import Seed, flag_of, option
 from ..texts.settings import FitTextSettings
 
 INPUTS, MEASUREMENT = "What to read", "How to measure"
@@ -85,11 +85,8 @@ class RunSettings(FitTextSettings, ModelSettings):
         ge=0,
     )
     max_new_tokens: int = option(20, "length of a completion in tokens", panel=MEASUREMENT, ge=1)
-    seed: int = option(
-        0,
-        "seed for every random draw; the same seed, machine and version give the same result",
-        panel=MEASUREMENT,
-        ge=0,
+    seed: Seed = option(
+        0, "seed for every random draw; the same seed, machine and version give the same result", panel=MEASUREMENT
     )
 
     def budget_of(self, method: str) -> float:

@@ -7,22 +7,24 @@ and every settings class can be imported without torch, so that wrong settings a
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ..errors import ToxlocError
+from .arguments import short_repr
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="Settings")
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator here accepts
 
 
 class Settings(BaseModel):
-    """Base class of all settings: immutable, validated on creation, without unknown fields."""
+    """Base class of all settings: immutable, validated on creation, without unknown fields, infinite numbers or NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def of(cls: type[S], settings: "Settings | None" = None, **options: Any) -> S:
@@ -98,14 +100,14 @@ def first_problem(error: ValidationError) -> str:
         if problem["type"] == "value_error" and isinstance(cause := problem["ctx"]["error"], ToxlocError):
             return str(cause)
     if first["type"] == "too_short":
-        return f"{where}={first['input']!r}: give at least one value."
+        return f"{where}={short_repr(first['input'], 80)}: give at least one value."
     messages = dict.fromkeys(
         problem["msg"].removeprefix("Value error, ").partition(", unable")[0]
         for problem in errors
         if problem["loc"][:1] == name
     )
     joined = " or ".join(messages).replace("or Input should be", "or").replace("Input should be", "it must be")
-    return f"{where}={first['input']!r}: {joined}."
+    return f"{where}={short_repr(first['input'], 80)}: {joined}."
 
 
 def signature_from(settings: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[F], F]:

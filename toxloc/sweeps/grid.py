@@ -2,31 +2,38 @@
 
 import hashlib
 import json
+import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from ..errors import ToxlocError
 from ..evaluation.evaluators.base import FunctionEvaluator
-from ..evaluation.evaluators.registry import DEFAULT, check_evaluator_names, get_evaluators
+from ..evaluation.evaluators.registry import DEFAULT, Wanted, check_evaluator_names, get_evaluators
 from ..generation.decoding import Decoding
 from ..interventions.registry import method_settings
 from ..localization.score_names import ScoreName
 from ..models.settings import ModelSettings
 from ..models.sources import resolve
-from ..support.settings import Settings, option
+from ..support.arguments import short_repr
+from ..support.bounded_yaml import parse_yaml
+from ..support.settings import Seed, Settings, option
 from ..texts.contrast import ContrastSet
 from ..texts.loading import load_contrast, load_neutral, load_prompts
 from ..texts.neutral import NeutralText
 from ..texts.prompts import PROVOCATIVE, PromptSet
 from ..texts.settings import NeutralSettings
 from ..version import __version__
+
+MAX_CELLS = 100_000
 
 
 class Benchmark(Settings):
@@ -52,12 +59,22 @@ class Treatment(Settings):
 
         scikit-learn's ParameterGrid is not used because it sorts the names, which would change the order of the file.
         """
-        values = [value if isinstance(value, list) else [value] for value in self.settings.values()]
-        for combination in product(*values):
+        for combination in product(*self._values()):
             yield dict(zip(self.settings, combination, strict=True))
+
+    def __len__(self) -> int:
+        """Return the number of variants, without making them."""
+        return math.prod(map(len, self._values()))
+
+    def _values(self) -> list[list[Any]]:
+        return [value if isinstance(value, list) else [value] for value in self.settings.values()]
 
     @model_validator(mode="after")
     def _check(self) -> "Treatment":
+        if len(self) == 0:
+            empty = next(name for name, value in self.settings.items() if value == [])
+            raise ToxlocError(f"the setting {empty} of {self.method} is an empty list; give at least one value.")
+        _check_count(len(self), f"The settings of {self.method} have")
         for settings in self.variants():
             method_settings(self.method, **settings)
         return self
@@ -77,7 +94,7 @@ class Grid(NeutralSettings, ModelSettings):
     contrasts: tuple[str, ...] = option(("builtin",), "contrast sets, as for load_contrast", min_length=1)
     benchmarks: dict[str, Benchmark] = option(..., "prompts by the name of the benchmark", min_length=1)
     methods: tuple[Treatment, ...] = option(..., "methods with their settings", min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option((0,), "seeds for the random draws", min_length=1)
+    seeds: tuple[Seed, ...] = option((0,), "seeds for the random draws", min_length=1)
     evaluators: tuple[str, ...] = option(DEFAULT, "evaluators of the completions", min_length=1)
     scores: tuple[ScoreName, ...] = option(
         ("activation", "gradient_norm", "attribution"), "localization scores", min_length=1
@@ -98,23 +115,33 @@ class Grid(NeutralSettings, ModelSettings):
     @model_validator(mode="after")
     def _check(self) -> "Grid":
         check_evaluator_names(self.evaluators)
+        axes = self.models, self.contrasts, self.seeds, self.benchmarks
+        _check_count(math.prod(map(len, axes)) * sum(map(len, self.methods)), "The grid has")
         if self.decoding.temperature == 0 and self.samples > 1:
             raise ToxlocError(f"temperature=0 gives the same completion {self.samples} times; set samples to 1.")
         for name in ("models", "contrasts", "seeds", "evaluators"):
-            values = getattr(self, name)
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise ToxlocError(f"{name} contains {twice!r} twice; remove one of them.")
+            for value, times in Counter(getattr(self, name)).items():
+                if times > 1:
+                    raise ToxlocError(f"{name} contains {value!r} {times} times; keep one of them.")
         variants = [
             (entry.method, json.dumps(settings, sort_keys=True))
             for entry in self.methods
             for settings in entry.variants()
         ]
-        for variant in variants:
-            if variants.count(variant) > 1:
-                method, settings = variant
-                raise ToxlocError(f"methods contain {method} with the settings {settings} twice; remove one of them.")
+        for (method, settings), times in Counter(variants).items():
+            if times > 1:
+                raise ToxlocError(
+                    f"methods contain {method} with the settings {settings} {times} times; keep one of them."
+                )
         return self
+
+
+def _check_count(count: int, beginning: str) -> None:
+    if count > MAX_CELLS:
+        raise ToxlocError(
+            f"{beginning} {count:,} combinations, more than {MAX_CELLS:,}; divide it into several grids, which may "
+            "share a folder."
+        )
 
 
 @dataclass(frozen=True)
@@ -230,8 +257,8 @@ class Plan:
 
     def located(self, source: str) -> str:
         """Return the path of a source below the root if it exists, or the source unchanged."""
-        path = self.root / Path(source).expanduser()
-        return str(path) if path.exists() else source
+        path = os.path.join(self.root, os.path.expanduser(source))
+        return path if os.path.exists(path) else source  # unlike Path.exists, False for a name that is too long
 
     def located_evaluator(self, name: str) -> str:
         """Return an evaluator's name with the source after its `=`, if it has one, replaced as by `located`."""
@@ -276,7 +303,10 @@ class Plan:
 
     def _expanded(self) -> Iterator[Cell]:
         g = self.grid
-        judging: dict[str, Any] = {"decoding": g.decoding.to_dict(), "evaluators": g.evaluators}
+        judging: dict[str, Any] = {
+            "decoding": g.decoding.to_dict(),
+            "evaluators": [self._evaluator(name) for name in g.evaluators],
+        }
         neutral = _id([self.neutral.fit, self.neutral.tune, self.neutral.check])
         prompts = {name: _id(prompt_set.texts) for name, prompt_set in self.prompts.items()}
         for model, contrast, seed in product(g.models, g.contrasts, g.seeds):
@@ -311,13 +341,20 @@ class Plan:
         source = resolve(self.located(name))
         return name if source.kind in ("built-in", "packaged", "hub") else _content(Path(source.location))
 
+    def _evaluator(self, name: str) -> list[Any] | str:
+        """Return an evaluator's name; with the content in place of the path if it is loaded from a file or folder."""
+        wanted = Wanted.parse(self.located_evaluator(name))
+        if wanted.source is None or not os.path.exists(wanted.source):
+            return name
+        return [wanted.maker.name, _content(Path(wanted.source)), wanted.threshold]
+
 
 @cache
-def _content(folder: Path) -> str:
-    """Return a hash of the weights, configuration and tokenizer files in a model's folder."""
+def _content(source: Path) -> str:
+    """Return a hash of a file, or of the weights, configuration and tokenizer files in a model's folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".bin", ".json", ".model", ".txt"):
+    for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+        if path == source or path.suffix in (".safetensors", ".bin", ".json", ".model", ".txt"):
             with path.open("rb") as stream:
                 digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
@@ -338,15 +375,13 @@ def load_grid(path: str | PathLike[str]) -> Grid:
         >>> load_grid("examples/offline-grid.yaml").models      # doctest: +SKIP
         ('toxloc-tiny', ...)
     """
-    import yaml
-
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ToxlocError(f"There is no grid file {path}; check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ToxlocError(f"{path} cannot be read as YAML: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ToxlocError(f"{path} cannot be read as YAML: {error}.") from error
     return grid_of(content, path.name)
 
 
@@ -385,7 +420,7 @@ def _message(error: Any) -> str:
         return f"{where} is missing"
     if error["type"] == "value_error":  # a ToxlocError from a validator
         return (f"{where}: " if where else "") + str(error["ctx"]["error"]).removesuffix(".")
-    return f"{where}={error['input']!r}: {error['msg'].replace('Input should be', 'it must be')}"
+    return f"{where}={short_repr(error['input'], 80)}: {error['msg'].replace('Input should be', 'it must be')}"
 
 
 def _keys(where: Sequence[Any]) -> list[str]:

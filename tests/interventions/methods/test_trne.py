@@ -311,6 +311,17 @@ def test_statistics_are_shared_unless_the_fit_gathers_its_own(options, shared):
     assert TRNE.Settings(**options).shares_statistics is shared
 
 
+def test_the_sampled_fisher_is_gathered_for_the_fit(tiny):
+    neutral = NeutralText(TEXTS[2:], TEXTS[3:], TEXTS[:1])
+    gathered = collect_contrast(tiny, PAIRS, curvature=True, fisher="sampled", more_neutral=neutral.fit)
+    given = TRNE.fit(tiny, PAIRS, strength=1.0, fisher="sampled", neutral=neutral, statistics=gathered)
+    fitted = TRNE.fit(tiny, PAIRS, strength=1.0, fisher="sampled", neutral=neutral)
+    empirical = TRNE.fit(tiny, PAIRS, strength=1.0, neutral=neutral)
+    for edit, expected, other in zip(fitted.edits, given.edits, empirical.edits, strict=True):
+        torch.testing.assert_close(edit.v, expected.v, rtol=1e-4, atol=1e-6)
+        assert (edit.v - other.v).norm() > 1e-2 * other.v.norm()
+
+
 def relative_norms(lm):
     """Return ||ΔW|| / ||W|| by layer for the applied interventions."""
     after = [lm.W_out(layer).clone() for layer in range(lm.n_layers)]
@@ -327,12 +338,27 @@ def relative_norms(lm):
         (dict(rounds=2, norm=0.1), "instead of norm="),
         (dict(fisher="true"), "fisher='true': it must be 'empirical' or 'sampled'"),
         (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
-        (dict(emphasis={0: -1.0}), "factors of 0 or more"),
+        (dict(emphasis={0: -1.0}), "emphasis={0: -1.0}: it must be greater than or equal to 0"),
+        (dict(emphasis={0: 0.0, 1: 0}), "emphasis is 0 for every edited layer"),
+        (dict(emphasis={0: "much"}), "emphasis={0: 'much'}: it must be a valid number"),
+        *[
+            ({name: value}, f"{name}={value}: it must be a finite number")
+            for name in ("norm", "strength", "ridge")
+            for value in (math.nan, math.inf)
+        ],
+        (dict(emphasis={0: math.nan}), "it must be a finite number"),
     ],
 )
 def test_incompatible_options(tiny, options, words):
     with pytest.raises(ToxlocError, match=words):
         TRNE.fit(tiny, PAIRS, **options)
+
+
+def test_weights_of_zero_have_no_frobenius_edit(tiny):
+    for layer in range(tiny.n_layers):
+        tiny.W_out(layer).zero_()
+    with pytest.raises(ToxlocError, match=r"cannot edit random-gpt2: .* or the weights are zero"):
+        TRNE.fit(tiny, PAIRS, metric="frobenius", norm=0.1)
 
 
 def test_options_that_divide_the_set_take_no_statistics(tiny):
