@@ -126,3 +126,17 @@ def test_damaged_evaluations(saved, tmp_path):
     (tmp_path / "damaged" / "evaluation.json").write_text(json.dumps(known | {"format_version": 99}))
     with pytest.raises(ToxlocError, match=r"version 99.* 1 and 2"):
         load_evaluation(tmp_path / "damaged")
+
+
+def test_evaluators_of_one_name_with_other_weights_cannot_be_compared(saved):
+    evaluations, _ = saved
+    before, after = (
+        dataclasses.replace(
+            evaluation, evaluators=evaluation.evaluators | {"has-e": {"threshold": 0.5, "weights": weights}}
+        )
+        for evaluation, weights in zip(evaluations, ("w2-1", "w2-2"), strict=True)
+    )
+    with pytest.raises(ToxlocError, match=r"the evaluator has-e had other weights \(w2-1 and w2-2\)"):
+        compare(before, after)
+    compare(before, before)
+    compare(before, evaluations[1])  # an evaluation of an earlier version does not say

@@ -11,6 +11,7 @@ import toxloc
 from tests.conftest import random_hf, tokenizer
 from toxloc import ToxlocError
 from toxloc.models.completeness import check_finite
+from toxloc.models.loaded import LoadedModel
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -100,6 +101,12 @@ def test_impossible_sizes(folder, name, value):
     alias = {"hidden_size": "n_embd", "num_attention_heads": "n_head"} if folder_is_gpt2(folder) else {}
     change_config(folder, **{alias.get(name, name): value})
     refused(folder)
+
+
+def test_a_larger_model_than_the_files_hold_is_refused_before_memory_is_used(folder):
+    config = json.loads((folder / "config.json").read_text())
+    change_config(folder, vocab_size=10 * config["vocab_size"])
+    assert "describes a model of" in refused(folder)
 
 
 def folder_is_gpt2(folder):
@@ -200,3 +207,46 @@ def test_weights_are_checked_in_every_dtype():
             check_finite(model, "m")
     check_finite(torch.nn.Linear(3, 0), "m")
     check_finite(torch.nn.Linear(3, 2, device="meta"), "m")
+
+
+def test_weights_that_are_not_finite_are_named_also_in_a_model_in_memory():
+    hf = random_hf("gpt2")
+    with torch.no_grad():
+        hf.transformer.h[1].mlp.c_proj.weight[3, 4] = torch.inf
+    with pytest.raises(ToxlocError, match=r"transformer\.h\.1\.mlp\.c_proj\.weight of mine holds 1 values"):
+        LoadedModel.from_hf(hf, tokenizer(), "mine")
+
+
+class Malicious:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_that_runs_code_is_refused(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    toxloc.load_model(str(folder), device="cpu")
+    torch.save({**weights, "extra": Malicious(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    assert "Weights only load failed" in refused(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_folder_is_never_run(folder, tmp_path):
+    names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    change_config(folder, model_type="own", auto_map=names)
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass")
+    assert "brings its own code (auto_map in config.json), which toxloc never runs" in refused(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_a_family_of_transformers_is_ignored(folder, tmp_path):
+    change_config(folder, auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass")
+    assert toxloc.load_model(str(folder), device="cpu").n_layers == 2
+    assert not (tmp_path / "ran").exists()

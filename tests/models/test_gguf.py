@@ -29,4 +29,13 @@ def test_a_file_that_is_not_gguf_leaves_nothing_in_the_cache(tmp_path, monkeypat
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     with pytest.raises(ToxlocError, match=r"cannot read bad\.gguf"):
         toxloc.load_model(str(tmp_path / "bad.gguf"))
-    assert not any((tmp_path / "cache" / "toxloc" / "gguf").iterdir())
+    assert list(tmp_path.rglob("cache/**/*")) == []
+
+
+def test_a_file_without_a_tensor_is_refused(tmp_path, monkeypatch):
+    """transformers would fill in random weights, and the converted folder would look whole."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "small.gguf", leave_out="blk.1.ffn_down.weight")
+    with pytest.raises(ToxlocError, match=r"small\.gguf lacks the weights model\.layers\.1\.mlp\.down_proj\.weight"):
+        toxloc.load_model(str(tmp_path / "small.gguf"))
+    assert not list(tmp_path.glob("cache/**/config.json"))

@@ -83,15 +83,20 @@ def _check_comparable(before: Finished, after: Finished) -> None:
             f"{cannot}: their prompts differ ({len(before.prompts)} and {len(after.prompts)} prompts). "
             "Evaluate both on the same prompts."
         )
-    thresholds = [
-        {name: card["threshold"] for name, card in evaluation.figures["evaluators"].items()}
-        for evaluation in (before, after)
-    ]
+    cards = [evaluation.figures["evaluators"] for evaluation in (before, after)]
+    thresholds = [{name: card["threshold"] for name, card in of_each.items()} for of_each in cards]
     if thresholds[0] != thresholds[1]:
         raise ToxlocError(
             f"{cannot}: their evaluators or thresholds differ ({thresholds[0]} and {thresholds[1]}). Evaluate both "
             "with the same evaluators and thresholds."
         )
+    for name, card in cards[0].items():
+        weights = card.get("weights"), cards[1][name].get("weights")  # evaluations before version 0.3 have none
+        if None not in weights and weights[0] != weights[1]:
+            raise ToxlocError(
+                f"{cannot}: the evaluator {name} had other weights ({weights[0]} and {weights[1]}). Evaluate both with "
+                "the same evaluator."
+            )
 
 
 def _differing(value: Any, other: Any) -> Any:

@@ -67,16 +67,16 @@ def _header(path: Path) -> list[tuple[str, str, list[int]]]:
         raise ToxlocError(f"{path} is damaged or not a safetensors file ({error}); download it again.") from error
 
 
-def check_loaded(model: nn.Module, report: Mapping[str, Any], source: str) -> None:
-    """Check that every weight came from the files, and that all weights are finite.
+def check_loaded(report: Mapping[str, Any], source: str, *, allow_unexpected: bool = False) -> None:
+    """Check that every weight came from the files.
 
     Args:
-        model: the loaded model.
         report: what transformers reports of the loading (`output_loading_info=True`).
         source: the folder or hub id, for messages.
+        allow_unexpected: whether the files may hold further weights, which are not loaded.
 
     Raises:
-        ToxlocError: weights are missing, superfluous, of another shape, infinite or NaN.
+        ToxlocError: weights are missing, superfluous or of another shape.
     """
     missing, unexpected = report.get("missing_keys") or (), report.get("unexpected_keys") or ()
     mismatched = [key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys") or ()]
@@ -90,30 +90,33 @@ def check_loaded(model: nn.Module, report: Mapping[str, Any], source: str) -> No
             f"The model in {source} has weights of another shape than its configuration says: {_some(mismatched)}; "
             "restore config.json or the weights."
         )
-    if unexpected:
+    if unexpected and not allow_unexpected:
         raise ToxlocError(
             f"The model in {source} holds weights that its configuration does not describe: {_some(unexpected)}; "
             "restore config.json, or remove these weights."
         )
-    check_finite(model, source)
 
 
-def check_finite(model: nn.Module, source: str) -> None:
-    """Check that all weights in memory are finite.
+def check_finite(model: nn.Module, name: str) -> None:
+    """Check that all weights in memory are finite; weights on the meta device are left out.
+
+    Args:
+        model: the module tree with the weights.
+        name: name of the model, for the message.
 
     Raises:
         ToxlocError: a weight is infinite or NaN; the message names it.
     """
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for parameter, weight in model.named_parameters():
             if weight.is_meta or not weight.numel() or not weight.is_floating_point():
                 continue
             low, high = weight.aminmax()
             if not (low.isfinite() and high.isfinite()):
                 count = int((~weight.isfinite()).sum())
                 raise ToxlocError(
-                    f"The weight {name} of {source} holds {count:,} values that are infinite or NaN, so nothing that "
-                    "the model computes is meaningful; use an undamaged copy."
+                    f"The weight {parameter} of {name} holds {count:,} values that are infinite or NaN, so nothing "
+                    "that the model computes is meaningful; use an undamaged copy."
                 )
 
 

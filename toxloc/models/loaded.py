@@ -18,6 +18,7 @@ from ..support.quiet import quiet
 from ..support.signals import Atomic
 from .architectures import architecture, blocks_of
 from .bridge import bridge, starts_with_bos
+from .completeness import check_finite
 from .fingerprint import fingerprint_0_1, fingerprint_of, is_current
 from .hooked_transformer import check_hooked, hooked_transformer
 from .protocols import AppliedIntervention, HookedTransformerLike
@@ -76,13 +77,15 @@ class LoadedModel:
             hooks: see `load_model`.
 
         Raises:
-            ToxlocError: `hooks` is unknown, or toxloc or the requested class of hooks does not support the model.
+            ToxlocError: `hooks` is unknown, toxloc or the requested class of hooks does not support the model, or a
+                weight is infinite or NaN.
         """
         if hooks not in (None, *HOOKS):
             raise ToxlocError(f"hooks={hooks!r}: choose one of {', '.join(HOOKS)}.")
         blocks_of(hf)
         if not hf.config.architectures:
             hf.config.architectures = [type(hf).__name__]
+        check_finite(hf, name)
         hf.eval().requires_grad_(False)
         with quiet():
             hooked = None if hooks == "bridge" else hooked_transformer(hf, tokenizer, insist=hooks is not None)

@@ -13,7 +13,7 @@ from .completeness import check_folder, check_loaded
 from .hooked_transformer import is_spread
 from .loaded import LoadedModel
 from .settings import DTYPE_NAMES
-from .sources import not_on_hub, resolve
+from .sources import check_no_code, not_on_hub, resolve
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -57,15 +57,16 @@ def load_model(
     source = resolve(name)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(source.location)
+            config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
             architecture(config.model_type)
             if source.kind != "hub":
                 check_folder(Path(source.location), config)
-            tokenizer = AutoTokenizer.from_pretrained(source.location)
+            tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
             hf, report = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=DTYPES[dtype],
                 config=config,
+                trust_remote_code=False,
                 device_map=_device_map(device),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # check_loaded refuses them, by name
@@ -73,10 +74,11 @@ def load_model(
         except ToxlocError:
             raise
         except Exception as error:  # transformers raises errors of many types on damaged files
+            check_no_code(name, error)
             if source.kind == "hub" and isinstance(error, OSError | ValueError | KeyError):
                 raise not_on_hub(name, error) from error
             raise ToxlocError(f"The model in {source.location} cannot be loaded: {_in_one_line(error)}") from error
-    check_loaded(hf, report, source.location)
+    check_loaded(report, source.location)
     if tokenizer.vocab_size > (rows := hf.get_input_embeddings().weight.shape[0]):
         raise ToxlocError(
             f"The tokenizer in {source.location} has {tokenizer.vocab_size:,} tokens, but the model embeds only "

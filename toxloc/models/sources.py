@@ -1,6 +1,7 @@
 """Resolve names of models: built-in models, models from a package index, local folders, GGUF files and hub ids."""
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from .gguf import converted_folder
 from .packaged import CATALOGUE, fetched_folder
 
 BUILT_IN = {"toxloc-tiny": ASSETS / "models" / "toxloc-tiny"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -48,15 +49,15 @@ def resolve(name: str) -> Source:
         return Source(name, "built-in", str(BUILT_IN[name]))
     if name in CATALOGUE:
         return Source(name, "packaged", str(fetched_folder(name)))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ToxlocError(f"There is no GGUF file at {name}; check the path.")
         return Source(path.stem, "gguf", str(converted_folder(path)))
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         _check_folder(path)
         return Source(path.resolve().name, "folder", str(path))
-    if path.exists():
+    if os.path.exists(path):
         raise ToxlocError(f"{name} is a file but not a .gguf file; give a model folder, a .gguf file or a hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_ID.fullmatch(name):
         raise ToxlocError(
@@ -88,6 +89,15 @@ def not_on_hub(name: str, reason: Exception) -> ToxlocError:
         f"{name!r} is neither built in ({', '.join(BUILT_IN)}) nor a local folder, and {why}; "
         f"download the model on a connected machine and give its folder or .gguf file instead.{hint}"
     )
+
+
+def check_no_code(name: str, error: Exception) -> None:
+    """Raise ToxlocError if transformers refused to load a model because it would have to run the model's own code."""
+    if "custom code" in str(error):
+        raise ToxlocError(
+            f"{name!r} brings its own code (auto_map in config.json), which toxloc never runs; give a model of "
+            "a family that transformers itself implements."
+        ) from error
 
 
 def _check_folder(path: Path) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.conftest import TEXTS
+from tests.conftest import TEXTS, random_model
 from toxloc import Meow2X, ToxlocError
 from toxloc.evaluation.cost.fluency import Unedited, measure_fluency
 from toxloc.evaluation.cost.perplexity import mean_nll
@@ -73,3 +73,8 @@ def test_a_snapshot_of_an_edited_model_keeps_the_edited_state(tiny):
     assert (same.perplexity_ratio, same.top_1) == (pytest.approx(1), 1)
     assert same.kl == pytest.approx(0, abs=1e-9)
     assert snapshot.compare().kl > 0
+
+
+def test_the_first_256_tokens_of_a_text_count_by_default():
+    """The first token is not predicted."""
+    assert Unedited(random_model("llama"), ["word " * 400]).compare().n_tokens == 255

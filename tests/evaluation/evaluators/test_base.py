@@ -40,6 +40,52 @@ def test_a_function_as_an_evaluator():
         FunctionEvaluator("loud", lambda texts: [0.5]).score(["a", "b"])
 
 
+def raises(texts):
+    raise ZeroDivisionError("no texts")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda texts: [float("nan")] * len(texts), r"'bad' must return .* from nan to nan"),
+        (lambda texts: [-0.1] * len(texts), "from -0.1 to -0.1"),
+        (lambda texts: [[0.5]] * len(texts), r"shape \(2, 1\)"),
+        (lambda texts: ["high"] * len(texts), r"'bad' failed on 2 texts \(ValueError: "),
+        (lambda texts: None, r"shape \(\)"),
+        (raises, r"'bad' failed on 2 texts \(ZeroDivisionError: no texts\)"),
+    ],
+)
+def test_an_evaluator_that_fails_is_named_and_caches_nothing(function, message):
+    judge = FunctionEvaluator("bad", function)
+    with pytest.raises(ToxlocError, match=message):
+        judge.score(["a", "b"])
+    judge.function = lambda texts: [0.25] * len(texts)
+    assert judge.score(["a", "b"])["toxicity"].tolist() == [0.25, 0.25]
+
+
+def test_an_evaluator_without_its_label_is_named():
+    class Bad(FunctionEvaluator):
+        def _score(self, texts):
+            return {"other": [0.0] * len(texts)}
+
+    with pytest.raises(ToxlocError, match=r"'bad' failed on 1 texts .*'toxicity'"):
+        Bad("bad", len).score(["a"])
+
+
+def test_a_cache_that_another_thread_empties_does_not_change_scores(monkeypatch):
+    """While one call scores its new text, another call fills the cache, so that it is emptied."""
+    monkeypatch.setattr("toxloc.evaluation.evaluators.base.MAX_CACHED", 2)
+
+    def score(texts):
+        if texts == ["new"]:
+            judge.score(["filler 1", "filler 2", "filler 3"])
+        return [0.5 if text == "old" else 0.1 for text in texts]
+
+    judge = FunctionEvaluator("nested", score)
+    judge.score(["old"])
+    assert judge.score(["old", "new"])["toxicity"].tolist() == [0.5, 0.1]
+
+
 def test_each_distinct_text_is_scored_once():
     scored = []
 

@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toxloc import ToxlocError
 from toxloc.evaluation.evaluators.classifier import Classifier
@@ -72,3 +76,55 @@ def test_long_texts_are_truncated_to_the_length_of_the_model(save):
 def test_a_classifier_that_cannot_be_loaded():
     with pytest.raises(ToxlocError, match=r"'no/such-classifier' .* give the folder"):
         Classifier("no/such-classifier").prepare()
+
+
+def change_weights(folder, change):
+    path = Path(folder) / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
+
+
+def test_a_classifier_without_the_weights_of_its_head_is_refused(save):
+    """transformers would give it a random head: this is what a folder of a model that is no classifier gives."""
+    folder, _ = save(["neutral", "toxic"])
+    change_weights(folder, lambda weights: weights.pop("classifier.weight"))
+    with pytest.raises(ToxlocError, match=r"lacks the weights classifier\.weight"):
+        Classifier(folder).prepare()
+
+
+def test_a_classifier_with_weights_that_are_not_finite_is_refused(save):
+    folder, _ = save(["neutral", "toxic"])
+    change_weights(folder, lambda weights: weights["classifier.bias"].fill_(torch.nan))
+    with pytest.raises(ToxlocError, match=r"classifier\.bias .* holds 2 values that are infinite or NaN"):
+        Classifier(folder).prepare()
+
+
+def test_further_weights_are_ignored(save):
+    folder, model = save(["neutral", "toxic"])
+    change_weights(folder, lambda weights: weights.update({"bert.embeddings.position_ids_old": torch.ones(3)}))
+    expected = logits(model, "you").softmax(0)[1].item()
+    assert Classifier(folder).score(["you"])["toxicity"][0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_code_in_a_folder_is_never_run(save, tmp_path):
+    folder, _ = save(["neutral", "toxic"])
+    config = Path(folder) / "config.json"
+    names = {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "own", "auto_map": names}))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass"
+    (Path(folder) / "code.py").write_text(code)
+    with pytest.raises(ToxlocError, match=r"brings its own code .* which toxloc never runs"):
+        Classifier(folder).prepare()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_results_tell_classifiers_of_one_name_apart_by_their_weights(save):
+    folder, _ = save(["neutral", "toxic"])
+    first = Classifier(folder)
+    first.prepare()
+    change_weights(folder, lambda weights: weights["classifier.bias"].add_(1))
+    second = Classifier(folder)
+    second.prepare()
+    assert first.about()["weights"] != second.about()["weights"]
+    assert first.about() | {"weights": None} == second.about() | {"weights": None}

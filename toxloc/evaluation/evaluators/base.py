@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from ...errors import ToxlocError
+from ...texts.drawing import check_texts
 
 MAX_CACHED = 1 << 19  # an evaluator with more cached texts than this empties its cache
 
@@ -24,12 +25,15 @@ class Evaluator(ABC):
         label: label of `score` that decides whether a text is toxic.
         threshold: a text is toxic if its score for `label` is at least this threshold.
         card: training data, blind spots, and how the threshold was chosen.
+        weights: fingerprint of the loaded weights, by which results tell models of one name apart; None if the
+            evaluator has none, or before `prepare`.
     """
 
     name: str
     label: str = "toxicity"
     threshold: float = 0.5
     card: dict[str, Any]
+    weights: str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -37,11 +41,12 @@ class Evaluator(ABC):
         return (self.label,)
 
     def about(self) -> dict[str, Any]:
-        """Return the threshold and the card, as results store them."""
+        """Return the threshold, the card and the fingerprint of the weights, as results store them."""
         return {
             "threshold": self.threshold,
             "calibration": f"none; `toxloc calibrate {self.name}` chooses a threshold for your texts",
             **self.card,
+            **({} if self.weights is None else {"weights": self.weights}),
         }
 
     @abstractmethod
@@ -62,27 +67,49 @@ class Evaluator(ABC):
             A float64 array per label, with a number from 0 to 1 per text. An empty text scores 0.
 
         Raises:
-            ToxlocError: the evaluator did not return one number from 0 to 1 per text and label.
+            ToxlocError: the evaluator failed, or did not return one number from 0 to 1 per text and label.
         """
+        texts = check_texts(texts, "the texts", may_be_blank=True)
         cache = self._cache
-        if len(cache) > MAX_CACHED:
-            cache.clear()
-        missing = list(dict.fromkeys(text for text in texts if text.strip() and text not in cache))
-        if missing:
-            scores = self._score(missing)
-            columns = [_checked(self.name, scores[label], len(missing)) for label in self.labels]
-            cache.update(zip(missing, np.stack(columns, 1), strict=True))
+        # Other threads may empty the cache meanwhile, so the scores of this call are kept apart from it.
+        scores = {text: cache.get(text) for text in dict.fromkeys(texts) if text.strip()}
+        if missing := [text for text, row in scores.items() if row is None]:
+            new = dict(zip(missing, self._new_scores(missing), strict=True))
+            scores |= new
+            if len(cache) + len(new) > MAX_CACHED:
+                cache.clear()
+            cache.update(new)
         zeros = np.zeros(len(self.labels))
-        rows = np.array([cache.get(text, zeros) for text in texts]).reshape(-1, len(self.labels))
+        rows = np.array([scores.get(text, zeros) for text in texts]).reshape(-1, len(self.labels))
         return dict(zip(self.labels, rows.T, strict=True))
+
+    def _new_scores(self, texts: list[str]) -> Float64[np.ndarray, "n n_labels"]:
+        try:
+            by_label = self._score(texts)
+            columns = {label: np.asarray(by_label[label], dtype=np.float64) for label in self.labels}
+        except ToxlocError:
+            raise
+        except Exception as error:  # an evaluator is code of a user or of another library
+            raise ToxlocError(
+                f"Evaluator {self.name!r} failed on {len(texts)} texts ({type(error).__name__}: {error}); correct the "
+                "evaluator, or leave it out."
+            ) from error
+        return np.stack([_checked(self.name, column, len(texts)) for column in columns.values()], 1)
+
+    def forget(self) -> None:
+        """Empty the cache of scores.
+
+        The last digits of a score can depend on the texts that are scored at the same time, and the cache decides which
+        texts these are. Scores after `forget` depend only on the texts of the call.
+        """
+        self._cache.clear()
 
     @cached_property
     def _cache(self) -> dict[str, np.ndarray]:
         return {}
 
 
-def _checked(name: str, values: Any, count: int) -> Float64[np.ndarray, " n"]:
-    scores = np.asarray(values, dtype=np.float64)
+def _checked(name: str, scores: np.ndarray, count: int) -> Float64[np.ndarray, " n"]:
     if scores.shape != (count,) or not ((scores >= 0) & (scores <= 1)).all():
         raise ToxlocError(
             f"Evaluator {name!r} must return one number from 0 to 1 for each of the {count} texts; it "

@@ -9,6 +9,10 @@ import torch
 from jaxtyping import Float64
 
 from ...errors import ToxlocError
+from ...models.completeness import check_finite, check_loaded
+from ...models.fingerprint import fingerprint_of
+from ...models.sources import check_no_code
+from ...support.arguments import as_list
 from ...support.names import short_name
 from ...support.progress import track
 from ...support.quiet import quiet
@@ -65,7 +69,8 @@ class Classifier(Evaluator):
         card: dict[str, Any] | None = None,
         device: str | None = None,
     ):
-        self.source, self.toxic, self.threshold = source, toxic, threshold
+        self.source, self.threshold = source, threshold
+        self.toxic = None if toxic is None else as_list(toxic, "the toxic classes")
         self.name = name or short_name(source)
         self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -90,7 +95,10 @@ class Classifier(Evaluator):
         with quiet():
             try:
                 tokenizer, model = self._load()
+            except ToxlocError:
+                raise
             except (OSError, ValueError, KeyError) as error:
+                check_no_code(self.source, error)
                 raise ToxlocError(
                     f"The classifier {self.source!r} is not a folder with config.json, weights and "
                     "tokenizer, and could not be loaded from the hub; download it on a connected machine "
@@ -114,16 +122,24 @@ class Classifier(Evaluator):
         self._toxic = [i for i, name in enumerate(classes) if name in wanted]
         self._classes = [RENAMED.get(name, name) for name in classes]
         self._independent = model.config.problem_type == "multi_label_classification" or len(classes) == 1
+        self.weights = fingerprint_of(model, model.config.model_type)
         self._loaded = tokenizer, model.to(self.device).eval()
 
     def _load(self) -> tuple[Any, Any]:
         """Return the tokenizer and the model."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        return (
-            AutoTokenizer.from_pretrained(self.source),
-            AutoModelForSequenceClassification.from_pretrained(self.source, dtype=torch.float32),
+        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            self.source,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_loaded refuses them, by name
         )
+        check_loaded(report, self.source, allow_unexpected=True)
+        check_finite(model, self.source)
+        return tokenizer, model
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:

@@ -82,7 +82,10 @@ class Detoxify(Classifier):
 
         try:
             return dict(
-                torch.hub.load_state_dict_from_url(MODEL_URLS[self.variant], map_location="cpu", weights_only=True)
+                # check_hash compares the SHA-256 with the digits at the end of the file's name, before it is opened.
+                torch.hub.load_state_dict_from_url(
+                    MODEL_URLS[self.variant], map_location="cpu", weights_only=True, check_hash=True
+                )
             )
         except (URLError, RuntimeError) as error:
             raise ToxlocError(

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float64
 
 from ...errors import ToxlocError
-from ...models.sources import resolve
+from ...models.completeness import check_finite, check_loaded
+from ...models.fingerprint import fingerprint_of
+from ...models.sources import check_no_code, resolve
 from ...support.names import short_name
 from ...support.progress import track
 from ...support.quiet import quiet
@@ -136,10 +138,21 @@ class LLMJudge(Evaluator):
         location = resolve(self.source).location
         with quiet():
             try:
-                tokenizer = AutoTokenizer.from_pretrained(location, padding_side="right")
+                tokenizer = AutoTokenizer.from_pretrained(location, padding_side="right", trust_remote_code=False)
                 dtype = torch.float32 if self.device.type == "cpu" else "auto"
-                model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype).to(self.device).eval()
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    location,
+                    dtype=dtype,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # check_loaded refuses them, by name
+                )
+                check_loaded(report, self.source, allow_unexpected=True)
+                check_finite(model, self.source)
+            except ToxlocError:
+                raise
             except (OSError, ValueError, KeyError) as error:
+                check_no_code(self.source, error)
                 raise ToxlocError(
                     f"The judge {self.source!r} cannot be loaded; give a model folder or a .gguf file. "
                     f"({str(error).splitlines()[0]})"
@@ -155,7 +168,8 @@ class LLMJudge(Evaluator):
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._loaded = tokenizer, model
+        self.weights = fingerprint_of(model, model.config.model_type)
+        self._loaded = tokenizer, model.to(self.device).eval()
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[str]) -> dict[str, Float64[np.ndarray, " n"]]:
