@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import markdown as md
-from toxloc.support.files import write_json
+from toxloc.support.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("toxloc", "tests", "benchmarks", "pyproject.toml")
@@ -69,6 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "interventions/methods/test_trne.py",
         "interventions/methods/test_parity.py",
     ),
+    "toxloc/interventions/rank_one.py": ("interventions/methods/test_trne.py", "interventions/methods/test_parity.py"),
     "toxloc/interventions/unit_edits.py": (
         "interventions/methods/test_trne.py",
         "interventions/methods/test_parity.py",
@@ -99,7 +100,15 @@ TESTS: dict[str, tuple[str, ...]] = {
 # Mutants that compute the same as the original, by `Mutant.id`, with the reason.
 EQUIVALENT: dict[str, str] = {
     "toxloc/localization/scores.py: toxic.peaks is None or neutral.peaks is None"
-    " -> toxic.peaks is None and neutral.peaks is None": "both sides are collected with the same options"
+    " -> toxic.peaks is None and neutral.peaks is None": "both sides are collected with the same options",
+    "toxloc/generation/sampling.py: candidates < logits.shape[1] -> candidates <= logits.shape[1]": (
+        "searching all tokens a second time gives the same token"
+    ),
+    "toxloc/generation/batch.py: waiting and room >= CHANGE_AT * size -> waiting or room >= CHANGE_AT * size": (
+        "when rows join a batch changes the speed, but no completion"
+    ),
+    "toxloc/models/batching.py: 16384 -> 16385": "the size of a batch bounds memory and changes no result",
+    "toxloc/models/likelihood.py: 27 -> 28": "the size of a block bounds memory and changes no result",
 }
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -369,6 +378,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="File for the outcomes (JSON).")] = None,
     module: Annotated[list[str] | None, typer.Option(help="Only these modules.")] = None,
     per_module: Annotated[int, typer.Option(help="Mutants per module.")] = 12,
+    again: Annotated[
+        Path | None, typer.Option(help="Earlier outcomes (JSON); test only the mutants that survived then.")
+    ] = None,
     limit: Annotated[float, typer.Option(help="Seconds until a mutant counts as killed by the time limit.")] = 240,
     jobs: Annotated[int, typer.Option(help="Mutants that are tested at the same time.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed for the choice of mutants.")] = 0,
@@ -376,8 +388,9 @@ def main(
     """Test the tests with mutants."""
     preload()
     console = Console()
-    todo = [mutant for name in module or TESTS for mutant in chosen(name, per_module, seed)]
-    outcomes: list[Outcome] = []
+    outcomes, todo = survivors(again) if again else ([], [])
+    if not again:
+        todo = [mutant for name in module or TESTS for mutant in chosen(name, per_module, seed)]
     with tempfile.TemporaryDirectory(prefix="toxloc-mutants-") as folder:
         free = [copy_of_project(Path(folder) / str(i)) for i in range(jobs)]
         running: list[Trial] = []
@@ -391,11 +404,26 @@ def main(
                     free.append(trial.project)
                     outcomes.append(outcome)
                     console.print(described(outcome), markup=False, highlight=False)
-    outcomes.sort(key=lambda outcome: (list(TESTS).index(outcome.module), outcome.line))
-    result = {"per_module": per_module, "seed": seed, "mutants": [asdict(outcome) for outcome in outcomes]}
+                    outcomes.sort(key=lambda outcome: (list(TESTS).index(outcome.module), outcome.line))
+                    result = {"per_module": per_module, "seed": seed, "mutants": [asdict(o) for o in outcomes]}
+                    if out:  # after each mutant, so that a run that is stopped keeps its outcomes
+                        write_json(out, result)
     console.print(markdown(result), markup=False)
-    if out:
-        write_json(out, result)
+
+
+def survivors(path: Path) -> tuple[list[Outcome], list[Mutant]]:
+    """Read earlier outcomes: those of the killed mutants, and the mutants that survived and that still exist.
+
+    A mutant of the same change in the nearest line is taken, because lines may have moved.
+    """
+    outcomes = [Outcome(**outcome) for outcome in read_json(path, "table of mutants")["mutants"]]
+    todo = []
+    for outcome in outcomes:
+        if outcome.outcome == "survived":
+            change = outcome.before, outcome.after
+            same = [mutant for mutant in mutants_of(outcome.module) if (mutant.before, mutant.after) == change]
+            todo += sorted(same, key=lambda mutant: abs(mutant.line - outcome.line))[:1]
+    return [outcome for outcome in outcomes if outcome.outcome != "survived"], todo
 
 
 def described(outcome: Outcome) -> str:

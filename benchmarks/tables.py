@@ -14,7 +14,19 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import causal, coverage, default_run, evaluators, generation, grid, methods, planted, speed, trne
+from benchmarks import (
+    causal,
+    coverage,
+    default_run,
+    evaluators,
+    generation,
+    grid,
+    methods,
+    mutants,
+    planted,
+    speed,
+    trne,
+)
 from toxloc import ToxlocError
 from toxloc.support.files import read_json, replacing
 
@@ -75,6 +87,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hatecheck": lambda: evaluators.hatecheck_markdown(judged()),
     "agreement": lambda: methods.agreement_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("methods-smollm2")}),
     "generation": lambda: generation.markdown({TINY: saved("generation-tiny"), SMOLLM2: saved("generation-smollm2")}),
+    "mutants": lambda: mutants.markdown(saved("mutants")),
     "speed": lambda: speed.contenders_markdown({TINY: saved("speed-tiny"), SMOLLM2: saved("speed-smollm2")}),
     "growth": lambda: speed.growth_markdown({TINY: saved("speed-tiny"), SMOLLM2: saved("speed-smollm2")}),
     "grid-rtp": lambda: grid.rates(RESULTS / "offline-grid.csv", "RealToxicityPrompts"),

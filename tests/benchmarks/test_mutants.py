@@ -1,11 +1,12 @@
 import ast
+import json
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks import mutants
-from benchmarks.mutants import EQUIVALENT, TESTS, Mutant, Outcome, changes, chosen, markdown, mutants_of
+from benchmarks.mutants import EQUIVALENT, TESTS, Mutant, Outcome, changes, chosen, markdown, mutants_of, survivors
 
 
 def changed(source):
@@ -76,6 +77,20 @@ def test_every_module_and_every_test_is_there_and_every_equivalent_mutant_exists
     assert all((mutants.ROOT / "tests" / name).is_file() for names in TESTS.values() for name in names)
     known = {mutant.id for module in {name.split(": ")[0] for name in EQUIVALENT} for mutant in mutants_of(module)}
     assert set(EQUIVALENT) <= known, sorted(set(EQUIVALENT) - known)
+
+
+def test_only_survivors_that_still_exist_are_tested_again(tmp_path):
+    module = "toxloc/localization/auroc.py"
+    first, second, *_ = mutants_of(module)
+    gone = Mutant(module, 3, "sign", "this + is", "gone", "")
+    rows = [
+        vars(Outcome(module, m.line + 1, m.kind, m.before, m.after, outcome, 1.0))
+        for m, outcome in ((first, "killed"), (second, "survived"), (gone, "survived"))
+    ]
+    (tmp_path / "mutants.json").write_text(json.dumps({"mutants": rows}))
+    kept, again = survivors(tmp_path / "mutants.json")
+    assert [(outcome.before, outcome.outcome) for outcome in kept] == [(first.before, "killed")]
+    assert again == [second]
 
 
 def test_the_table_counts_by_module():

@@ -34,6 +34,29 @@ def test_a_model_that_explodes_is_approached_from_below():
     assert 0.002 < tuned.strength <= 0.003
 
 
+def test_below_an_infinite_cost_the_midpoint_is_tried():
+    tried = []
+
+    def cost(strength):
+        tried.append(strength)
+        return math.inf if strength > 1 else 0.001 * strength**2
+
+    largest_within(cost, 0.01, first=1.0)
+    assert tried[:2] == [1.0, pytest.approx(math.sqrt(9.8))]  # 98% of the budget under a quadratic cost
+    assert tried[2] == pytest.approx((1 + math.sqrt(9.8)) / 2)
+
+
+def test_between_a_negative_cost_and_a_cost_over_the_budget_the_costs_are_interpolated_linearly():
+    tried = []
+
+    def cost(strength):
+        tried.append(strength)
+        return {1.0: -0.005, 2.0: 0.02}.get(strength, 0.0098)
+
+    largest_within(cost, 0.01, first=1.0)
+    assert tried == [1.0, 2.0, pytest.approx(1 + (0.0098 + 0.005) / (0.02 + 0.005))]
+
+
 def test_a_cost_that_first_falls_is_followed_until_it_rises():
     tuned = largest_within(lambda s: s * s - 0.1 * s, 0.01, first=0.01)
     assert tuned.cost <= 0.01

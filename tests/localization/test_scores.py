@@ -109,6 +109,14 @@ def test_gradient_norm_and_attribution_of_heads_by_hand(model, gathered):
         assert by_site(gathered, attributions.sites)[site] == pytest.approx(sum(expected), rel=1e-3, abs=1e-5)
 
 
+def test_the_attribution_of_a_site_is_the_sum_over_its_units_also_for_a_single_token(tiny):
+    s = collect_contrast(tiny, ContrastSet(["ab"], ["x y z w v"]), skip_first=False)
+    assert s.toxic.n_predicted == 1
+    assert all(s.toxic.contributions.attribution[site].abs().sum() > 0 for site in s.sites)
+    scored = SCORES["attribution"].formula(tiny, s, [])
+    np.testing.assert_allclose(scored.sites, [units.sum() for units in scored.units], rtol=1e-4)
+
+
 def test_combined_by_hand(model, gathered):
     """Reliance is computed from keys and output gradients of the toxic texts: tr(E[a_u a_uᵀ] W_u S W_uᵀ), unit by unit.
 

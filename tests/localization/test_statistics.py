@@ -186,3 +186,9 @@ def test_moments_of_chunks_equal_those_of_the_rows_of_weight_1():
 def test_empty_texts_are_named(tiny, texts, message):
     with pytest.raises(ToxlocError, match=message):
         collect(tiny, texts)
+
+
+def test_the_first_128_tokens_of_a_text_count_by_default():
+    """The first token is not predicted."""
+    s = collect_contrast(random_model("llama"), ContrastSet(["word " * 200], ["a word"]))
+    assert s.toxic.n_predicted == 127

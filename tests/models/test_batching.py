@@ -1,9 +1,11 @@
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS
 from toxloc import ToxlocError
-from toxloc.models.batching import batches, encode, pad
+from toxloc.models.batching import LOGITS_PER_BATCH, TOKENS_PER_BATCH, batches, decode_token, encode, pad
 
 
 def test_every_text_is_read_once_with_a_mask_and_bos(tiny):
@@ -24,6 +26,28 @@ def test_batches_hold_at_most_the_given_number_of_positions(tiny):
     assert max(rows * width for rows, width in shapes) <= 40
     widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True)
+
+
+def test_the_default_size_suits_a_cpu(tiny):
+    """The vocabulary of the model is small, so the number of tokens is the limit, not the number of logits."""
+    shapes = [batch.ids.shape for batch in batches(tiny, TEXTS * 100)]
+    largest = max(rows * width for rows, width in shapes)
+    assert TOKENS_PER_BATCH["cpu"] - 20 <= largest <= TOKENS_PER_BATCH["cpu"]
+    assert LOGITS_PER_BATCH["cpu"] // tiny.d_vocab > TOKENS_PER_BATCH["cpu"]
+
+
+def test_a_large_vocabulary_makes_batches_smaller(tiny, monkeypatch):
+    monkeypatch.setitem(LOGITS_PER_BATCH, "cpu", 100 * tiny.d_vocab)
+    assert max(batch.ids.numel() for batch in batches(tiny, TEXTS * 20)) <= 100
+
+
+def test_the_leading_space_of_a_token_is_kept_and_none_is_added(tiny, monkeypatch):
+    """The decoder strips the space of a token that begins with a space, as those of SentencePiece do."""
+    words = Tokenizer(models.WordLevel({"▁day": 0, "s": 1}, unk_token="s"))
+    words.decoder = decoders.Metaspace()
+    monkeypatch.setattr(tiny, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=words))
+    assert tiny.tokenizer.decode([0]) == "day"
+    assert [decode_token(tiny, token) for token in (0, 1)] == [" day", "s"]
 
 
 def test_a_text_longer_than_a_batch_is_a_batch_by_itself(tiny):

@@ -122,3 +122,8 @@ def test_p_is_uniform_under_the_null_hypothesis():
     rng = np.random.default_rng(0)
     small = [sign_flip_p(rng.normal(size=30), seed=i) < 0.1 for i in range(60)]
     assert 1 <= sum(small) <= 13  # 6 are expected; a binomial count is from 1 to 13 with probability 99.6%
+
+
+def test_the_default_seed_is_zero():
+    values = np.random.default_rng(5).uniform(size=12)
+    assert mean_interval(values) == mean_interval(values, seed=0) != mean_interval(values, seed=1)

@@ -68,13 +68,13 @@ def resampled(
     """
     all_sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
-    def vectorized(*drawn: np.ndarray, axis: int) -> np.ndarray:
+    def vectorized(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(statistic(*_with_single(drawn, all_sizes)), dtype=np.float64)
 
     # scipy rejects a sample of one observation, which has only one resample.
     varying = [np.arange(n) for n in all_sizes if n > 1]
     if not varying:
-        return np.repeat(vectorized(axis=-1), resamples, axis=-1)
+        return np.repeat(vectorized(), resamples, axis=-1)
     with np.errstate(all="ignore"), warnings.catch_warnings():  # a statistic may be nan in some draws
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(

@@ -112,6 +112,16 @@ def test_the_graded_scale_of_every_unit_has_the_second_order_cost_by_hand(family
         assert (1 - scale) * cost == pytest.approx(meow.record["strength"] * -(G * W).sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", ["graded", 0.5])
+def test_a_unit_that_writes_nothing_is_left_out(tiny, scale):
+    for layer in range(tiny.n_layers):
+        tiny.W_out(layer)[5].zero_()
+    neutral = NeutralText(TEXTS[2:], TEXTS[2:], TEXTS[:1])
+    meow = Meow2X.fit(tiny, ContrastSet(TEXTS[:2], TEXTS[2:]), scale=scale, neutral=neutral, budget={"kl": 1.0})
+    assert len(meow.neurons) > 5
+    assert 5 not in {j for _, j in meow.neurons}
+
+
 def test_fit_keeps_the_budget_and_takes_only_neurons_that_carry_toxicity(lm, pairs, neutral):
     before = bits(lm)
     s = collect_contrast(lm, pairs, curvature=True, more_neutral=neutral.fit)
