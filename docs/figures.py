@@ -1,7 +1,7 @@
-"""mkdocs hook: shows the notebooks with their outputs, and draws the figures with a copy of plotly.js in the site.
+"""properdocs hook: shows the notebooks with their outputs, and draws the figures with a copy of plotly.js in the site.
 
 `TOXLOC_NOTEBOOKS=FOLDER pytest -m lesson` writes every notebook with its outputs to FOLDER. If the variable is set,
-`mkdocs build` shows these notebooks; otherwise it shows the notebooks in git, which have no outputs.
+`properdocs build` shows these notebooks; otherwise it shows the notebooks in git, which have no outputs.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import Any
 
 import nbformat
 import plotly.graph_objects as go
-from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
+from properdocs.structure.files import File, Files
 
 from toxloc.plots.style import to_html
 

@@ -1,4 +1,4 @@
-"""mkdocs hook: turns formulas into MathML, which browsers draw themselves, so that pages load no external script."""
+"""properdocs hook: turns formulas into MathML, which browsers draw themselves, so that pages load no script."""
 
 import re
 from html import unescape

@@ -1,4 +1,4 @@
-"""mkdocs hook: turns references such as arXiv:2605.27997, on pages and in docstrings, into links."""
+"""properdocs hook: turns references such as arXiv:2605.27997, on pages and in docstrings, into links."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""mkdocs hook: draws the rooms of the package in the order of the import contract, and the imports between them.
+"""properdocs hook: draws the rooms of the package in the order of the import contract, and the imports between them.
 
 The order is read from `[tool.importlinter]` in pyproject.toml, the descriptions from the docstrings of the rooms and
 the imports from the code (grimp), so the diagram cannot differ from them. It is an SVG in the page, without a script.

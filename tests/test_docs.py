@@ -70,7 +70,7 @@ def test_the_reference_describes_every_public_name():
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
 def test_the_targets_of_links_and_pictures_exist(page):
-    """`mkdocs build --strict` checks links to headings."""
+    """`properdocs build --strict` checks links to headings."""
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "mailto")):
             assert (page.parent / target).exists(), target
