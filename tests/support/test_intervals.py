@@ -62,6 +62,13 @@ def test_a_sample_of_one_observation_has_one_resample():
     assert bootstrap(lambda i, j: y[i].mean(1) + x[j].mean(1), (1, 2), 0) == (7, 8)
 
 
+def test_several_statistics_of_one_observation_have_their_value_in_every_draw():
+    x = np.array([3.0])
+    values = resampled(lambda i: np.stack([x[i].mean(1), -x[i].max(1)]), 1, seed=0)
+    assert values.shape == (2, RESAMPLES)
+    assert (values == [[3.0], [-3.0]]).all()
+
+
 def test_several_statistics_use_the_same_draws():
     x = np.random.default_rng(1).normal(size=9)
     mean, twice = resampled(lambda index: np.stack([x[index].mean(1), 2 * x[index].mean(1)]), 9, 0, at_once=70)
