@@ -102,7 +102,7 @@ EQUIVALENT: dict[str, str] = {
     "toxloc/localization/scores.py: toxic.peaks is None or neutral.peaks is None"
     " -> toxic.peaks is None and neutral.peaks is None": "both sides are collected with the same options",
     "toxloc/generation/sampling.py: candidates < logits.shape[1] -> candidates <= logits.shape[1]": (
-        "searching all tokens a second time gives the same token"
+        "a repeated search of all tokens gives the same token"
     ),
     "toxloc/generation/batch.py: waiting and room >= CHANGE_AT * size -> waiting or room >= CHANGE_AT * size": (
         "when rows join a batch changes the speed, but no completion"

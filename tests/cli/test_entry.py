@@ -111,3 +111,18 @@ def test_help_lists_the_commands():
 
 def test_version():
     assert invoke("--version").output == f"toxloc {toxloc.__version__}\n"
+
+
+def test_an_error_shows_the_control_characters_of_a_name(refused, tmp_path):
+    taken = tmp_path / "\x1b[31mred\u202e\n"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("precious")
+    error = refused("run", "--out", taken)
+    assert error.startswith("Error: /") and error.count("\n") == 1
+    assert "\\x1b[31mred\\u202e\\n is not empty; choose another folder" in error
+
+
+def test_an_error_with_a_long_name_is_shortened_in_the_middle(refused):
+    error = refused("run", "--method", "x" * 5000)
+    assert len(error) == len("Error: \n") + 1000
+    assert "xxx…" in error and "trne" in error

@@ -1,5 +1,8 @@
+import resource
+
 import pytest
 
+from tests.children import forks, limited, outcome_of
 from toxloc import ToxlocError
 from toxloc.generation.journal import Journal
 
@@ -39,3 +42,34 @@ def test_a_file_that_is_not_a_journal_is_rejected_and_not_changed(tmp_path, cont
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(ToxlocError, match=r"missing/journal .*give another file"):
         Journal(tmp_path / "missing" / "journal", {})
+
+
+@forks
+def test_only_a_single_process_at_a_time_writes_a_journal(tmp_path):
+    def other():
+        with Journal(tmp_path / "journal", {}) as journal:
+            journal.add([(0, 1, "b")])
+
+    with Journal(tmp_path / "journal", {}) as journal:
+        outcome, message = outcome_of(other)
+        assert (outcome, "Another process is writing" in message) == ("ToxlocError", True)
+        journal.add([(0, 0, "a")])
+    assert outcome_of(other) == ["returned", None]
+    with Journal(tmp_path / "journal", {}) as journal:
+        assert journal.known == {(0, 0): "a", (0, 1): "b"}
+    assert [p.name for p in tmp_path.iterdir()] == ["journal"]
+
+
+@forks
+def test_a_full_disk_ends_in_a_sentence_and_keeps_the_whole_lines(tmp_path):
+    path = tmp_path / "journal"
+
+    def write():
+        with Journal(path, {}) as journal, limited(resource.RLIMIT_FSIZE, 50):
+            journal.add([(0, k, "ten chars.") for k in range(5)])
+
+    outcome, message = outcome_of(write)
+    assert (outcome, "journal cannot be written to (File too large; raise" in message) == ("ToxlocError", True)
+    assert path.stat().st_size == 50
+    with Journal(path, {}) as journal:
+        assert journal.known == {(0, 0): "ten chars.", (0, 1): "ten chars."}

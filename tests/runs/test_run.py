@@ -1,10 +1,14 @@
 import inspect
+import subprocess
+import sys
 
 import pytest
 
 import toxloc
+from tests.children import forks, hold, running
 from toxloc import ToxlocError
 from toxloc.runs.settings import RunSettings
+from toxloc.support.files import new_folder
 
 SMALL = dict(samples=1, max_prompts=4, max_texts=30, max_neutral=30, knockouts=0, max_new_tokens=8)
 
@@ -46,6 +50,29 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_complete(tmp_path, m
     with pytest.raises(ZeroDivisionError):
         toxloc.run(out=tmp_path / "out", overwrite=True, **SMALL)
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@forks
+def test_a_run_into_a_folder_that_another_process_writes_stops_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("toxloc.runs.pipeline.prepare", lambda *_: pytest.fail("the run went on"))
+    with (
+        running(hold, new_folder(tmp_path / "out"), until=(tmp_path / ".out.lock").exists),
+        pytest.raises(ToxlocError, match=r"Another process is writing .*out; wait for it"),
+    ):
+        toxloc.run(out=tmp_path / "out", overwrite=True, **SMALL)
+
+
+@pytest.mark.slow
+def test_of_two_commands_that_run_into_one_folder_only_the_first_writes_it(tmp_path):
+    command = [sys.executable, "-m", "toxloc", "run", "--out", str(tmp_path / "out"), "--seed"]
+    options = ["--samples", "1", "--max-prompts", "4", "--max-texts", "30", "--max-neutral", "30", "--knockouts", "0"]
+    processes = [subprocess.Popen([*command, seed, *options], stderr=subprocess.PIPE, text=True) for seed in ("1", "2")]
+    errors = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 2]
+    assert "Another process is writing" in errors[codes.index(2)]
+    assert toxloc.RunResult.load(tmp_path / "out").results["seed"] == codes.index(0) + 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

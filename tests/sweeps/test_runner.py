@@ -37,7 +37,7 @@ def figures(out, cell):
 
 
 def assert_same(left, right):
-    """Compare up to rounding, which depends on the texts that an evaluator reads in one batch."""
+    """Compare up to rounding, which depends on the texts that an evaluator reads in the same batch."""
     assert type(left) is type(right)
     if isinstance(left, dict):
         assert left.keys() == right.keys()
@@ -53,7 +53,7 @@ def assert_same(left, right):
 
 def assert_same_results(left, right, plan):
     for cell in plan.cells:
-        assert_same(figures(left, cell), figures(right, cell))
+        assert figures(left, cell) == figures(right, cell)
         texts = [
             [
                 json.loads(line)["completion"]

@@ -55,3 +55,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ToxlocError, match="choose another folder"):
         Store(tmp_path / "file")
+
+
+def test_what_killed_workers_left_half_written_is_removed(plan, store):
+    cell = plan.cells[0]
+    store.finish(cell, {})
+    (store.folder / "cells" / f".{cell.id}.json.12345678.partial").write_text("{half")
+    (store.folder / "baselines" / ".x.12345678.partial").mkdir()
+    (store.folder / ".results.csv.12345678.partial").write_text("a,b")
+    store.remove_unfinished()
+    assert [path.name for path in store.folder.rglob("*.*")] == [f"{cell.id}.json"]

@@ -47,11 +47,20 @@ app.add_typer(models, name="models")
 
 
 def entry() -> None:
-    """Run the command line; a `ToxlocError` prints one sentence without a traceback and exits with code 2."""
+    """Run the command line; a `ToxlocError` or a fault of the machine prints one sentence and exits with code 2."""
     from ..errors import ToxlocError
+    from ..support.faults import fault_of
 
     try:
         app()
     except ToxlocError as error:
-        terminal(stderr=True).print(alarm("Error:", f" {error}"), soft_wrap=True)
-        sys.exit(2)
+        message = str(error)
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        message = f"{fault}."
+    else:
+        return
+    terminal(stderr=True).print(alarm("Error: ", message), soft_wrap=True)
+    sys.exit(2)

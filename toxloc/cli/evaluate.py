@@ -63,7 +63,7 @@ def evaluate(
     Completions are saved to OUT.partial.jsonl as they are sampled. After an interruption, the same command continues
     from there. **The sampled texts are offensive by nature.**
     """
-    from ..support.files import check_free
+    from ..support.files import check_free, reserved
 
     target, journal = Path(out), Path(f"{out.rstrip('/')}.partial.jsonl")
     check_free(target, overwrite)
@@ -89,7 +89,7 @@ def evaluate(
     everyday = load_neutral(settings.neutral, limit=settings.max_neutral, seed=settings.seed)
     prompts = None if protocol else load_prompts(settings.prompts)
     advice = f"The completions sampled so far are in {journal}; run the same command to continue."
-    with stopping(advice), shown(console), ExitStack() as stack:
+    with reserved(target), stopping(advice), shown(console), ExitStack() as stack:
         with step(f"Loading {settings.model}"):
             lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
         if prompts is None:
@@ -102,7 +102,6 @@ def evaluate(
             if not any_model:
                 check_fitted_on(intervention, lm)
             stack.enter_context(intervention.applied(lm))
-        target.parent.mkdir(parents=True, exist_ok=True)
         with step(f"Judging {lm.name}"):
             result = judge(
                 lm, chosen, judges, settings=settings, neutral=everyday.check, choices=items, journal=journal

@@ -55,13 +55,13 @@ def export(
         from ..interventions.loading import load_intervention
         from ..interventions.model_card import effect_in_run
         from ..models.loading import load_model
-        from ..support.files import check_free
+        from ..support.files import check_free, reserved
         from ..support.progress import shown, step
     check_free(Path(out), overwrite)
     check_format(format)
     intervention = load_intervention(folder)
     baked = intervention.baked()
-    with shown(console):
+    with reserved(out), shown(console):
         with step(f"Loading {model}"):
             lm = load_model(model, device="cpu", dtype=dtype)
         if not any_model:

@@ -3,19 +3,23 @@
 import json
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from os import SEEK_END, PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import ToxlocError
+from ..support.faults import fault_of
 from ..support.files import parse_json
+from ..support.locks import locked
 
 
 class Journal:
     """A JSON Lines file: the settings in the first line, then one completion per line.
 
     If the process is killed while it writes a line, the incomplete line is dropped when the journal is opened again.
+    Until the journal is closed, no other process can open it.
 
     Args:
         path: file to create or to continue.
@@ -25,7 +29,7 @@ class Journal:
         known: the completions that the file held when it was opened, by (prompt, sample) index.
 
     Raises:
-        ToxlocError: the file has other settings, is not a journal, or cannot be written.
+        ToxlocError: the file has other settings, is not a journal, cannot be written, or is open in another process.
 
     Example:
         >>> with Journal("completions.partial.jsonl", {"seed": 0}) as journal:    # doctest: +SKIP
@@ -34,17 +38,24 @@ class Journal:
 
     def __init__(self, path: str | PathLike[str], settings: dict[str, Any]):
         self.path = Path(path)
-        try:
-            content = self.path.read_bytes() if self.path.exists() else b""
-            lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-            self.known = self._read(lines, settings)
-            self._file = self.path.open("r+b" if content else "wb")
-        except OSError as error:
-            raise ToxlocError(f"{self.path} cannot be written to ({error}); give another file.") from error
-        self._file.truncate(sum(map(len, lines)))
-        self._file.seek(0, SEEK_END)
-        if not lines:
-            self._write(json.dumps(settings))
+        if not self.path.parent.is_dir():
+            raise ToxlocError(f"{self.path} cannot be written to: its folder does not exist; give another file.")
+        with ExitStack() as stack:
+            busy = f"Another process is writing {self.path}; wait for it, or give another file."
+            stack.enter_context(locked(self.path.with_name(f".{self.path.name}.lock"), busy))
+            try:
+                content = self.path.read_bytes() if self.path.exists() else b""
+                lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+                self.known = self._read(lines, settings)
+                # Without a buffer, so that closing the file cannot fail on what could not be written before.
+                self._file = stack.enter_context(self.path.open("r+b" if content else "wb", buffering=0))
+                self._file.truncate(sum(map(len, lines)))
+                self._file.seek(0, SEEK_END)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            if not lines:
+                self._write(json.dumps(settings))
+            self._open = stack.pop_all()
 
     def _read(self, lines: list[bytes], settings: dict[str, Any]) -> dict[tuple[int, int], str]:
         if not lines:
@@ -77,8 +88,16 @@ class Journal:
             self._write(json.dumps(completion))
 
     def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:  # a disk that is almost full takes only a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ToxlocError:
+        reason = fault_of(error) or f"{error.strerror or error}; give another file"
+        return ToxlocError(f"{self.path} cannot be written to ({reason}).")
 
     def __enter__(self) -> "Journal":
         return self
@@ -86,4 +105,4 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._open.close()

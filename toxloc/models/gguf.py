@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ToxlocError
 from ..support.cache import cache_folder, check_room
-from ..support.files import new_folder
+from ..support.files import new_folder, reserved
 from ..support.quiet import quiet
 
 
@@ -25,8 +25,10 @@ def converted_folder(gguf: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     check_room(folder, 10 * gguf.stat().st_size, f"Converting {gguf.name}")
-    with new_folder(folder, overwrite=True) as partial:
-        convert(gguf, partial)
+    with reserved(folder, wait=True):
+        if not (folder / "config.json").is_file():  # another process may have converted it meanwhile
+            with new_folder(folder, overwrite=True) as partial:
+                convert(gguf, partial)
     return folder
 
 
@@ -39,15 +41,20 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .completeness import check_loaded
+
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
+            )
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise ToxlocError(
             f"transformers cannot read {gguf.name} ({error}); convert it to a Hugging Face folder with another tool."
         ) from error
+    check_loaded(report, gguf.name, allow_unexpected=True)
     # The weights are dequantised, but transformers refuses to save or edit a model that is marked as quantised.
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):

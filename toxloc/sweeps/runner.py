@@ -5,8 +5,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..errors import ToxlocError
 from ..support.files import write_json
+from ..support.locks import locked
 from .grid import Cell, Plan
 from .store import Store
 from .summary import Summary
@@ -60,7 +60,8 @@ def sweep(
     if jobs < 1:
         raise ToxlocError(f"jobs={jobs}: give the number of workers, 1 or more.")
     store = Store(out)
-    with _locked(store):
+    with locked(store.folder / ".lock", f"Another sweep is writing to {out}; wait for it, or choose another folder."):
+        store.remove_unfinished()
         if retry_failed:
             for cell in plan.cells:
                 store.forget_failure(cell)
@@ -261,21 +262,3 @@ class _RayPool(_Pool):
 
     def __exit__(self, *_: Any) -> None:
         self.ray.shutdown()
-
-
-@contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """Lock the folder, so that no other sweep writes to it.
-
-    Raises:
-        ToxlocError: another sweep has locked it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(store.folder / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            yield
-    except Timeout:
-        message = f"Another sweep is writing to {store.folder}; wait for it, or choose another folder."
-        raise ToxlocError(message) from None

@@ -1,5 +1,6 @@
 """The folder of a sweep: one file per finished or failed cell, written completely or not at all."""
 
+import shutil
 import traceback
 from collections.abc import Iterable
 from os import PathLike
@@ -80,6 +81,14 @@ class Store:
     def forget_failure(self, cell: Cell) -> None:
         """Delete the record of a failed cell, if there is any."""
         (self.folder / "failed" / f"{cell.id}.json").unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove the files and folders that killed workers left half-written; no worker may be running."""
+        for path in list(self.folder.rglob(".*.partial")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def open_cells(self, cells: Iterable[Cell]) -> list[Cell]:
         """Return the cells that are neither finished nor failed, in order."""

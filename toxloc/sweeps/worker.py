@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..errors import ToxlocError
 from ..evaluation.change import paired_difference, relative_change
 from ..evaluation.cost.fluency import Unedited
 from ..evaluation.evaluate import evaluate
@@ -24,6 +23,7 @@ from ..interventions.registry import method_named, method_settings
 from ..localization.localize import localize
 from ..localization.scores import needs_of
 from ..models.loading import load_model
+from ..support.files import reserved
 from ..support.memory import PeakMemory
 from .grid import Cell, Plan, grid_of
 from .store import Store
@@ -100,6 +100,8 @@ class _Group:
         }
 
     def _judged(self, cell: Cell) -> Evaluation:
+        for judge in self.judges:
+            judge.forget()  # scores must not depend on the cells that this worker has computed before
         decoding = self.plan.grid.decoding.to_dict()
         return evaluate(
             self.lm, self.plan.prompts[cell.benchmark], self.judges, **decoding, seed=cell.seed, fluency=False
@@ -119,12 +121,13 @@ class _Group:
         loc = localize(
             self.lm, self.pairs, scores, statistics=self.evidence.statistics(needs_of(scores)), seed=cell.seed
         )
-        loc.save(target)
+        _save_shared(loc.save, target)
 
     def _baseline(self, cell: Cell) -> Finished:
         target = self.store.baseline(cell)
         if not target.is_dir():
-            _save_shared(lambda: self._judged(cell).save(target), target)
+            judged = self._judged(cell)
+            _save_shared(judged.save, target)
         return load_evaluation(target)
 
     def _fit(self, cell: Cell) -> Intervention:
@@ -134,7 +137,7 @@ class _Group:
                 fitted = load_intervention(target)
             else:
                 fitted = self._new_fit(cell)
-                _save_shared(lambda: fitted.save(target), target)
+                _save_shared(fitted.save, target)
             self._fitted = cell.fit_id, fitted
         return self._fitted[1]
 
@@ -143,13 +146,11 @@ class _Group:
         return method_named(cell.method).fit(self.lm, self.pairs, settings, evidence=self.evidence)
 
 
-def _save_shared(save: Callable[[], None], target: Path) -> None:
-    """Save a folder that cells share; ignore the error if another worker has saved the same folder meanwhile."""
-    try:
-        save()
-    except (ToxlocError, OSError):
+def _save_shared(save: Callable[[Path], None], target: Path) -> None:
+    """Save a folder that cells share, unless another worker has saved the same folder meanwhile."""
+    with reserved(target, wait=True):
         if not target.is_dir():
-            raise
+            save(target)
 
 
 def _watch_parent() -> None:
