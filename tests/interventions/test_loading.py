@@ -250,6 +250,12 @@ def test_a_loaded_intervention_changes_the_model_as_the_saved_one_did(tiny, tmp_
         ({"format_version": 99}, "format version 99"),
         ({"kind": "magic"}, "kind 'magic'"),
         ({"config": {}}, "damaged or incomplete"),
+        ({"record": [1]}, r"is damaged: record=\[1\]"),
+        ({"record": {"tuned_perplexity_ratio": "low"}}, "is damaged: record='low': it must be a valid number"),
+        ({"record": {"texts": {"contrast": 3}}}, "is damaged: record=3"),
+        ({"record": {"texts": {"n_toxic": "many"}}}, "is damaged: record='many'"),
+        ({"fitted_on": {"name": "gpt2"}}, "is damaged: fitted_on is missing"),
+        ({"fitted_on": {"name": "gpt2", "fingerprint": 3}}, "is damaged: fitted_on=3"),
     ],
 )
 def test_files_that_cannot_be_loaded(tmp_path, change, words):

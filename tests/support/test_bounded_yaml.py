@@ -33,6 +33,7 @@ def test_aliases_and_merged_mappings_are_read():
         ("a: 1\nb: 2\na: 3", "the key 'a' occurs 2 times"),
         ("a: [1, 2", "expected ',' or '\\]'.* in line 1"),
         ("a: b: c", "mapping values are not allowed here in line 1"),
+        ('a: "\\ud800"', "line 1 has a lone surrogate"),
         ("a: \0", "special characters are not allowed"),
         ("n: " + "9" * 5000, "4300"),
         ("!!python/object/apply:os.system [echo]", "could not determine a constructor"),

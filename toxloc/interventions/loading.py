@@ -3,11 +3,43 @@
 from os import PathLike
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ..errors import ToxlocError
 from ..support.files import read_json, read_tensors
+from ..support.settings import first_problem
 from .base import FORMAT_VERSION, KINDS, Intervention
 from .chain import Chain as Chain  # imported to register this kind, which is not a method
 from .registry import find_methods
+
+
+class _Model(BaseModel):
+    name: str
+    fingerprint: str
+
+
+class _Texts(BaseModel):
+    contrast: str = ""
+    n_toxic: int = 0
+    n_neutral: int = 0
+    neutral: str = ""
+
+
+class _Record(BaseModel):
+    """The part of a fit's record that is read again; each method adds its own results."""
+
+    tuned_perplexity_ratio: float | None = None
+    tuned_kl: float | None = None
+    check_perplexity_ratio: float | None = None
+    check_kl: float | None = None
+    texts: _Texts = _Texts()
+
+
+class _Fit(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    fitted_on: _Model | None
+    record: _Record
 
 
 def load_intervention(folder: str | PathLike[str]) -> Intervention:
@@ -36,12 +68,11 @@ def load_intervention(folder: str | PathLike[str]) -> Intervention:
     try:
         intervention = KINDS[saved["kind"]]._restore(saved["config"], tensors)
         intervention.fitted_on, intervention.record = saved["fitted_on"], saved["record"]
-        known = intervention.fitted_on
-        if not isinstance(intervention.record, dict) or not isinstance(known, dict):
-            raise TypeError("fitted_on and record must be objects")
-        if known and not (isinstance(known["name"], str) and isinstance(known["fingerprint"], str)):
-            raise TypeError("fitted_on must have a name and a fingerprint")
+        for part in (intervention, *intervention.leaves()):
+            _Fit(fitted_on=part.fitted_on or None, record=part.record)
         intervention.describe(), repr(intervention), intervention.fingerprint  # their errors come here, not later
+    except ValidationError as error:
+        raise ToxlocError(f"The intervention in {folder} is damaged: {first_problem(error)}") from error
     except ToxlocError as error:
         raise ToxlocError(f"The intervention in {folder} is damaged: {error}") from error
     except Exception as error:  # each kind reads its own settings, whose damage takes many forms

@@ -41,6 +41,15 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def _is_text(value: str) -> bool:
+    """Return whether UTF-8 can encode a string."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
     """Return the number of values and keys in a node, where aliases count as often as they occur.
 
@@ -53,6 +62,8 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
             raise ValueError(f"the value in line {node.start_mark.line + 1} contains itself")
         return count
     known[id(node)] = None
+    if isinstance(node, yaml.ScalarNode) and not _is_text(node.value):
+        raise ValueError(f"the value in line {node.start_mark.line + 1} has a lone surrogate, which is no character")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]

@@ -338,9 +338,9 @@ def relative_norms(lm):
         (dict(rounds=2, norm=0.1), "instead of norm="),
         (dict(fisher="true"), "fisher='true': it must be 'empirical' or 'sampled'"),
         (dict(emphasis={5: 1.0}), "There is no layer 5 in random-gpt2; it has layers 0 to 1"),
-        (dict(emphasis={0: -1.0}), "emphasis={0: -1.0}: it must be greater than or equal to 0"),
+        (dict(emphasis={0: -1.0}), "emphasis=-1.0: it must be greater than or equal to 0"),
         (dict(emphasis={0: 0.0, 1: 0}), "emphasis is 0 for every edited layer"),
-        (dict(emphasis={0: "much"}), "emphasis={0: 'much'}: it must be a valid number"),
+        (dict(emphasis={0: "much"}), "emphasis='much': it must be a valid number"),
         *[
             ({name: value}, f"{name}={value}: it must be a finite number")
             for name in ("norm", "strength", "ridge")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.conftest import TEXTS, bits, random_model, same_bits
-from toxloc import ContrastSet, NeutralText, ToxlocError, load_intervention
+from toxloc import NeutralText, ToxlocError, load_intervention
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.methods import value_vector as value_vectors
 from toxloc.interventions.methods.value_vector import ValueVector
@@ -148,11 +148,6 @@ def test_save_and_load(tiny, tmp_path):
 def test_bad_arguments_of_fit(tiny, arguments, words):
     with pytest.raises(ToxlocError, match=words):
         ValueVector.fit(tiny, PAIRS, **arguments)
-
-
-def test_sides_without_a_difference(tiny):
-    with pytest.raises(ToxlocError, match="the same mean"):
-        ValueVector.fit(tiny, ContrastSet(TEXTS[:3], TEXTS[2::-1]))
 
 
 def test_models_and_directions_that_are_refused(tiny):
