@@ -69,7 +69,7 @@ def load_intervention(folder: str | PathLike[str]) -> Intervention:
         intervention = KINDS[saved["kind"]]._restore(saved["config"], tensors)
         intervention.fitted_on, intervention.record = saved["fitted_on"], saved["record"]
         for part in (intervention, *intervention.leaves()):
-            _Fit(fitted_on=part.fitted_on or None, record=part.record)
+            _Fit.model_validate({"fitted_on": part.fitted_on or None, "record": part.record})
         intervention.describe(), repr(intervention), intervention.fingerprint  # their errors come here, not later
     except ValidationError as error:
         raise ToxlocError(f"The intervention in {folder} is damaged: {first_problem(error)}") from error
