@@ -24,6 +24,8 @@ class Child:
         if self.pid == 0:
             try:
                 os.setpgid(0, 0)
+                # A fork breaks torch's thread pool. It is renewed here, before two threads try to do so at once.
+                torch.set_num_threads(1)
                 outcome = ["returned", function(*arguments)]
             except BaseException as error:
                 outcome = [type(error).__name__, str(error)]

@@ -137,6 +137,7 @@ def undisturbed(folder, tmp_path_factory):
 
 def finish(command, out, folder):
     assert outcome_of(do, command, out, folder) == ["returned", None]
+    assert [path.read_text() for path in out.glob("failed/*.json")] == []
 
 
 COMMANDS = ["run", "evaluate", "sweep"]
