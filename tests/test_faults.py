@@ -102,7 +102,7 @@ def content(command, out):
 
 
 def check_whole(command, out):
-    """Check that what is there after a kill is complete."""
+    """Check that the killed command left no incomplete result under its final name."""
     if command == "run" and out.exists():
         assert set(toxloc.RunResult.load(out).methods) == {"baseline", "trne"}
     elif command == "evaluate" and out.exists():

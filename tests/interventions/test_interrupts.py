@@ -132,6 +132,7 @@ def test_a_block_leaves_nothing(lm, edit, step, twice):
         assert same_bits(before, lm)
         assert hooks(lm) == hooks_before
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        action()  # no signal is left over to interrupt a later block
 
     check_lines(action, check, step, twice)
 

@@ -266,6 +266,16 @@ def test_files_that_cannot_be_loaded(tmp_path, change, words):
         load_intervention(tmp_path / "m")
 
 
+def test_the_records_of_the_parts_of_a_chain_are_checked(tmp_path):
+    Chain([Meow2X(layers=[0]), Meow2X(layers=[1])]).save(tmp_path / "chain")
+    path = tmp_path / "chain" / "intervention.json"
+    saved = json.loads(path.read_text())
+    saved["config"]["parts"][1]["record"] = {"tuned_kl": "low"}
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ToxlocError, match="is damaged: record='low'"):
+        load_intervention(tmp_path / "chain")
+
+
 def test_a_folder_without_tensors(tmp_path):
     Meow2X(layers=[0]).save(tmp_path / "m")
     (tmp_path / "m" / "tensors.safetensors").unlink()

@@ -136,7 +136,7 @@ def test_a_row_without_a_continuation_is_a_prompt_and_no_contrast_text():
         (row("A", True, " b", 0.1), "'toxicity' is True, not a score"),
         (row("A", [0.1], " b", 0.1), r"'toxicity' is \[0\.1\], not a score"),
         (row(5, 0.1, " b", 0.1), "In the prompt of row 2 of r, 'text' is 5, not a text"),
-        (row(["x"] * 1000, 0.1, " b", 0.1), r"'text' is \['x'.{1,40}\], not a text"),
+        (row(["x"] * 1000, 0.1, " b", 0.1), r"'text' is \['x'.{1,40}…, not a text"),
         ({"prompt": "A", "continuation": "b"}, "In row 2 of r, 'prompt' is 'A', not an object with a text"),
         ({"prompt": [1]}, r"In row 2 of r, 'prompt' is \[1\], not an object"),
     ],

@@ -62,7 +62,7 @@ def steepest_beyond_noise(
     values, vectors = torch.linalg.eigh((cross + cross.T) / 2)
     sigma = float(values[-1].clamp_min(0).sqrt())
     y = torch.linalg.solve_triangular(L.T, vectors[:, -1:], upper=True)[:, 0]
-    x = torch.cholesky_solve(((A + B) @ y)[:, None], K)[:, 0]  # its length is set below
+    x = torch.cholesky_solve(((A + B) @ y)[:, None], K)[:, 0]  # the next line divides it by its length
     return sigma, x / torch.linalg.vector_norm(K.T @ x).clamp_min(torch.finfo(torch.float64).tiny), y
 
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from ..errors import ToxlocError
 from ..support.quiet import quiet
 from ..support.signals import Atomic
-from .architectures import architecture, blocks_of
+from .architectures import blocks_of
 from .bridge import bridge, starts_with_bos
 from .completeness import check_finite
 from .fingerprint import fingerprint_0_1, fingerprint_of, is_current
 from .hooked_transformer import check_hooked, hooked_transformer
 from .protocols import AppliedIntervention, HookedTransformerLike
-from .site_view import Hook, SiteView, weights_of
+from .site_view import Hook, SiteView, view_of
 from .sites import PARTS, UNITS, AnySite, Site
 
 HOOKS = ("transformer", "bridge")
@@ -57,10 +56,9 @@ class LoadedModel:
         self.lock = threading.RLock()  # held while an intervention is applied or reverted
         self.is_bridge = hasattr(self.hooked, "original_model")
         if self.hf is not None:
-            self._family, self._blocks = architecture(self.hf.config.model_type), blocks_of(self.hf)
-        self._views = {
-            Site(layer, part): self._view(Site(layer, part)) for layer in range(self.n_layers) for part in PARTS
-        }
+            self._blocks = blocks_of(self.hf)
+        sites = [Site(layer, part) for layer in range(self.n_layers) for part in PARTS]
+        self._views = {site: view_of(site, self.hooked, self.hf, self.is_bridge) for site in sites}
         self.fingerprint = self.current_fingerprint()
 
     @classmethod
@@ -241,46 +239,6 @@ class LoadedModel:
                 f"There is no {kind} {unit} in {view.site.title} of {self.name}; it has {kind}s 0 to "
                 f"{view.n_units - 1}."
             )
-
-    def _view(self, site: Site) -> SiteView:
-        """Make the view of a site: find its weight, norm and hooks."""
-        mlp, block, cfg = site.part == "mlp", self.hooked.blocks[site.layer], self.hooked.cfg
-        if self.hf is None:
-            linear, norm, offset, has_norm = None, None, 0.0, bool(cfg.use_normalization_before_and_after)
-            heads = cfg.n_heads
-
-            def weights() -> tuple[Tensor, Tensor | None]:
-                if mlp:
-                    return block.mlp.W_out, block.mlp.b_out
-                return block.attn.W_O.view(-1, cfg.d_model), block.attn.b_O
-        else:
-            hf_block, path = self._blocks[site.layer], self._family.norm(site.part)
-            linear = hf_block.get_submodule(self._family.linear(site.part))
-            norm = hf_block.get_submodule(path) if path else None
-            offset, has_norm, heads = self._family.norm_offset, path is not None, self.hf.config.num_attention_heads
-            weights = partial(weights_of, linear)
-        prefix = f"blocks.{site.layer}"
-        # A HookedTransformer has no hook point for m before a norm, so its modules are hooked instead.
-        output: Hook = (
-            (f"{prefix}.mlp.out.hook_out" if mlp else f"{prefix}.attn.o.hook_out")
-            if self.is_bridge
-            else block.mlp
-            if mlp
-            else block.attn
-        )
-        attention_keys = f"{prefix}.attn.o.hook_in" if self.is_bridge else f"{prefix}.attn.hook_z"
-        return SiteView(
-            site,
-            weights()[0].shape[0] if mlp else heads,
-            weights,
-            linear,
-            norm,
-            offset,
-            has_norm,
-            f"{prefix}.mlp.hook_post" if mlp else attention_keys,
-            output,
-            f"{prefix}.hook_mlp_out" if mlp else f"{prefix}.hook_attn_out",
-        )
 
     def W_out(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
         """Return a live view of a site's weight; in-place changes change the model.

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .architectures import architecture, blocks_of
 from .sites import Site
 
 Hook = str | nn.Module  # name of a hook point, or a module whose output is hooked
@@ -99,3 +102,48 @@ def weights_of(linear: nn.Module) -> tuple[Float[Tensor, "d_in d_model"], Float[
     """
     weight, bias = linear.get_parameter("weight"), linear.bias
     return weight if isinstance(linear, Conv1D) else weight.T, bias if isinstance(bias, Tensor) else None
+
+
+def view_of(site: Site, hooked: Any, hf: Any, is_bridge: bool) -> SiteView:
+    """Make the view of a site: find its weight, norm and hooks.
+
+    Args:
+        site: a site that the model has.
+        hooked: the TransformerBridge or HookedTransformer.
+        hf: the Hugging Face model with the same weights; None if there is only a HookedTransformer.
+        is_bridge: whether `hooked` is a TransformerBridge.
+    """
+    mlp, block, cfg = site.part == "mlp", hooked.blocks[site.layer], hooked.cfg
+    if hf is None:
+        linear, norm, offset, has_norm = None, None, 0.0, bool(cfg.use_normalization_before_and_after)
+        heads = cfg.n_heads
+
+        def weights() -> tuple[Tensor, Tensor | None]:
+            if mlp:
+                return block.mlp.W_out, block.mlp.b_out
+            return block.attn.W_O.view(-1, cfg.d_model), block.attn.b_O
+    else:
+        family, hf_block = architecture(hf.config.model_type), blocks_of(hf)[site.layer]
+        path = family.norm(site.part)
+        linear = hf_block.get_submodule(family.linear(site.part))
+        norm = hf_block.get_submodule(path) if path else None
+        offset, has_norm, heads = family.norm_offset, path is not None, hf.config.num_attention_heads
+        weights = partial(weights_of, linear)
+    prefix = f"blocks.{site.layer}"
+    # A HookedTransformer has no hook point for m before a norm, so its modules are hooked instead.
+    output: Hook = block.mlp if mlp else block.attn
+    if is_bridge:
+        output = f"{prefix}.mlp.out.hook_out" if mlp else f"{prefix}.attn.o.hook_out"
+    attention_keys = f"{prefix}.attn.o.hook_in" if is_bridge else f"{prefix}.attn.hook_z"
+    return SiteView(
+        site,
+        weights()[0].shape[0] if mlp else heads,
+        weights,
+        linear,
+        norm,
+        offset,
+        has_norm,
+        f"{prefix}.mlp.hook_post" if mlp else attention_keys,
+        output,
+        f"{prefix}.hook_mlp_out" if mlp else f"{prefix}.hook_attn_out",
+    )

@@ -53,6 +53,6 @@ def locked(lock: Path, busy: str, *, wait: bool = False) -> Iterator[bool]:
     finally:
         if held and outermost:
             with suppress(OSError):
-                lock.unlink()  # while it is locked: whoever waits for it sees that the file is gone, and makes another
+                lock.unlink()  # before the release: a waiting process then finds no file, and creates it again
         if held:
             holder.release()

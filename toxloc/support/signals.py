@@ -40,6 +40,9 @@ class _Guard:
     def enter(self) -> None:
         """Add a user. The first user replaces the handlers; only signals with a Python handler can wait."""
         if self.users == 0:
+            # Signals still wait only if another signal raised an exception while the last user left. That exception
+            # has interrupted the program, and must not be followed by a second interrupt here.
+            self.waiting = []
             for number in SIGNALS:
                 handler = signal.getsignal(number)
                 if callable(handler) and handler != self._handle:

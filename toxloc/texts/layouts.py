@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from reprlib import repr as short_repr
 from textwrap import shorten
 
 from ..errors import ToxlocError
+from ..support.arguments import short_repr
 from ..support.control_characters import visible
 from .contrast import ContrastSet
 from .prompts import EVERYDAY, PROVOCATIVE, PromptSet, is_score

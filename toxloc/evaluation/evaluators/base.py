@@ -71,7 +71,7 @@ class Evaluator(ABC):
         """
         texts = check_texts(texts, "the texts", may_be_blank=True)
         cache = self._cache
-        # Other threads may empty the cache meanwhile, so the scores of this call are kept apart from it.
+        # Other threads may empty the cache meanwhile, so the scores of this call are in a separate dictionary.
         scores = {text: cache.get(text) for text in dict.fromkeys(texts) if text.strip()}
         if missing := [text for text, row in scores.items() if row is None]:
             new = dict(zip(missing, self._new_scores(missing), strict=True))
