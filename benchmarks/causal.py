@@ -25,6 +25,7 @@ from toxloc.causal.knockout import Knockout
 from toxloc.causal.proof import CausalProof
 from toxloc.cli.output import interval
 from toxloc.localization.score_names import ScoreName
+from toxloc.localization.scores import SCORES
 from toxloc.support.files import write_json
 
 
@@ -49,7 +50,8 @@ def main(
     lm = load_model(model, device=device)
     everything = load_contrast()
     fit, rest = everything.split(pairs / len(everything.toxic), seed)
-    loc = localize(lm, fit, get_args(ScoreName), seed=seed)
+    scores = tuple(name for name in get_args(ScoreName) if SCORES[name].only is None)
+    loc = localize(lm, fit, scores, seed=seed)
     test = KnockoutTest(lm, rest.limited(texts, seed), seed=seed)
     proof = causal_proof(test, loc, n_neurons=neurons, seed=seed)
     priced = KnockoutTest(lm, rest.limited(texts, seed), neutral=load_neutral(limit=120).tune, seed=seed)

@@ -37,6 +37,8 @@ PLANTED = MODELS / "planted"
 CONTROLS = ("clean", "toxloc-tiny")
 CONTRASTS = ("builtin", "sampled")
 
+DENSE_SCORES = tuple(name for name, score in SCORES.items() if score.only is None)
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -228,7 +230,7 @@ def main(
             except ToxlocError as error:  # the clean model hardly ever writes toxic text
                 print(f"{name}, {kind}: {error}")
                 continue
-            loc = localize(lm, contrast, cast("tuple[ScoreName, ...]", tuple(score or SCORES)), seed=seed)
+            loc = localize(lm, contrast, cast("tuple[ScoreName, ...]", tuple(score or DENSE_SCORES)), seed=seed)
             results += findings(loc, name, kind, known.get(name))
             if kind == "builtin" and name in known and known[name].neurons is None:
                 drawn[name] = loc

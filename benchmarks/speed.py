@@ -53,7 +53,6 @@ import toxloc
 from benchmarks import markdown as md
 from toxloc.localization.contributions import SKETCH
 from toxloc.localization.text_statistics import collect
-from toxloc.models.architectures import architecture
 from toxloc.models.batching import Batch, batches
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.files import write_json
@@ -206,7 +205,7 @@ def floor(lm: LoadedModel, length: float, predicting: float = 1.0) -> dict[str, 
         The multiples by name: of the passes, and of the parts that a gradient pass adds.
     """
     config, layers = lm.hf.config, lm.n_layers
-    blocks = list(lm.hf.get_submodule(architecture(config.model_type).blocks).children())
+    blocks = [lm.block(layer) for layer in range(layers)]
     unembedding = _matrices(lm.hf.get_output_embeddings())
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads

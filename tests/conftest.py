@@ -129,7 +129,7 @@ def tiny():
     return random_model()
 
 
-@pytest.fixture(params=sorted(LAYOUTS))  # one family per layout; tests/models/test_architectures.py covers all families
+@pytest.fixture(params=sorted(LAYOUTS))  # one family per layout; tests/benchmarks/test_coverage.py covers all families
 def any_family(request):
     return random_model(request.param)
 

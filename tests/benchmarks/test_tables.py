@@ -215,6 +215,7 @@ def test_trne_and_coverage():
     ]
     measured = {
         "hooks": "TransformerBridge",
+        "parts": "mlp, shared_expert",
         "logits": 9e-7,
         "attribution": 1e-3,
         "meow2x": 0,
@@ -224,6 +225,8 @@ def test_trne_and_coverage():
     }
     assert cells(coverage.markdown({"families": {"gpt2": measured}}))[1] == [
         "gpt2",
+        "bridge",
+        "mlp, shared expert",
         "9e-07",
         "1e-03",
         "0",

@@ -163,6 +163,8 @@ def test_every_field_is_an_option_with_its_description_and_default(command, sett
         assert plain(text) in shown
         if field.default is not None and field.default != ():
             default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+            if field.default is False:
+                default = "no-" + name.replace("_", "-")
             assert f"{plain(text)} [default: {default}]" in shown
     assert without == {"fluency"} or made["model"].required is (command != "run")
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, DirectionalAblation, LinearAcT, Meow2X, ProFS, Steering, ToxlocError
-from toxloc.interventions.base import KINDS, Intervention, layers_in_words
+from toxloc.interventions.base import KINDS, Intervention, layers_in_words, sites_in_words
 from toxloc.interventions.methods.linear_act import Transport
 from toxloc.interventions.rank_one import RankOne
 from toxloc.interventions.registry import all_methods
@@ -103,6 +103,25 @@ def test_layers_in_words():
         "layers 2 to 4",
         "layers 2, 3, 5",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["2.mlp"], "layer 2"),
+        (["0.mlp", "1.mlp", "2.mlp"], "layers 0 to 2"),
+        (["2.expert.7"], "1 expert of layer 2"),
+        (["2.expert.7", "2.expert.0", "4.expert.7"], "3 experts of layers 2, 4"),
+        (["2.expert.7", "2.expert.7"], "1 expert of layer 2"),
+        (["1.mixer", "0.shared_expert"], "the mixer of layer 1 and the shared expert of layer 0"),
+        (
+            ["3.expert.1", "1.attention", "0.mlp", "3.shared_expert"],
+            "layer 0 and the attention of layer 1 and 1 expert of layer 3 and the shared expert of layer 3",
+        ),
+    ],
+)
+def test_sites_in_words(names, words):
+    assert sites_in_words(Site.of(name) for name in names) == words
 
 
 def test_the_fingerprint_depends_on_the_units_the_scale_and_the_mode():

@@ -25,6 +25,7 @@ from toxloc.interventions.evidence import Evidence
 from toxloc.interventions.methods.value_vector import ValueVector
 from toxloc.localization import statistics as statistics_module
 from toxloc.localization.localize import localize
+from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:4], paired=True)
@@ -136,9 +137,45 @@ def test_detectors_and_directions_are_read_once(tiny, monkeypatch):
     together = [method.fit(tiny, PAIRS, evidence=shared, **options) for method, options in fits]
     assert len(aurocs) == 1
     assert [call[0][2] for call in rows] == [[0], [1]]  # each layer once: that of the probe, then the middle layer
-    assert [call[1]["kl"] for call in unedited] == [False, True]
+    assert len(unedited) == 1  # for the perplexity and for the KL
     for shared_fit, (method, options) in zip(together, fits, strict=True):
         assert_same_edit(shared_fit, method.fit(tiny, PAIRS, neutral=NEUTRAL, **options))
+
+
+def test_all_fits_share_one_unedited_pass_over_the_tuning_text(tiny, monkeypatch):
+    tune = ["The ferry to the island leaves at noon.", "Nobody knew who had planted the pear tree."]
+    neutral = NeutralText(TEXTS[:1], tune, TEXTS[1:2])
+    pairs = ContrastSet([f"You are fool number {i}." for i in range(6)], [f"This is cat number {i}." for i in range(6)])
+    ids = [batch.ids.tolist() for batch in batches(tiny, tune)]
+    real, passes = type(tiny).forward_hidden, []
+
+    def forward_hidden(lm, read, mask):
+        if read.tolist() in ids:
+            passes.append(bool(lm.interventions))
+        return real(lm, read, mask)
+
+    monkeypatch.setattr(type(tiny), "forward_hidden", forward_hidden)
+    evidence, evaluations = Evidence(tiny, pairs, neutral), 0
+    tuned = counted(monkeypatch, module, "tune")
+    for method, options in [
+        (Steering, {"budget": 0.5}),
+        (Steering, {"budget": {"kl": 0.5}}),
+        (TRNE, {"budget": 0.5, "ridge": "auto"}),  # four fits on other evidence
+        (TRNE, {"budget": 0.5, "rounds": 2}),  # the second round gathers evidence while the first edit is applied
+    ]:
+        evaluations += method.fit(tiny, pairs, evidence=evidence, **options).record["evaluations"]
+    assert len(tuned) == 8
+    assert passes.count(False) == len(ids)
+    assert passes.count(True) > evaluations >= 4
+
+
+def test_evidence_of_an_edited_model_compares_with_the_edited_model(tiny):
+    evidence, edit = Evidence(tiny, PAIRS, NEUTRAL), Steering(torch.arange(16.0), 0, 1.0)
+    before = evidence._snapshot()
+    with edit.applied(tiny):
+        assert evidence.on(PAIRS)._snapshot().compare().kl == pytest.approx(0, abs=1e-6)
+        assert before.compare().kl > 0.01
+    assert evidence._snapshot() is before
 
 
 def test_the_record_of_a_fit_does_not_reach_another_fit(tiny):
@@ -149,21 +186,28 @@ def test_the_record_of_a_fit_does_not_reach_another_fit(tiny):
     torch.testing.assert_close(first.direction, second.direction)
 
 
-def test_the_memory_counts_the_bytes_of_C_in_float32(tiny):
+NEEDED = 4 * (2 * 64 * 16 + 64**2 + 16**2)  # bytes of G of both sides, C and S of an MLP of the tiny model
+
+
+def test_the_memory_counts_the_bytes_of_both_gradients_and_of_the_curvature_in_float32(tiny):
     both, heads = [0, 1], [Site(0, "attention"), Site(1, "attention")]
-    assert Evidence(tiny, PAIRS, memory=4 * 2 * 64**2).fits(both)
-    assert not Evidence(tiny, PAIRS, memory=4 * 2 * 64**2 - 1).fits(both)
-    assert Evidence(tiny, PAIRS, memory=4 * 2 * 16**2).fits(heads)
+    assert Evidence(tiny, PAIRS, memory=2 * NEEDED).fits(both)
+    assert not Evidence(tiny, PAIRS, memory=2 * NEEDED - 1).fits(both)
+    assert Evidence(tiny, PAIRS, memory=4 * 2 * (2 + 1 + 1) * 16**2).fits(heads)
+    assert not Evidence(tiny, PAIRS, memory=4 * 2 * (2 + 1 + 1) * 16**2 - 1).fits(heads)
+    s = collect_contrast(tiny, PAIRS, curvature=True)
+    held = [*s.toxic.G.values(), *s.neutral.G.values(), *s.C.values(), *s.S.values()]
+    assert sum(matrix.nbytes for matrix in held) == 2 * NEEDED
 
 
-@pytest.mark.parametrize(("memory", "passes"), [(1, 2), (4 * 64**2, 2), (4 * 2 * 64**2, 0)])
+@pytest.mark.parametrize(("memory", "passes"), [(1, 2), (NEEDED, 2), (2 * NEEDED - 1, 2), (2 * NEEDED, 0)])
 def test_trne_gathers_sites_in_groups_if_memory_is_short_and_makes_the_same_edit(tiny, monkeypatch, memory, passes):
     whole = TRNE.fit(tiny, PAIRS, norm=0.05, neutral=NEUTRAL)
     in_turn = counted(monkeypatch, statistics_module, "collect_contrast")
     shared = Evidence(tiny, PAIRS, NEUTRAL, memory=memory).expect("gradients", "curvature")
     assert bool(shared.statistics(frozenset({"gradients"})).C) == (passes == 0)
     edit = TRNE.fit(tiny, PAIRS, norm=0.05, evidence=shared)
-    assert [call[1]["curved"] for call in in_turn] == [[Site(0)], [Site(1)]][:passes]
+    assert [call[1]["sites"] for call in in_turn] == [[Site(0)], [Site(1)]][:passes]
     for a, b in zip(whole.edits, edit.edits, strict=True):
         assert a.site == b.site
         torch.testing.assert_close(torch.outer(a.u, a.v), torch.outer(b.u, b.v), rtol=1e-3, atol=1e-7)
@@ -172,7 +216,7 @@ def test_trne_gathers_sites_in_groups_if_memory_is_short_and_makes_the_same_edit
 def test_a_single_site_that_fits_needs_no_turns_and_is_read_once(tiny, monkeypatch):
     whole = TRNE.fit(tiny, PAIRS, norm=0.05, layers=[1], neutral=NEUTRAL)
     calls = counted(monkeypatch, statistics_module, "collect_contrast")
-    shared = Evidence(tiny, PAIRS, NEUTRAL, memory=4 * 64**2)
+    shared = Evidence(tiny, PAIRS, NEUTRAL, memory=NEEDED)
     for _ in range(2):
         assert_same_edit(TRNE.fit(tiny, PAIRS, norm=0.05, layers=[1], evidence=shared), whole)
     assert len(calls) == 1

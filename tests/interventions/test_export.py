@@ -183,7 +183,7 @@ def test_what_an_adapter_cannot_hold(family, make, words, tmp_path):
 
 def test_without_peft_the_command_is_named(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ToxlocError, match=r"pip install 'peft>=0\.13,<1'"):
+    with pytest.raises(ToxlocError, match=r"pip install 'peft>=0\.21,<1'"):
         export_peft(rank_ones(tiny, [0]), tiny, tmp_path / "out")
 
 
@@ -248,6 +248,8 @@ ATTENTION = {
 )
 def test_an_adapter_of_W_O_is_exactly_the_edit(family, name, tmp_path):
     heads = {"n_head": 4} if family == "gpt2" else {"num_attention_heads": 4}
+    if family == "llama":
+        heads["head_dim"] = 4
     lm, base = random_model(family, **heads), random_hf(family, **heads)
     make, rank = ATTENTION[name]
     edit, before = make(lm), bits(lm)

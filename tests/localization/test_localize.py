@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, localize
 from toxloc.localization.scores import SCORES
 from toxloc.localization.statistics import collect_contrast
 from toxloc.localization.uncertainty import Weights
-from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
@@ -70,7 +70,7 @@ def test_gradient_norm_is_the_norm_of_g(tiny):
     assert loc.neuron_scores("gradient_norm")[1, 3] == pytest.approx(s.G(1)[3].norm().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_attributions_of_units_add_up_to_their_site_unless_a_norm_follows(family):
     lm = random_model(family)
     loc = localize(lm, PAIRS, ["attribution"], parts=BOTH, draws=0)
@@ -96,7 +96,11 @@ def test_unknown_score(tiny):
 
 @pytest.mark.parametrize(
     ("parts", "words"),
-    [(("expert",), "Unknown part expert; choose from mlp, attention"), ((), r"Unknown part \(none given\)")],
+    [
+        (("router",), "Unknown part router; choose from mlp, attention, mixer, expert, shared_expert"),
+        ((), r"Unknown part \(none given\)"),
+        (("expert", "mixer"), "random-gpt2 has no expert or mixer; its parts are mlp, attention"),
+    ],
 )
 def test_unknown_parts(tiny, parts, words):
     with pytest.raises(ToxlocError, match=words):

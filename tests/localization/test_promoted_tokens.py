@@ -4,11 +4,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.families import DENSE
 from tests.conftest import random_hf, random_model, tokenizer
 from tests.models.test_hooked_transformer import with_class
 from toxloc import ToxlocError
 from toxloc.localization.promoted_tokens import promoted_tokens
-from toxloc.models.architectures import ARCHITECTURES, architecture
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.masking import mask
 
@@ -33,7 +33,7 @@ def derivative_of_logits(lm, neuron):
     of the places or gains of the norms.
     """
     layer = lm.n_layers - 1
-    centred = "bias" in dict(lm.hf.get_submodule(architecture(lm.hf.config.model_type).final_norm).named_parameters())
+    centred = "bias" in dict(lm.final_norm.named_parameters())
 
     def orthogonal(w):
         x = torch.randn(w.shape)
@@ -58,7 +58,7 @@ def derivative_of_logits(lm, neuron):
             hidden = stream["x"] + hidden - written["at 0"]
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
-        block = lm.hf.get_submodule(architecture(lm.hf.config.model_type).blocks)[-1]
+        block = lm.block(lm.n_layers - 1)
         handles = [lm.down_projection(layer).register_forward_hook(on_mlp), block.register_forward_hook(on_block)]
         try:
             return lm.hf(input_ids=torch.tensor([[5, 6]]), use_cache=False).logits[0, -1]
@@ -80,7 +80,7 @@ def derivative_of_logits(lm, neuron):
     return slope(logits) * divisor
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_promoted_tokens_have_the_steepest_logits_of_the_model(family):
     lm = with_random_norms(family)
     truth = derivative_of_logits(lm, 7)
@@ -113,7 +113,7 @@ def test_a_layer_norm_without_gain_only_centres():
 
 def test_an_opt_without_a_final_norm_is_an_error():
     lm = random_model("opt", do_layer_norm_before=False)
-    with pytest.raises(ToxlocError, match=r"no final norm at model\.decoder\.final_layer_norm"):
+    with pytest.raises(ToxlocError, match="random-opt has no norm between its last block and its unembedding"):
         promoted_tokens(lm, [(0, 0)])
 
 

@@ -74,7 +74,8 @@ def test_a_site_has_the_same_scores_from_statistics_of_one_part_and_of_both(mode
     for part in ("mlp", "attention"):
         sites = model.sites(part)
         alone = collect_contrast(model, PAIRS, peaks=True, curvature=True, reliance=True, sites=sites)
-        for name in set(SCORES) - {"combined", "gradient_calibrated"}:  # these depend on all sites, or on draws
+        # These depend on all sites, or on draws, or are for experts.
+        for name in set(SCORES) - {"combined", "gradient_calibrated", "routing"}:
             single, both = (SCORES[name].formula(model, s, []) for s in (alone, gathered))
             for values, expected in ((single.sites, both.sites), (single.units, both.units)):
                 of_all = by_site(gathered, expected)

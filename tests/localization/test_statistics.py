@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import toxloc.models.batching
+from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.localization.moments import Moments
 from toxloc.localization.text_statistics import collect
 from toxloc.models import likelihood
-from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site, sites_of
 
@@ -43,7 +43,7 @@ def check(gathered, site, truth):
         assert (matrix - truth[name]).norm() <= 1e-4 * truth[name].norm(), name
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_attentions_gathered_alone_equal_autograd_text_by_text(family):
     """The autograd graph then begins at the first attention. Tested for every family."""
     lm = random_model(family)
@@ -174,7 +174,7 @@ def test_the_contrast_gradient_is_a_difference_and_more_neutral_text_is_weighted
 def test_moments_of_chunks_equal_those_of_the_rows_of_weight_1():
     rows = 100 + torch.randn(50, 3, dtype=torch.float64)
     counted = torch.arange(50) % 3 > 0
-    moments = Moments()
+    moments = Moments(3)
     for part, weights in zip(rows.float().split([7, 0, 1, 42]), counted.float().split([7, 0, 1, 42]), strict=True):
         moments.update(part, weights, int(weights.sum()))
     assert moments.count == counted.sum()

@@ -8,7 +8,6 @@ from tests.models.test_hooked_transformer import with_class
 from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.localization.text_statistics import collect
 from toxloc.localization.token_view import TokenView, token_view
-from toxloc.models.architectures import architecture
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.masking import mask
 
@@ -20,7 +19,7 @@ def nlls_with_one_position_scaled(lm, ids, layer, factor):
 
     If a norm follows the MLP, it would undo the scaling, so the output of the norm is scaled instead.
     """
-    normed = architecture(lm.hf.config.model_type).post_norm
+    normed = lm.at(layer).has_norm
     place = lm.at(layer).write_hook if normed else lm.at(layer).keys_hook
     n = ids.shape[1]
     t = torch.arange(n)

@@ -21,7 +21,9 @@ def test_aurocs_equal_those_of_the_plain_model_text_by_text(family):
     ]
     won = sum((t > n).double() + (t == n).double() / 2 for t in peaks[0] for n in peaks[1])
     assert len(won.unique()) > 5
-    np.testing.assert_array_equal(unit_aurocs(lm, pairs), (won / 9).reshape(lm.n_layers, -1).numpy())
+    by_site = unit_aurocs(lm, pairs)
+    assert list(by_site) == lm.sites("mlp")
+    np.testing.assert_array_equal(np.stack([*by_site.values()]), (won / 9).reshape(lm.n_layers, -1).numpy())
 
 
 def test_equal_sides_are_an_error(tiny):

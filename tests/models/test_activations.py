@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
+from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc.models.activations import change, keys_of, mlp_linears, pooled, residual, written_by
-from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
@@ -23,7 +23,7 @@ def all_places(lm, layer):
     ]
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_a_change_is_the_same_on_both_trees_and_is_removed(family):
     lm = random_model(family)
     batch = next(batches(lm, TEXTS))
@@ -61,7 +61,7 @@ def test_the_linear_maps_of_an_mlp_are_in_the_order_up_or_gate_and_up_then_down(
     torch.testing.assert_close(m, keys @ lm.W_out(1) + bias, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_scaling_a_head_equals_scaling_its_rows_of_w_o(family):
     """The factor applies only to the keys of this head, for both shapes that hooks give z."""
     lm, site = random_model(family), Site(1, "attention")

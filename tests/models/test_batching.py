@@ -56,7 +56,7 @@ def test_a_text_longer_than_a_batch_is_a_batch_by_itself(tiny):
 
 def test_texts_are_truncated_to_max_length_and_to_the_context(tiny):
     assert len(encode(tiny, ["word " * 500], max_length=10)[0]) == 10
-    assert len(encode(tiny, ["word " * 500], max_length=1000)[0]) == tiny.context == 64
+    assert len(encode(tiny, ["word " * 500], max_length=1000)[0]) == tiny.context == 128
 
 
 def test_the_mask_comes_from_lengths_although_pad_is_eos_and_bos(tiny):

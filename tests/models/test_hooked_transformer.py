@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toxloc
-from benchmarks.families import SIZES
+from benchmarks.families import DENSE
 from tests.conftest import TEXTS, bits, random_hf, same_bits, tokenizer
 from toxloc import ContrastSet, LoadedModel, Meow2X, NeutralText, ToxlocError
 from toxloc.interventions.methods.trne import TRNE
@@ -24,7 +24,7 @@ NEUTRAL = NeutralText(
     )
 )
 KNOWN = ["gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "phi3"]
-OTHERS = sorted({*SIZES} - {*KNOWN})
+OTHERS = sorted({*DENSE} - {*KNOWN})
 PARTS = ("mlp", "attention")
 with_class = pytest.mark.skipif(not has_hooked_transformer(), reason="needs transformer-lens 3.9")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc.models import likelihood
-from toxloc.models.architectures import ARCHITECTURES
 from toxloc.models.batching import Batch, batches
 from toxloc.models.likelihood import logit_rows, predicting, summed_nll, targets, token_nll
 
@@ -20,7 +20,7 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(likelihood, "FEWEST_ROWS", 3)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(DENSE))
 def test_the_loss_of_every_family_equals_that_of_its_logits(family, few_rows):
     lm = random_model(family)
     batch = next(batches(lm, TEXTS))

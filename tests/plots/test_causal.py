@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tests.plots.conftest import StubSite
 from toxloc import plots
 
 
@@ -11,6 +12,7 @@ from toxloc import plots
 class Removal:
     effect: float
     layers: tuple[int, ...] = ()
+    sites: tuple[StubSite, ...] = ()
     perplexity_ratio: float | None = None
     toxic_rate: float | None = None
     toxic_rate_before: float | None = 0.5
@@ -53,7 +55,7 @@ class Proof:
 
 
 def knocked(effect, *, layers=(), ratio=None, rate=None):
-    return Removal(effect, layers, ratio, rate)
+    return Removal(effect, layers, tuple(map(StubSite, layers)), ratio, rate)
 
 
 @pytest.fixture

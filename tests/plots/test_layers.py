@@ -61,7 +61,7 @@ def test_toxicity_by_depth_draws_scores_intervals_and_null_distribution(loc):
         [1.25, 1.75, -2.25, -0.75],
     )
     assert (interval.name, list(interval.y)) == ("95% interval", [-2.0, 2.5, 0.5, -4.0])
-    assert score.text[1] == "score 1.5<br>95% interval [0.5, 2.5]<br>z 1.8, adjusted p 0.06"
+    assert score.text[1] == "layer 1<br>score 1.5<br>95% interval [0.5, 2.5]<br>z 1.8, adjusted p 0.06"
 
 
 def test_layers_without_a_significant_score_have_open_markers(loc):

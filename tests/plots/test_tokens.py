@@ -14,6 +14,7 @@ class View:
     tokens: list[str]
     attribution: np.ndarray
     activation: np.ndarray | None = None
+    layers: tuple[int, ...] = ()
 
     def shown(self, masked=True):
         return [mask(token) for token in self.tokens] if masked else self.tokens
@@ -38,6 +39,11 @@ def test_cells_are_the_values_of_the_view_in_their_units(view):
     assert (heat.colorbar.title.text, toxic.colorbar.title.text) == ("attribution (nats)", "activation (sd)")
     assert list(heat.y) == ["layer 0", "layer 1"]
     assert "nats" in heat.hovertemplate and "sd" in toxic.hovertemplate
+
+
+def test_rows_are_named_by_their_layers():
+    figure = plots.token_heatmap(View(["a", " b"], np.ones((2, 2)), layers=(1, 3)))
+    assert list(figure.data[0].y) == ["layer 1", "layer 3"]
 
 
 def test_colours_are_centred_and_ignore_the_first_position(view):

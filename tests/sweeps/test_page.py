@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import asks_for_nothing_else
 from tests.hostile import HOSTILE
+from toxloc import Site
 from toxloc.support.control_characters import visible
 from toxloc.sweeps.page import write_page
 
@@ -73,7 +74,7 @@ class HandmadeLocalization:
     parts: tuple = ("mlp",)
 
     def sites(self, part):
-        return [SimpleNamespace(layer=i) for i in range(len(self.values))]
+        return [Site(i) for i in range(len(self.values))]
 
     def layer_scores(self, score, part):
         return self.values

@@ -91,7 +91,7 @@ def evaluate(
     advice = f"The completions sampled so far are in {journal}; run the same command to continue."
     with reserved(target), stopping(advice), shown(console), ExitStack() as stack:
         with step(f"Loading {settings.model}"):
-            lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+            lm = load_model(settings.model, **settings.loading())
         if prompts is None:
             assert protocol is not None
             chosen = protocol.load(settings.prompts, lm, settings.max_prompts, settings.seed)

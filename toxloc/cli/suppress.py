@@ -102,7 +102,7 @@ def suppress(
     everyday = load_neutral(settings.neutral, limit=settings.max_neutral, seed=settings.seed)
     with reserved(out), stopping("Nothing was written."), shown(console):
         with step(f"Loading {settings.model}"):
-            lm = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+            lm = load_model(settings.model, **settings.loading())
         with step(f"Fitting {settings.method}"):
             fitted = fit_method(settings.method, Evidence(lm, pairs, everyday), method)
         fitted.save(out, overwrite)

@@ -17,23 +17,12 @@ from ..models.batching import pad
 from ..models.loaded import LoadedModel
 from .attention import fast_attention
 from .cache import empty_cache, pad_left, select_rows
+from .opening import Opening
 from .sampling import Sampler
+from .stateful import decode_stateful, is_stateful
 
 # Finished rows leave when they are at least this fraction of all rows; prompts join when this fraction is free.
 CHANGE_AT = 1 / 4
-
-
-@dataclass(frozen=True)
-class Opening:
-    """A prompt to continue.
-
-    Attributes:
-        ids: the token ids of the prompt.
-        continuations: a name and a seed for each continuation to sample.
-    """
-
-    ids: list[int]
-    continuations: Sequence[tuple[Any, int]]
 
 
 @dataclass
@@ -61,7 +50,11 @@ def decode(
         max_new_tokens: largest number of tokens in a continuation.
         size: largest number of continuations in the batch.
     """
-    end_tokens, batch = _end_tokens(lm), _Batch(lm)
+    end_tokens = _end_tokens(lm)
+    if is_stateful(lm):
+        yield from decode_stateful(lm, openings, sampler, max_new_tokens, size, end_tokens)
+        return
+    batch = _Batch(lm)
     waiting = [
         Opening(opening.ids, opening.continuations[start : start + size])
         for opening in openings
@@ -111,7 +104,7 @@ class _Batch:
         # Two columns at least, so that there is a position to read before the last token, even if it is padding.
         batch = pad(lm, [opening.ids for opening in openings], list(range(len(openings))), "left", at_least=2)
         cache, before = empty_cache(), batch.mask[:, :-1]
-        lm.hf.base_model(**_inputs(lm, batch.ids[:, :-1], before, cache))
+        lm.decoder(**_inputs(lm, batch.ids[:, :-1], before, cache))
         for layer in cache.layers:  # a row with only padding gives nan, which masking does not remove: 0 · nan is nan
             padding = before[:, None, :, None].to(layer.keys.device) == 0
             layer.keys, layer.values = (x.masked_fill_(padding, 0) for x in (layer.keys, layer.values))

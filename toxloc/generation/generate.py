@@ -17,9 +17,10 @@ from ..models.loaded import LoadedModel
 from ..support.progress import track
 from ..texts.drawing import check_texts
 from ..version import __version__
-from .batch import Opening, decode
+from .batch import decode
 from .decoding import Decoding
 from .journal import Journal
+from .opening import Opening
 from .sampling import Sampler
 
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 1024}

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import ToxlocError
+from ..models.sites import PARTS
 from ..support.files import new_folder, write_json
 from ..support.settings import with_fields
 from ..support.signals import Atomic, atomic, deliver
@@ -200,7 +201,8 @@ class Intervention(ABC):
         Ctrl-C waits until the intervention is applied; then it is reverted, and KeyboardInterrupt is raised.
 
         Raises:
-            ToxlocError: it is already applied to this model, or it does not fit the model's shape.
+            ToxlocError: it is already applied to this model, or it does not fit the model's shape, or it edits weights
+                that are quantized by anything but a change of low rank.
         """
         from ..models.loaded import LoadedModel
 
@@ -209,6 +211,7 @@ class Intervention(ABC):
             if any(intervention is self for intervention in lm.interventions):
                 raise ToxlocError(f"{self!r} is applied to {lm.name} already; revert it first.")
             self.check(lm)
+            _check_editable(lm, self)
             with ExitStack() as stack:
                 self._install(lm, stack)
                 deliver()  # if this raises KeyboardInterrupt, the stack undoes the installation
@@ -344,6 +347,18 @@ def _fit_with(settings_class: type[MethodSettings]) -> Any:
     return fit
 
 
+def _check_editable(lm: LoadedModel, intervention: Intervention) -> None:
+    """Raise ToxlocError if an intervention edits quantized weights by anything but a change of low rank."""
+    if not lm.is_quantized:
+        return
+    for part in intervention.leaves():
+        if part.in_weights and not part.low_rank():
+            raise ToxlocError(
+                f"{lm.name} is quantized, so its weights cannot be edited as {part!r} needs; use a form with hooks "
+                "(mode='hooks') if the method has one, or TRNE."
+            )
+
+
 def check_sites(lm: LoadedModel, sites: Iterable[AnySite]) -> None:
     """Raise ToxlocError if the model lacks one of the sites."""
     for site in sites:
@@ -355,6 +370,26 @@ def check_layers(lm: LoadedModel, layers: Iterable[int]) -> None:
     for layer in layers:
         if not 0 <= layer < lm.n_layers:
             raise ToxlocError(f"There is no layer {layer} in {lm.name}; it has layers 0 to {lm.n_layers - 1}.")
+
+
+def sites_in_words(sites: Iterable[Site]) -> str:
+    """Describe sites: the layers of MLPs, the attention of layers, a number of experts of layers.
+
+    Example:
+        >>> from toxloc.models.sites import Site
+        >>> sites_in_words([Site(0), Site(3, "attention"), Site(3, "expert", 1), Site(3, "expert", 2)])
+        'layer 0 and the attention of layer 3 and 2 experts of layer 3'
+    """
+    by_part: dict[str, set[Site]] = {}
+    for site in sites:
+        by_part.setdefault(site.part, set()).add(site)
+    words = []
+    for part in [name for name in PARTS if name in by_part]:
+        layers = layers_in_words(sorted({site.layer for site in by_part[part]}))
+        n = len(by_part[part])
+        counted = f"{n} expert{'s' if n > 1 else ''}" if part == "expert" else f"the {part.replace('_', ' ')}"
+        words.append(layers if part == "mlp" else f"{counted} of {layers}")
+    return " and ".join(words)
 
 
 def layers_in_words(layers: list[int]) -> str:

@@ -70,6 +70,11 @@ class Budget:
             "perplexity and kl. To set the strength without a budget, give strength=."
         )
 
+    @property
+    def least(self) -> float:
+        """The smallest limit. The second-order change of the predictions predicts both kinds of cost."""
+        return min(limit for limit in (self.perplexity, self.kl) if limit is not None)
+
     def scaled(self, factor: float) -> "Budget":
         """Return the budget with every limit multiplied by `factor`."""
         return Budget(*(None if limit is None else factor * limit for limit in (self.perplexity, self.kl)))

@@ -1,7 +1,7 @@
 """Evidence: the data that methods are fitted from, gathered once for all methods of a run, a sweep or a benchmark."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..errors import ToxlocError
 from ..evaluation.cost.fluency import Unedited
-from ..localization.statistics import ContrastStatistics, collect_contrast
+from ..localization.statistics import MATRICES, MEMORY, ContrastStatistics, bytes_of, collect_contrast, groups_that_fit
 from ..localization.unit_aurocs import unit_aurocs
 from ..models.loaded import LoadedModel
-from ..models.sites import AnySite, Site, sites_of
+from ..models.protocols import AppliedIntervention
+from ..models.sites import AnySite, BySite, Site, sites_of
 from ..support.arguments import check_kind
 from ..texts.contrast import ContrastSet
 from ..texts.loading import load_neutral
@@ -24,7 +25,6 @@ from .directions import residual_sides
 from .settings import StrengthSettings
 from .tuning import I, tune
 
-MEMORY = 4 << 30  # bytes that the C matrices of all sites may take
 T = TypeVar("T")
 
 
@@ -40,8 +40,8 @@ class Evidence:
         pairs: the contrast set.
         neutral: everyday text; by default the built-in text, loaded when it is first needed.
         statistics: statistics from `collect_contrast`, which are used instead of gathering any.
-        memory: bytes that the C matrices of all sites may take. If they need more, they are not shared, and TRNE
-            gathers them for one group of sites after another.
+        memory: bytes that the matrices of all sites may take (G, C and S). If they need more, they are not shared, but
+            gathered for one group of sites after another by each method that needs them.
 
     Raises:
         ToxlocError: both sides of the contrast set hold the same texts.
@@ -73,6 +73,7 @@ class Evidence:
         self._expected: set[str] = set()
         self._gathered: dict[tuple[Site, ...], tuple[frozenset[str], ContrastStatistics]] = {}
         self._memo: dict[Hashable, Any] = {}
+        self._unedited: dict[tuple[AppliedIntervention, ...], Unedited] = {}  # by the interventions that were applied
 
     @property
     def neutral(self) -> NeutralText:
@@ -87,17 +88,23 @@ class Evidence:
         return self._given is not None
 
     def on(self, pairs: ContrastSet) -> "Evidence":
-        """Return new evidence for the model in its current state, other contrast texts and the same neutral text."""
-        return Evidence(self.lm, pairs, self._neutral, memory=self.memory)
+        """Return new evidence for the model in its current state, other contrast texts and the same neutral text.
+
+        The predictions on `neutral.tune` are shared, because they depend neither on the contrast texts nor on an edit
+        that is reverted before the strength is tuned.
+        """
+        other = Evidence(self.lm, pairs, self._neutral, memory=self.memory)
+        other._unedited = self._unedited
+        return other
 
     def expect(self, *needs: str) -> "Evidence":
         """Announce statistics that will be needed, so that the first pass gathers them; return self."""
         self._expected |= set(needs)
         return self
 
-    def fits(self, sites: Sequence[AnySite]) -> bool:
-        """Whether the C matrices of all these sites fit in `memory` together."""
-        return 4 * sum(self.lm.at(site).d_in ** 2 for site in sites) <= self.memory
+    def fits(self, sites: Sequence[AnySite], needs: frozenset[str] = MATRICES) -> bool:
+        """Whether the matrices of all these sites (by default G, C and S) fit in `memory` together."""
+        return bytes_of(self.lm, sites, needs) <= self.memory
 
     def statistics(
         self, needs: frozenset[str] = frozenset(), sites: Sequence[AnySite] | None = None
@@ -106,33 +113,53 @@ class Evidence:
 
         Args:
             needs: names of the statistics: "moments", "gradients", "curvature", "reliance", "peaks".
-            sites: the sites; by default every MLP.
+            sites: the sites; by default every MLP and expert.
         """
         if self._given is not None:
             return self._given
-        chosen = tuple(self.lm.sites("mlp") if sites is None else sites_of(sites))
+        chosen = tuple(self.lm.sites_of_choice("mlp") if sites is None else sites_of(sites))
         known, gathered = self._gathered.get(chosen, (frozenset(), None))
         if gathered is None or not needs <= known:
             wanted = needs | known | self._expected
-            if "curvature" in self._expected and "curvature" not in needs and not self.fits(chosen):
-                wanted -= {"curvature"}
-            gathered = collect_contrast(
-                self.lm,
-                self.pairs,
-                sites=chosen,
-                gradients="gradients" in wanted,
-                curvature="curvature" in wanted,
-                reliance="reliance" in wanted,
-                peaks="peaks" in wanted,
-                moments=bool(wanted & {"moments", "peaks"}),
-                more_neutral=self.neutral.fit if "curvature" in wanted else (),
-            )
+            for extra in ("curvature", "reliance", "gradients"):
+                if extra not in needs | known and not self.fits(chosen, frozenset(wanted)):
+                    wanted -= {extra}
+            gathered = self._gather(chosen, frozenset(wanted))
             self._gathered[chosen] = frozenset(wanted), gathered
         return gathered
 
+    def groups(self, needs: frozenset[str], sites: Sequence[AnySite] | None = None) -> Iterator[ContrastStatistics]:
+        """Yield the statistics of some sites, of one group of sites after another if `memory` is too small for all.
+
+        Drop each before the next is taken, so that only those of one group are in memory.
+
+        Args:
+            needs: see `statistics`.
+            sites: the sites; by default every MLP and expert.
+        """
+        chosen = self.lm.sites_of_choice("mlp") if sites is None else sites_of(sites)
+        if self.is_given or self.fits(chosen, needs):
+            yield self.statistics(needs, chosen)
+            return
+        for group in groups_that_fit(self.lm, chosen, self.memory, needs):
+            yield self._gather(group, needs)
+
+    def _gather(self, sites: Sequence[Site], needs: frozenset[str]) -> ContrastStatistics:
+        return collect_contrast(
+            self.lm,
+            self.pairs,
+            sites=sites,
+            gradients="gradients" in needs,
+            curvature="curvature" in needs,
+            reliance="reliance" in needs,
+            peaks="peaks" in needs,
+            moments=bool(needs & {"moments", "peaks"}),
+            more_neutral=self.neutral.fit if "curvature" in needs else (),
+        )
+
     @cached_property
-    def unit_aurocs(self) -> Float64[np.ndarray, "n_layers n_units"]:
-        """AUROC of every output unit of the MLPs' linear maps (`toxloc.localization.unit_aurocs`)."""
+    def unit_aurocs(self) -> BySite[Float64[np.ndarray, " _n_units"]]:
+        """AUROC of every output unit of the MLPs' linear maps, by site (`toxloc.localization.unit_aurocs`)."""
         return unit_aurocs(self.lm, self.pairs)
 
     def residual_sides(
@@ -160,8 +187,27 @@ class Evidence:
             return make(settings.strength)
         return self.strongest(make, settings.budget, first=first, limit=limit)
 
-    def strongest(self, make: Callable[[float], I], budget: Budget, *, first: float, limit: float = math.inf) -> I:
+    def strongest(
+        self,
+        make: Callable[[float], I],
+        budget: Budget,
+        *,
+        first: float,
+        limit: float = math.inf,
+        whole: bool = False,
+        at_zero: float = 0.0,
+    ) -> I:
         """Return the intervention at the largest strength within the budget on `neutral.tune` (see `tuning.tune`)."""
-        kl = budget.kl is not None
-        unedited = self.remember(("unedited", kl), lambda: Unedited(self.lm, self.neutral.tune, kl=kl))
-        return tune(self.lm, make, budget, self.neutral, first, limit=limit, unedited=unedited)
+        options: dict[str, Any] = {"limit": limit, "whole": whole, "at_zero": at_zero}
+        return tune(self.lm, make, budget, self.neutral, first, unedited=self._snapshot(), **options)
+
+    def _snapshot(self) -> Unedited:
+        """Return the predictions on `neutral.tune` of the model with the interventions that are applied to it now.
+
+        All fits and all evidence made by `on` share one pass over the text. The hidden states are kept, so that it
+        serves budgets with and without KL.
+        """
+        applied = tuple(self.lm.interventions)
+        if applied not in self._unedited:
+            self._unedited[applied] = Unedited(self.lm, self.neutral.tune)
+        return self._unedited[applied]

@@ -15,11 +15,6 @@ MODES = ("hooks", "weights")
 SitesChoice = Literal["mlp", "attention", "all"]
 
 
-def parts_of_choice(choice: str) -> tuple[str, ...]:
-    """Return the parts to pass to `LoadedModel.sites`; an empty tuple, which selects every part, for "all"."""
-    return () if choice == "all" else (choice,)
-
-
 def _layers(value: Any) -> Any:
     """Convert a sequence of layers or sites to sites; return a number of layers unchanged."""
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -81,6 +81,8 @@ class Contributions:
     Attributes:
         group: group of each text.
         tokens: number of tokens that entered the moments.
+        counts: the same by site: of a routed expert, only the tokens that are routed to it.
+        mass: sum of the router weights of an expert over the tokens that entered the moments, by expert.
         predicted: number of tokens that the model predicts: all real tokens but the first of each text.
         outputs: sum of m, by site.
         squares: sum of m squared, by site.
@@ -94,6 +96,8 @@ class Contributions:
 
     group: Int64[np.ndarray, " n_texts"]
     tokens: Float[Tensor, " groups"]
+    counts: BySite[Float[Tensor, " groups"]]
+    mass: BySite[Float[Tensor, " groups"]]
     predicted: Float[Tensor, " groups"]
     outputs: BySite[Float[Tensor, "groups d_model"]]
     squares: BySite[Float[Tensor, "groups d_model"]]
@@ -123,9 +127,12 @@ class Gatherer:
             return torch.zeros(n_groups, *shape, device=device, dtype=self.wide)
 
         backward = views if gradients else []
+        tokens = zeros()
         self.sums = Contributions(
             group,
-            tokens=zeros(),
+            tokens=tokens,
+            counts=BySite({v.site: zeros(view=v) if v.bank else tokens for v in views}),
+            mass=BySite({v.site: zeros(view=v) for v in views if v.bank}),
             predicted=zeros(),
             outputs=BySite({v.site: zeros(d, view=v) for v in views}),
             squares=BySite({v.site: zeros(d, view=v) for v in views}),
@@ -160,6 +167,55 @@ class Gatherer:
         m, kept, groups = m.float(), self.kept[:, None].to(m.device).float(), self.groups.to(m.device)
         self.sums.outputs[site].index_add_(0, groups, torch.bmm(kept, m)[:, 0].to(self.wide))
         self.sums.squares[site].index_add_(0, groups, torch.bmm(kept, m * m)[:, 0].to(self.wide))
+
+    def see_routed(
+        self,
+        view: SiteView,
+        texts: Int64[Tensor, " n"],
+        kept: Bool[Tensor, " n"],
+        router: Float[Tensor, " n"],
+        keys: Float[Tensor, "n d_in"],
+    ) -> None:
+        """Add what an expert does on the real tokens that are routed to it: counts, router weights, outputs, peaks.
+
+        Args:
+            view: the expert.
+            texts: row of the batch that each token belongs to.
+            kept: whether the token counts.
+            router: router weight of each token.
+            keys: the expert's keys at each token.
+        """
+        sums, site, groups = self.sums, view.site, self.groups.to(keys.device)[texts]
+        weights = kept.to(self.wide)
+        sums.counts[site].index_add_(0, groups, weights)
+        sums.mass[site].index_add_(0, groups, router.to(self.wide) * weights)
+        m = keys.float() @ view.W.float()
+        if view.bias is not None:
+            m = m + router[:, None].float() * view.bias.float()
+        m = m * kept[:, None]
+        sums.outputs[site].index_add_(0, groups, m.to(self.wide))
+        sums.squares[site].index_add_(0, groups, (m * m).to(self.wide))
+        if sums.peaks is not None:
+            # Where no token of a text is routed to the expert, its neurons contribute nothing: their peak is 0.
+            any_kept = self.kept.to(keys.device).any(1)
+            peaks = keys.new_zeros(len(any_kept), keys.shape[1], dtype=torch.float32)
+            index = texts[kept][:, None].expand(-1, keys.shape[1])
+            peaks.scatter_reduce_(0, index, keys[kept].float(), "amax", include_self=False)
+            sums.peaks.write(site, self.index, peaks.masked_fill(~any_kept[:, None], -torch.inf))
+
+    def see_routed_gradients(
+        self,
+        view: SiteView,
+        texts: Int64[Tensor, " n"],
+        keys: Float[Tensor, "n d_in"],
+        delta: Float[Tensor, "n d_model"],
+    ) -> None:
+        """Add the attribution and the sketch of an expert's gradient; `delta` is 0 where a token does not count."""
+        site, groups = view.site, self.groups.to(delta.device)[texts]
+        gain = -((keys @ view.W.float()) * delta).sum(1).to(self.wide)
+        self.sums.attribution[site].index_add_(0, groups, gain)
+        P, Q = self.P[keys.shape[-1]].to(keys.device), self.Q.to(keys.device)
+        self.sums.sketch[site].index_add_(0, groups, (keys @ P)[:, :, None] * (delta @ Q)[:, None, :])
 
     def see_contribution(
         self, site: Site, written: Float[Tensor, "batch pos d_model"], delta: Float[Tensor, "batch pos d_model"]

@@ -69,6 +69,8 @@ def driving_texts(
         1
     """
     lm.check_unit(layer, neuron)
+    if lm.at(layer).bank is not None:
+        raise ToxlocError(f"{lm.at(layer).site.title} is an expert; driving_texts reads MLPs, attentions and mixers.")
     texts = check_texts(texts)
     if not texts or k < 1:
         raise ToxlocError(f"k={k} of {len(texts)} texts: give at least one text, and a k of 1 or more.")

@@ -1,6 +1,7 @@
 """Localization: scores of layers and neurons with intervals and null distributions, from one pass per text set."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float64
@@ -10,10 +11,10 @@ from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import PARTS, Part, Site
 from ..support.arguments import as_list, check_kind
 from ..texts.contrast import ContrastSet
-from .result import Localization, PartScores
+from .result import Localization, PartScores, stacked
 from .score_names import ScoreName
-from .scores import SCORES, Scored, both_contributions, check_scores, needs_of
-from .statistics import ContrastStatistics, collect_contrast
+from .scores import SCORES, Scored, both_contributions, check_scores, joined, needs_of
+from .statistics import MEMORY, ContrastStatistics, collect_contrast, groups_that_fit
 from .uncertainty import DRAWS, Uncertainty, Weights
 
 DEFAULT_SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "attribution")
@@ -27,9 +28,10 @@ def localize(
     parts: Sequence[Part] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    statistics: ContrastStatistics | None = None,
+    statistics: ContrastStatistics | Iterable[ContrastStatistics] | None = None,
     skip_first: bool = True,
     max_length: int = 128,
+    memory: int = MEMORY,
 ) -> Localization:
     """Score every site and unit of a model by the contrast between toxic and neutral texts.
 
@@ -37,15 +39,21 @@ def localize(
         lm: the model; a HookedTransformer of transformer-lens 3.9 is accepted too.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
         scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined",
-            "auroc", "editability" (formulas: the functions of the same names in `toxloc.localization.scores`).
-        parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, or both; by default the parts
-            of `statistics`, or else "mlp". The adjusted p-value is for all sites of all parts.
+            "auroc", "editability", and of experts "routing" (formulas: the functions of the same names in
+            `toxloc.localization.scores`).
+        parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, "mixer" for linear
+            recurrences, state spaces and convolutions, "expert" and "shared_expert" for mixtures of experts, or
+            several; by default the parts of `statistics`, or else MLPs and experts. The adjusted p-value is for all
+            sites of all parts.
         draws: number of bootstrap draws, and of permutations, for intervals and p-values; 0 for none. They need no
             further pass over the model.
         seed: seed for the draws.
-        statistics: result of `collect_contrast`, to save the passes over the model.
+        statistics: result of `collect_contrast`, to save the passes over the model; or the statistics of one group of
+            sites after another (`Evidence.groups`).
         skip_first: leave out the first position of each text, which can be an attention sink.
         max_length: number of tokens read from each text.
+        memory: bytes that the matrices of all sites may take (G and, for some scores, C and S). If they need more, one
+            group of sites is scored after another, with passes over the model for each group and the same result.
 
     Raises:
         ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, or missing
@@ -63,44 +71,62 @@ def localize(
     check_kind(pairs, ContrastSet, "the contrast set")
     names = check_scores(scores)
     if parts is None:
-        parts = (
-            ("mlp",)
-            if statistics is None
-            else tuple(part for part in PARTS if any(site.part == part for site in statistics.sites))
-        )
+        expected = statistics.sites if isinstance(statistics, ContrastStatistics) else lm.sites_of_choice("mlp")
+        parts = tuple(part for part in PARTS if any(site.part == part for site in expected))
     parts = as_list(parts, "the parts")
     unknown = [str(part) for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ToxlocError(f"Unknown part {', '.join(unknown) or '(none given)'}; choose from {', '.join(PARTS)}.")
+    absent = [part for part in parts if part not in lm.parts]
+    if absent:
+        raise ToxlocError(f"{lm.name} has no {' or '.join(absent)}; its parts are {', '.join(lm.parts)}.")
+    for name in names:
+        only = SCORES[name].only
+        if only is not None and parts != [only]:
+            raise ToxlocError(f"{name} is a score of the part {only!r} only; give parts=({only!r},) with it.")
     if draws < 0:
         raise ToxlocError(f"draws={draws}: give 0 for no intervals, or a number such as {DRAWS}.")
     if statistics is None:
         needs = needs_of(names)
-        statistics = collect_contrast(
-            lm,
-            pairs,
-            sites=lm.sites(*parts),
-            skip_first=skip_first,
-            max_length=max_length,
-            gradients="gradients" in needs,
-            curvature="curvature" in needs,
-            reliance="reliance" in needs,
-            peaks="peaks" in needs,
+        gathered: Iterator[ContrastStatistics] = (
+            collect_contrast(
+                lm,
+                pairs,
+                sites=group,
+                skip_first=skip_first,
+                max_length=max_length,
+                gradients="gradients" in needs,
+                curvature="curvature" in needs,
+                reliance="reliance" in needs,
+                peaks="peaks" in needs,
+            )
+            for group in groups_that_fit(lm, lm.sites(*parts), memory, needs)
         )
-    elif set(parts) != (collected := {site.part for site in statistics.sites}):
+    else:
+        gathered = iter([statistics] if isinstance(statistics, ContrastStatistics) else statistics)
+    sites: list[Site] = []
+    sizes: list[np.ndarray] = []
+    groups: list[dict[str, Scored]] = []
+    for s in gathered:
+        weights = _weights(s, draws, seed) if draws else []
+        groups.append({name: SCORES[name].formula(lm, s, weights) for name in names})
+        sites += s.sites
+        sizes += [_unit_sizes(lm, s, site) for site in s.sites]
+        del s  # before the next group is gathered
+    if set(parts) != (collected := {site.part for site in sites}):
         raise ToxlocError(
             f"parts={tuple(parts)}, but the statistics are those of {' and '.join(sorted(collected))}; leave parts= "
             "out, or collect the statistics of these parts."
         )
-    weights = _weights(statistics, draws, seed) if draws else []
-    scored: dict[str, Scored] = {name: SCORES[name].formula(lm, statistics, weights) for name in names}
+    scored: dict[str, Scored] = {name: joined(name, [group[name] for group in groups]) for name in names}
     uncertainty: dict[str, Uncertainty] = {}
     for name, result in scored.items():
         if result.draws:
             resampled, null = result.draws
             uncertainty[name] = Uncertainty.of(result.sites, resampled, null, SCORES[name].signed, SCORES[name].bounds)
-    sizes = [_unit_sizes(lm, statistics, site) for site in statistics.sites]
-    localized = dict.fromkeys(site.part for site in sorted(statistics.sites, key=lambda site: PARTS.index(site.part)))
+    counts = Counter(site.part for site in sites)
+    main = "expert" if counts["expert"] > counts["mlp"] else "mlp"  # a mixture can have an MLP in its first layer only
+    localized = sorted(counts, key=lambda part: (part != main, PARTS.index(part)))  # type: ignore[arg-type]
     about = {
         "model": lm.name,
         "fingerprint": lm.fingerprint,
@@ -108,9 +134,7 @@ def localize(
         "n_toxic": len(pairs.toxic),
         "n_neutral": len(pairs.neutral),
     }
-    return Localization(
-        {part: _part_scores(part, statistics.sites, scored, sizes, uncertainty) for part in localized}, about
-    )
+    return Localization({part: _part_scores(part, sites, scored, sizes, uncertainty) for part in localized}, about)
 
 
 def _part_scores(
@@ -125,8 +149,8 @@ def _part_scores(
     return PartScores(
         tuple(sites[i] for i in places),
         {name: result.sites[places] for name, result in scored.items()},
-        {name: np.stack([result.units[i] for i in places]) for name, result in scored.items()},
-        np.stack([sizes[i] for i in places]),
+        {name: stacked([result.units[i] for i in places]) for name, result in scored.items()},
+        stacked([sizes[i] for i in places]),
         {name: known.at(places) for name, known in uncertainty.items()},
     )
 
@@ -141,5 +165,5 @@ def _unit_sizes(lm: LoadedModel, s: ContrastStatistics, site: Site) -> Float64[n
     """Root mean square of every unit's activation over the tokens of both sides; a head's activation is |z|."""
     t, n = s.toxic.keys[site], s.neutral.keys[site]
     squares = t.squares + t.count * t.mean**2 + n.squares + n.count * n.mean**2
-    sizes: np.ndarray = (lm.at(site).per_unit(squares) / (t.count + n.count)).sqrt().numpy()
+    sizes: np.ndarray = (lm.at(site).per_unit(squares) / max(1, t.count + n.count)).sqrt().numpy()
     return sizes

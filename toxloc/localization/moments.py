@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class Moments:
-    """Running mean and variance of each column of a stream of rows.
+    """Running mean and variance of each column of a stream of rows; 0 without rows.
 
     Each update sums the deviations from the mean of the first rows in float32, so that a large mean costs no precision,
     and adds the sums up in float64.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         self.count = 0
-        self._centre: Tensor = torch.zeros(())
-        self._sum: Tensor = torch.zeros((), dtype=torch.float64)
-        self._squares: Tensor = torch.zeros((), dtype=torch.float64)
+        self._centre: Tensor = torch.zeros(d)
+        self._sum: Tensor = torch.zeros(d, dtype=torch.float64)
+        self._squares: Tensor = torch.zeros(d, dtype=torch.float64)
 
     def update(self, rows: Float[Tensor, "n d"], weights: Float[Tensor, " n"], count: int) -> None:
         """Add the rows of weight 1; all other rows have weight 0. `count` is the sum of the weights."""
@@ -33,14 +33,14 @@ class Moments:
     @property
     def mean(self) -> Float[Tensor, " d"]:
         """Mean of each column."""
-        return self._centre.double().cpu() + self._sum / self.count
+        return self._centre.double().cpu() + self._sum / max(1, self.count)
 
     @property
     def squares(self) -> Float[Tensor, " d"]:
         """Sum of the squared deviations from the mean of each column."""
-        return (self._squares - self._sum**2 / self.count).clamp_min(0)
+        return (self._squares - self._sum**2 / max(1, self.count)).clamp_min(0)
 
     @property
     def var(self) -> Float[Tensor, " d"]:
         """Variance of each column: the sum of squared deviations divided by the count."""
-        return self.squares / self.count
+        return self.squares / max(1, self.count)

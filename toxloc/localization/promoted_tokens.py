@@ -10,9 +10,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..errors import ToxlocError
-from ..models.architectures import final_norm
 from ..models.batching import decode_token
 from ..models.loaded import LoadedModel
+from ..models.site_view import norm_offset
+from ..models.sites import AnySite, Site, unit_of
 from ..support.arguments import as_list
 from ..support.masking import mask
 
@@ -25,16 +26,21 @@ class Promoted:
     """The tokens that one neuron makes more (or less) likely.
 
     Attributes:
-        layer, neuron: the neuron, whose row of W_out writes to the residual stream.
+        site, neuron: the neuron, whose row of the site's W writes to the residual stream.
         tokens: the tokens, unmasked, strongest effect first.
         scores: change of the logits per unit of activation, up to the scale of the final norm; negative for lowered
             logits.
     """
 
-    layer: int
+    site: Site
     neuron: int
     tokens: list[str]
     scores: Float64[np.ndarray, " k"]
+
+    @property
+    def layer(self) -> int:
+        """Layer of the neuron."""
+        return self.site.layer
 
     def shown(self, masked: bool = True) -> list[str]:
         """Return the tokens for display, masked by default."""
@@ -49,11 +55,11 @@ class Promoted:
         )
 
     def __repr__(self) -> str:
-        return f"Promoted(layer {self.layer}, neuron {self.neuron}: {', '.join(map(repr, self.shown()))})"
+        return f"Promoted({self.site.title}, neuron {self.neuron}: {', '.join(map(repr, self.shown()))})"
 
 
 def promoted_tokens(
-    lm: LoadedModel, neurons: Sequence[tuple[int, int]], k: int = 10, *, sign: int = 1
+    lm: LoadedModel, neurons: Sequence[tuple[AnySite, int]], k: int = 10, *, sign: int = 1
 ) -> list[Promoted]:
     """Find the tokens whose logits a neuron raises most when it writes its row of W_out to the residual stream.
 
@@ -66,7 +72,7 @@ def promoted_tokens(
 
     Args:
         lm: the model.
-        neurons: (layer, neuron) pairs.
+        neurons: (layer, neuron) pairs; for an expert or a mixer, (site, unit) pairs.
         k: number of tokens per neuron.
         sign: 1 for the tokens whose logits rise most, -1 for those whose logits fall most.
 
@@ -86,21 +92,23 @@ def promoted_tokens(
     if not 1 <= k <= len(unembedding):
         raise ToxlocError(f"k={k}: give a number from 1 to {len(unembedding)}, the number of tokens of {lm.name}.")
     promoted = []
-    for layer, neuron in as_list(neurons, "the neurons"):
-        direction = _direction(lm, layer, neuron)
+    for site, neuron in map(unit_of, as_list(neurons, "the neurons")):
+        direction = _direction(lm, site, neuron)
         direction = direction.to(unembedding.device)
         # Split, so that not all rows are converted from 16 bits to float32 at once.
         top = (sign * torch.cat([rows.float() @ direction for rows in unembedding.split(16384)])).topk(k)
         scores = sign * top.values.double().cpu().numpy()
-        promoted.append(Promoted(layer, neuron, [decode_token(lm, t) for t in top.indices.tolist()], scores))
+        promoted.append(Promoted(site, neuron, [decode_token(lm, t) for t in top.indices.tolist()], scores))
     return promoted
 
 
-def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
+def _direction(lm: LoadedModel, site: Site, neuron: int) -> Float[Tensor, " d_model"]:
     """Return a neuron's row of W_out as the unembedding reads it, with norms linearised."""
-    lm.check_unit(layer, neuron)
-    row = lm.W_out(layer)[neuron].detach().float()
-    for centres, gain in _norms_after(lm, layer):
+    lm.check_unit(site, neuron)
+    if lm.at(site).width > 1:
+        raise ToxlocError(f"{site.title} has heads, which write more than one direction; give neurons.")
+    row = lm.W_out(site)[neuron].detach().float()
+    for centres, gain in _norms_after(lm, site):
         if centres:
             row = row - row.mean()
         if gain is not None:
@@ -108,17 +116,21 @@ def _direction(lm: LoadedModel, layer: int, neuron: int) -> Float[Tensor, " d_mo
     return row
 
 
-def _norms_after(lm: LoadedModel, layer: int) -> list[tuple[bool, Tensor | None]]:
+def _norms_after(lm: LoadedModel, site: Site) -> list[tuple[bool, Tensor | None]]:
     """Return (centres, gain) of the norm after the MLP, if there is one, and of the final norm; a gain can be None."""
-    view = lm.at(layer)
+    view = lm.at(site)
     if lm.hf is None:
-        norms = [*([lm.hooked.blocks[layer].ln2_post] if view.has_norm else []), lm.hooked.ln_final]
+        norms = [*([lm.hooked.blocks[site.layer].ln2_post] if view.has_norm else []), lm.hooked.ln_final]
         return [(type(norm).__name__.startswith("LayerNorm"), getattr(norm, "w", None)) for norm in norms]
-    norms = [*([view.norm] if view.norm is not None else []), final_norm(lm.hf)]
-    return [
-        (
-            isinstance(norm, nn.LayerNorm),
-            view.norm_offset + norm.weight.detach().float() if isinstance(norm.weight, Tensor) else None,
-        )
-        for norm in norms
-    ]
+    norms = [*([view.norm] if view.norm is not None else []), lm.final_norm]
+    return [(_centres(norm), _gain(norm)) for norm in norms]
+
+
+def _centres(norm: nn.Module) -> bool:
+    """Whether a norm subtracts the mean."""
+    return isinstance(norm, nn.LayerNorm) or ("LayerNorm" in type(norm).__name__ and "RMS" not in type(norm).__name__)
+
+
+def _gain(norm: nn.Module) -> Tensor | None:
+    weight = getattr(norm, "weight", None)
+    return norm_offset(norm) + weight.detach().float() if isinstance(weight, Tensor) else None

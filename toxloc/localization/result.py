@@ -27,12 +27,13 @@ MLP = "mlp"
 
 @dataclass(frozen=True)
 class PartScores:
-    """Scores of the sites of one part: of all MLPs, or of all attentions.
+    """Scores of the sites of one part: of all MLPs, of all attentions, of all experts.
 
     Attributes:
         sites: the sites, in the order of depth.
         layers: scores of the sites by score name, float64 [n_sites].
-        units: scores of the units by score name, float64 [n_sites, n_units].
+        units: scores of the units by score name, float64 [n_sites, n_units]; NaN after the units of a site that has
+            fewer than others.
         size: root mean square of every unit's activation over both sets, float64 [n_sites, n_units].
         uncertainty: intervals, null distributions and p-values of the sites by score name; scores without uncertainty
             are missing.
@@ -53,7 +54,7 @@ class Localization:
     unless only attentions were localized. For MLPs, a layer is its MLP and a unit is a neuron.
 
     Attributes:
-        by_part: scores by part: "mlp", "attention".
+        by_part: scores by part: "mlp", "attention", "mixer", "expert", "shared_expert".
         about: the model, its fingerprint, and the name and sizes of the contrast set.
     """
 
@@ -120,7 +121,11 @@ class Localization:
     def unit_sizes(self) -> BySite[Float64[np.ndarray, " n_units"]]:
         """Return the root mean square of every unit's activation, by site."""
         return BySite(
-            {site: row for scores in self.by_part.values() for site, row in zip(scores.sites, scores.size, strict=True)}
+            {
+                site: row[~np.isnan(row)]
+                for scores in self.by_part.values()
+                for site, row in zip(scores.sites, scores.size, strict=True)
+            }
         )
 
     def top_layers(self, score: str, k: int, part: str | None = None) -> list[int]:
@@ -152,7 +157,7 @@ class Localization:
             [(Site(layer=3, part='attention'), 2), ...]
         """
         values, sites = self.neuron_scores(score, part), self._of(part).sites
-        _check_count(k, values.size, "units")
+        _check_count(k, int((~np.isnan(values)).sum()), "units")
         order = np.argsort(-values, axis=None, kind="stable")[:k]
         return [(sites[int(i) // values.shape[1]], int(i) % values.shape[1]) for i in order]
 
@@ -173,7 +178,13 @@ class Localization:
         for part, scores in self.by_part.items():
             for name, values in scores.layers.items():
                 frame = pd.DataFrame(
-                    {"score": name, "part": part, "layer": [site.layer for site in scores.sites], "value": values}
+                    {
+                        "score": name,
+                        "part": part,
+                        "layer": [site.layer for site in scores.sites],
+                        **({"expert": [site.expert for site in scores.sites]} if part == "expert" else {}),
+                        "value": values,
+                    }
                 )
                 uncertainty = scores.uncertainty.get(name)
                 for column in Uncertainty.names():
@@ -195,6 +206,7 @@ class Localization:
         return pd.DataFrame(
             {
                 "layer": [site.layer for site, _ in tops],
+                **({"expert": [site.expert for site, _ in tops]} if scores.sites[0].part == "expert" else {}),
                 UNITS[scores.sites[0].part]: place[1],
                 **{name: values[place] for name, values in scores.units.items()},
             }
@@ -274,6 +286,12 @@ class Localization:
         if score not in self.scores:
             raise ToxlocError(f"Score {score!r} was not computed; choose from {', '.join(self.scores)}.")
         return score
+
+
+def stacked(rows: "list[np.ndarray]") -> Float64[np.ndarray, "n_sites n_units"]:
+    """Stack the values of the units of several sites; NaN follows the units of a site that has fewer than others."""
+    width = max(len(row) for row in rows)
+    return np.stack([np.pad(row.astype(np.float64), (0, width - len(row)), constant_values=np.nan) for row in rows])
 
 
 def _read_part(arrays: Mapping[str, np.ndarray], prefix: str, names: list[str], sites: list[str]) -> PartScores:

@@ -3,5 +3,5 @@
 from typing import Literal
 
 ScoreName = Literal[
-    "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc", "editability"
+    "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc", "editability", "routing"
 ]

@@ -64,6 +64,7 @@ class Score:
         bounds: smallest and largest possible score of a site.
         centre: neutral value, which is evidence neither for nor against toxicity.
         neuron_title: name of the score in figures of neurons, if it differs from `title`.
+        only: part that the score is for; None for all parts.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Score:
     bounds: tuple[float, float] = (0.0, np.inf)
     centre: float = 0.0
     neuron_title: str = ""
+    only: str | None = None
 
 
 def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -85,9 +87,9 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
     This is the activation contrast behind Meow2X.
     """
     toxic, neutral = both_contributions(s)
-    tokens = _joined(toxic.tokens, neutral.tokens)
 
     def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
+        tokens = _joined(toxic.counts[site], neutral.counts[site])
         sums = _joined(toxic.outputs[site], neutral.outputs[site])
         squares = _joined(toxic.squares[site], neutral.squares[site])
         n_T, n_N = (np.maximum(side @ tokens, 1)[:, None] for side in (w.toxic, w.neutral))
@@ -273,14 +275,19 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
     """Where an edit is cheap: gain in the contrast per unit of change on neutral text, comparable across depth.
 
     Site: the largest singular value of C̃^(-1/2) G S̃^(-1/2), with C̃ and S̃ the Kronecker factors of the curvature plus a
-    ridge. Unit: the same if only its rows of W may change; for a neuron ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). The score has no
-    draws, because they would need the whole gradient of every group.
+    ridge. Unit: the same if only its rows of W may change; for a neuron ||S̃^(-1/2) g_j|| / sqrt(C̃_jj). An expert to
+    which no neutral token is routed has the score 0, because the cost of its edits is unknown. The score has no draws,
+    because they would need the whole gradient of every group.
     """
     if not s.C:
         raise ToxlocError("editability needs the curvature; gather it with collect_contrast(curvature=True).")
     sites, units = [], []
     for view in _views(lm, s):
         C, S, G = s.C[view.site], s.S[view.site], s.G(view.site).double()
+        if not (C.any() and S.any()):
+            sites.append(0.0)
+            units.append(np.zeros(view.n_units))
+            continue
         sites.append(steepest_at_cost(G, C, S, RIDGE)[0])
         whitened = torch.linalg.solve_triangular(factor(S, RIDGE), G.T, upper=False).T
         diagonal = C.diagonal().double()
@@ -294,6 +301,47 @@ def editability(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
             )
             units.append(torch.linalg.matrix_norm(whitened_units, 2).cpu().numpy())
     return Scored(np.array(sites), units, None)
+
+
+def routing(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
+    """Which experts does toxic text use?
+
+    Site: mean router weight of the expert per token of the toxic texts, minus that per token of the neutral texts; 0
+    where a token is not routed to the expert. A router chooses experts, not neurons, so the scores of neurons are 0.
+    Only experts of a mixture have this score. It says where toxic text goes, not what the expert does with it.
+    """
+    toxic, neutral = both_contributions(s)
+    tokens = _joined(toxic.tokens, neutral.tokens)
+    dense = [str(site) for site in s.sites if site not in toxic.mass]
+    if dense:
+        raise ToxlocError(
+            f"routing is a score of routed experts, and {dense[0]} is not an expert; give parts=('expert',)."
+        )
+    return _over_sites(
+        s,
+        weights,
+        lambda site, w: _mean_difference(_joined(toxic.mass[site], neutral.mass[site])[:, None], tokens, w)[:, 0],
+        [np.zeros(view.n_units) for view in _views(lm, s)],
+    )
+
+
+def joined(name: str, groups: Sequence[Scored]) -> Scored:
+    """Join the values of a score at several groups of sites into those at all of them."""
+    if name == "combined":  # its units are multiplied by the share of the site in the positive scores of the group
+        positive = [np.maximum(scored.sites, 0).sum(keepdims=True) for scored in groups]
+        shares = [_ratio(own, np.sum(positive, axis=0)) for own in positive]
+        groups = [
+            scored._replace(units=[units * share for units in scored.units])
+            for scored, share in zip(groups, shares, strict=True)
+        ]
+    draws = None
+    if all(scored.draws is not None for scored in groups):
+        draws = [
+            np.concatenate(drawn, axis=1) for drawn in zip(*(scored.draws or [] for scored in groups), strict=True)
+        ]
+    return Scored(
+        np.concatenate([scored.sites for scored in groups]), [unit for scored in groups for unit in scored.units], draws
+    )
 
 
 _GRADIENTS = frozenset({"gradients"})
@@ -348,6 +396,15 @@ SCORES: dict[str, Score] = {
         "where is an edit cheap?",
         editability,
         frozenset({"gradients", "curvature"}),
+    ),
+    "routing": Score(
+        "router weight",
+        "share of the router's weight",
+        "which experts does toxic text use?",
+        routing,
+        signed=True,
+        bounds=(-1.0, 1.0),
+        only="expert",
     ),
 }
 assert set(SCORES) == set(get_args(ScoreName))

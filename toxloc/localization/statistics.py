@@ -1,8 +1,8 @@
 """Statistics of a contrast set: those of its toxic and of its neutral texts, and the curvature on neutral text."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,10 @@ from ..texts.contrast import ContrastSet
 from ..texts.drawing import check_texts
 from .contributions import random_groups
 from .text_statistics import Fisher, TextStatistics, collect
+
+MEMORY = 4 << 30  # bytes that the matrices of all sites that are gathered together may take
+MATRICES = frozenset({"gradients", "curvature"})
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,6 +42,23 @@ class ContrastStatistics:
     def sites(self) -> list[Site]:
         """The sites whose statistics were gathered, layer by layer."""
         return list(self.toxic.G or self.toxic.keys)
+
+    def restricted(self, *parts: str) -> "ContrastStatistics":
+        """Return the statistics of the sites of some parts."""
+
+        def kept(by_site: BySite[T]) -> BySite[T]:
+            return BySite({site: value for site, value in by_site.items() if site.part in parts})
+
+        def side(s: TextStatistics) -> TextStatistics:
+            return replace(s, keys=kept(s.keys), routed=kept(s.routed), G=kept(s.G), C=kept(s.C), S=kept(s.S))
+
+        return ContrastStatistics(side(self.toxic), side(self.neutral), self.paired, kept(self.C), kept(self.S))
+
+    def routed(self, site: AnySite) -> int | None:
+        """Return how many tokens are routed to an expert on the side with fewer; None for other sites."""
+        if site not in self.toxic.routed:
+            return None
+        return min(self.toxic.routed[site], self.neutral.routed[site])
 
     def G(self, site: AnySite) -> Float[Tensor, "d_in d_model"]:
         """Gradient of the contrast NLL_T - NLL_N with respect to a site's W."""
@@ -71,7 +92,7 @@ def collect_contrast(
         peaks: gather the largest activations of every text, which the score `auroc` needs.
         more_neutral: further neutral texts, used only for C and S, weighted by their tokens.
         fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral texts are read twice.
-        sites: sites to gather statistics of; by default every layer's MLP.
+        sites: sites to gather statistics of; by default every MLP and expert.
         curved: sites whose C and S are gathered; by default all of `sites`.
         moments: gather means, variances and contributions, which scores need and TRNE does not.
         skip_first: see `collect`.
@@ -89,7 +110,7 @@ def collect_contrast(
     lm = LoadedModel.of(lm)
     check_kind(pairs, ContrastSet, "the contrast set")
     more_neutral = check_texts(more_neutral, "more_neutral")
-    sites = lm.sites("mlp") if sites is None else sites_of(sites)
+    sites = lm.sites_of_choice("mlp") if sites is None else sites_of(sites)
     groups = random_groups(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     options: dict[str, Any] = {
         "gradients": gradients,
@@ -131,8 +152,9 @@ def collect_contrast(
     C, S = (
         BySite(
             {
-                site: _weighted_mean([(side.n_predicted, getattr(side, factor)[site]) for side in passes])
-                for site in (getattr(passes[0], factor) if passes else ())
+                # Taken out of the passes, so that they use no more memory than the means.
+                site: _weighted_mean([(side.n_predicted, getattr(side, factor).pop(site)) for side in passes])
+                for site in (list(getattr(passes[0], factor)) if passes else ())
             }
         )
         for factor in "CS"
@@ -140,8 +162,42 @@ def collect_contrast(
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
 
 
+def bytes_of(lm: LoadedModel, sites: Iterable[AnySite], needs: frozenset[str] = MATRICES) -> int:
+    """Return the bytes that the matrices of some sites take.
+
+    Args:
+        lm: the model.
+        sites: the sites.
+        needs: the statistics: "gradients" for G of both sides, "curvature" for C and S, "reliance" for S of the toxic
+            side, and for C of the toxic side at sites whose units are wider than one key. Others take little memory.
+    """
+    numbers, d = 0, lm.d_model
+    for view in map(lm.at, sites):
+        numbers += 2 * view.d_in * d if "gradients" in needs else 0
+        numbers += view.d_in**2 + d**2 if "curvature" in needs else 0
+        numbers += (view.d_in**2 if view.width > 1 else 0) + d**2 if "reliance" in needs else 0
+    return 4 * numbers
+
+
+def groups_that_fit(
+    lm: LoadedModel, sites: Iterable[Site], memory: int, needs: frozenset[str] = MATRICES
+) -> Iterator[list[Site]]:
+    """Yield groups of successive sites, at least one each, whose matrices take at most `memory` bytes."""
+    group: list[Site] = []
+    for site in sites:
+        if group and bytes_of(lm, [*group, site], needs) > memory:
+            yield group
+            group = []
+        group.append(site)
+    yield group
+
+
 def _weighted_mean(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """Mean of matrices, weighted by their token counts."""
+    """Return the mean of matrices, weighted by their token counts; the matrices are overwritten."""
+    if len(parts) == 1:
+        return parts[0][1]
     total = sum(count for count, _ in parts)
-    mean: Tensor = parts[0][1] if len(parts) == 1 else sum(count / total * M for count, M in parts)  # type: ignore[assignment]
-    return mean
+    first, *others = [M.mul_(count / total) for count, M in parts]
+    for M in others:
+        first += M
+    return first

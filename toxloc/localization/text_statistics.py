@@ -9,6 +9,9 @@ outputs z of an attention's heads. For every site, a pass collects over real tok
 * G = dNLL/dW = sum of aᵀδ over tokens, divided by the number of predicted tokens, with δ = dNLL/dm. This is the
   gradient with respect to W, computed without autograd ever building a weight gradient;
 * C = E[a aᵀ] and S = E[δ δᵀ], the Kronecker factors of the curvature of W (Martens and Grosse 2015, arXiv:1503.05671).
+
+A routed expert of a mixture of experts is read at the tokens that are routed to it. Its keys are its neurons'
+activations times the router weight of the token, so that m is its share of the block's output.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +25,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..errors import ToxlocError
+from ..models.banks import Bank, Routed
 from ..models.batching import Batch, batches
 from ..models.likelihood import predicting, sampled, targets, token_nll
 from ..models.loaded import LoadedModel
@@ -47,9 +51,10 @@ class TextStatistics:
         nll: mean negative log-likelihood per predicted token, in nats.
         keys: moments of a, by site; their count is 0 if moments were not gathered.
         contributions: sums over small groups of texts; None without moments.
+        routed: number of tokens that count and are routed to an expert, by expert; empty without experts.
         G: dNLL/dW [d_in, d_model] by site, for the mean NLL per predicted token (without the key of the first position
             if `skip_first`).
-        C: E[a aᵀ] over all real tokens, including the first, by site.
+        C: E[a aᵀ] over all real tokens, including the first, by site; of an expert, over those that are routed to it.
         S: E[δ δᵀ] by site: the sum over all real tokens divided by `n_predicted`, with δ the gradient of the summed
             NLL.
     """
@@ -60,6 +65,7 @@ class TextStatistics:
     nll: float
     keys: BySite[Moments]
     contributions: Contributions | None
+    routed: BySite[int]
     G: BySite[Float[Tensor, "_d_in d_model"]]
     C: BySite[Float[Tensor, "_d_in _d_in"]]
     S: BySite[Float[Tensor, "d_model d_model"]]
@@ -94,7 +100,7 @@ def collect(
         fisher: "empirical" uses the gradients of the texts' tokens. "sampled" uses the gradients of tokens sampled from
             the model's predictions: S is then the factor of the true Fisher information, and G and nll are those of the
             sampled tokens.
-        sites: sites to gather statistics of; by default every layer's MLP.
+        sites: sites to gather statistics of; by default every MLP and expert.
         curved: sites whose C and S are gathered; by default all of `sites`. C stores d_in² numbers per site.
         moments: gather means, variances and contributions.
         peaks: with the contributions, gather the largest activation of every unit in every text (in a temporary file).
@@ -121,7 +127,7 @@ def collect(
         raise ToxlocError(f"Unknown fisher {fisher!r}; choose one of {', '.join(FISHERS)}.")
     if moments and group is None:
         group = random_groups(len(texts), len(texts), paired=True)[0]
-    views = [lm.at(site) for site in (lm.sites("mlp") if sites is None else sites_of(sites))]
+    views = [lm.at(site) for site in (lm.sites_of_choice("mlp") if sites is None else sites_of(sites))]
     if not views:
         raise ToxlocError(
             "There are no sites to gather statistics of; give sites, or leave sites= out for every layer's MLP."
@@ -162,9 +168,15 @@ class _Collector:
         skip_first: bool,
     ):
         self.lm, self.views, self.gatherer, self.skip_first = lm, views, gatherer, skip_first
+        self.banks: dict[int, dict[int, SiteView]] = {}  # the experts to read, by id(bank) and number
+        for view in views:
+            if view.bank is not None and view.site.expert is not None:
+                self.banks.setdefault(id(view.bank), {})[view.site.expert] = view
         self.gradients, self.output_curvature = gradients, curvature or output_curvature
         self.backward = gradients or self.output_curvature
-        self.keys = BySite({view.site: Moments() for view in views})
+        self.keys = BySite({view.site: Moments(view.d_in) for view in views})
+        self.routed = BySite({view.site: 0 for view in views if view.bank})
+        self.n_read = dict.fromkeys(self.routed, 0)  # real tokens routed to each expert, including the first
         d = lm.d_model
         self.G = BySite({v.site: _zero(v, v.d_in, d) for v in views if gradients})
         self.C = BySite(
@@ -180,6 +192,7 @@ class _Collector:
         self.nll = 0.0
         self.real: Bool[Tensor, "batch pos"] = torch.ones(0, 0, dtype=torch.bool)
         self.weights: Float[Tensor, "batch pos"] = torch.ones(0, 0)
+        self.seen_routed: dict[int, list[_Share]] = {}
         self.seen_keys: dict[Site, Tensor] = {}
         self.seen_outputs: dict[Site, Tensor] = {}
 
@@ -187,13 +200,25 @@ class _Collector:
     def hooked(self) -> Iterator[None]:
         """Place the hooks for the duration of the block."""
         hooks: list[tuple[Hook, Callable[[Tensor], Tensor | None]]] = []
+        keys: list[tuple[Hook, Callable[[Tensor], None]]] = []
+        banks = []
         for view in self.views:
-            hooks += [(view.keys_hook, self._on_keys(view)), (view.output_hook, self._on_output(view))]
+            if view.bank is not None:
+                if view.bank not in banks:
+                    banks.append(view.bank)
+                    hooks.append((view.output_hook, self._on_bank_output(view.bank)))
+                continue
+            keys.append((view.keys_hook, self._on_keys(view)))
+            hooks.append((view.output_hook, self._on_output(view)))
             if view.has_norm and self.gradients:
                 hooks.append((view.write_hook, self._on_write(view)))
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.lm))
-            stack.enter_context(self.lm.hooks(hooks))
+            # The keys are what W reads, with the changes of applied interventions, and m is what W writes, before them.
+            stack.enter_context(self.lm.hooks(keys))
+            stack.enter_context(self.lm.hooks(hooks, first=True))
+            for bank in banks:
+                bank.watch(self._on_routed(bank), stack)
             stack.enter_context(torch.enable_grad() if self.backward else torch.inference_mode())
             yield
 
@@ -220,14 +245,69 @@ class _Collector:
             loss.backward()
             self.nll += loss.item()
             self.n_predicted += len(token)
+        self.seen_routed.clear()
         self.seen_keys.clear()
         self.seen_outputs.clear()
+
+    def _on_routed(self, bank: Bank) -> Callable[[Routed], None]:
+        views = self.banks[id(bank)]
+
+        def watch(routed: Routed) -> None:
+            view = views.get(routed.expert)
+            if view is None:
+                return
+            device = routed.keys.device
+            real = self.real.to(device).flatten()[routed.tokens]
+            tokens = routed.tokens[real]
+            kept = self.weights.to(device).flatten()[tokens] > 0
+            keys, router = routed.keys.detach()[real], routed.router.detach()[real]
+            texts = tokens // self.real.shape[1]
+            n_kept = int(kept.sum())
+            self.routed[view.site] += n_kept
+            self.n_read[view.site] += len(tokens)
+            if self.gatherer:
+                self.keys[view.site].update(keys, kept.float(), n_kept)
+                self.gatherer.see_routed(view, texts, kept, router, keys)
+            if self.backward:
+                scale = router[:, None].float().clamp_min(1e-9) if routed.after else None
+                share = _Share(view, texts, kept, keys.float(), routed.rows[real], scale)
+                self.seen_routed.setdefault(id(bank), []).append(share)
+
+        return watch
+
+    def _on_bank_output(self, bank: Bank) -> Callable[[Tensor], Tensor | None]:
+        def hook(m: Tensor) -> Tensor | None:
+            if not self.backward:
+                return None
+            if not m.requires_grad:
+                m = m.detach().requires_grad_(True)
+            m.register_hook(lambda delta: self._reduce_bank(bank, delta))
+            return m
+
+        return hook
+
+    def _reduce_bank(self, bank: Bank, delta: Tensor) -> None:
+        delta = delta.reshape(-1, delta.shape[-1]).float()
+        for share in self.seen_routed.pop(id(bank), ()):
+            site, own = share.view.site, delta[share.rows]
+            if share.scale is not None:
+                own = own / share.scale
+            own = _before_changes(bank, site, own)
+            if self.gradients:
+                counted = own * share.kept[:, None]
+                self.G[site].addmm_(share.keys.T, counted)
+                if self.gatherer:
+                    self.gatherer.see_routed_gradients(share.view, share.texts, share.keys, counted)
+            if site in self.C:
+                self.C[site].addmm_(share.keys.T, share.keys)
+            if site in self.S:
+                self.S[site].addmm_(own.T, own)
 
     def _on_keys(self, view: SiteView) -> Callable[[Tensor], None]:
         def hook(a: Tensor) -> None:
             a = a.detach().reshape(*self.real.shape, -1)
             if self.gatherer:
-                self.keys[view.site].update(a.view(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
+                self.keys[view.site].update(a.reshape(-1, a.shape[-1]), self.weights.to(a.device).view(-1), self.n_kept)
                 self.gatherer.see_keys(view, a)
             if self.backward:
                 self.seen_keys[view.site] = a
@@ -236,7 +316,7 @@ class _Collector:
 
     def _on_output(self, view: SiteView) -> Callable[[Tensor], Tensor | None]:
         def hook(m: Tensor) -> Tensor | None:
-            outputs = m.detach().view(*self.real.shape, -1)
+            outputs = m.detach().reshape(*self.real.shape, -1)
             if self.gatherer:
                 self.gatherer.see_outputs(view.site, outputs)
             if not self.backward:
@@ -247,7 +327,8 @@ class _Collector:
             if not m.requires_grad:
                 m = m.detach().requires_grad_(True)
             m.register_hook(lambda delta: self._reduce(view, delta))
-            return m
+            # Llama 4 adds the routed experts' outputs to that of the shared expert in place.
+            return m.clone() if view.site.part == "shared_expert" else m
 
         return hook
 
@@ -262,18 +343,18 @@ class _Collector:
         if self.gatherer:
             shape, weights = (*self.real.shape, -1), self.weights.to(delta.device)
             self.gatherer.see_contribution(
-                view.site, written.view(shape), delta.view(shape).float() * weights[..., None]
+                view.site, written.reshape(shape), delta.reshape(shape).float() * weights[..., None]
             )
 
     def _reduce(self, view: SiteView, delta: Tensor) -> None:
         site = view.site
         a, m = self.seen_keys.pop(site), self.seen_outputs.pop(site)
-        delta = delta.view(*self.real.shape, -1).float()
+        delta = delta.reshape(*self.real.shape, -1).float()
         if self.gradients:
             # A gradient of 0 at tokens that do not count saves a copy of `a` without them (it is 0 at padding).
             counted = delta * self.weights.to(delta.device)[..., None]
             a = a.float()
-            self.G[site].addmm_(a.view(-1, a.shape[-1]).T, counted.view(-1, counted.shape[-1]))
+            self.G[site].addmm_(a.reshape(-1, a.shape[-1]).T, counted.reshape(-1, counted.shape[-1]))
             if self.gatherer:
                 self.gatherer.see_gradients(site, a, counted)
                 if not view.has_norm:
@@ -283,7 +364,7 @@ class _Collector:
             a = a[self.real.to(a.device)].float()
             self.C[site].addmm_(a.T, a)
         if site in self.S:
-            delta = delta.view(-1, delta.shape[-1])
+            delta = delta.reshape(-1, delta.shape[-1])
             self.S[site].addmm_(delta.T, delta)
 
     def result(self, n_texts: int) -> TextStatistics:
@@ -291,8 +372,8 @@ class _Collector:
             raise ToxlocError("No text has two tokens, so there is nothing to predict; give longer texts.")
         n = max(1, self.n_predicted)
         for sums, count in ((self.G, n), (self.C, self.n_real), (self.S, n)):
-            for matrix in sums.values():
-                matrix /= count
+            for site, matrix in sums.items():
+                matrix /= max(1, self.n_read[site]) if sums is self.C and site in self.n_read else count
         return TextStatistics(
             n_texts,
             self.n_tokens,
@@ -300,10 +381,37 @@ class _Collector:
             self.nll / n,
             self.keys,
             self.gatherer.sums if self.gatherer else None,
+            self.routed,
             self.G,
             self.C,
             self.S,
         )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """An expert's share of one batch: the text, the keys and the row of the bank's output of each real token.
+
+    `kept` says whether the token counts; `scale` is what the gradient at the bank's output is divided by.
+    """
+
+    view: SiteView
+    texts: Tensor
+    kept: Tensor
+    keys: Tensor
+    rows: Tensor
+    scale: Tensor | None
+
+
+def _before_changes(bank: Bank, site: Site, delta: Tensor) -> Tensor:
+    """Convert the gradient with respect to an expert's output to that before the changes of applied interventions.
+
+    All such changes are linear, up to a constant, so they commute with the router weight.
+    """
+    for expert, transform in reversed(bank.on_outputs):
+        if expert == site.expert:
+            delta = torch.func.vjp(transform, torch.zeros_like(delta))[1](delta)[0]
+    return delta
 
 
 def _zero(view: SiteView, *shape: int) -> Tensor:

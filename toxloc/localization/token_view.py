@@ -1,6 +1,6 @@
 """Token view: attribution and activation of every layer at every token of one text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from ..models.batching import Batch, decode_token, encode, pad
 from ..models.likelihood import summed_nll
 from ..models.loaded import LoadedModel
 from ..models.site_view import Hook
-from ..models.sites import BySite
+from ..models.sites import BySite, Site
 from ..support.masking import mask
 from .statistics import ContrastStatistics
 
@@ -33,12 +33,14 @@ class TokenView:
             loss of log-likelihood, to first order, if they were silenced at that position.
         activation: distance of the layer's output from the midpoint between the means of toxic and neutral tokens,
             towards the toxic mean, in standard deviations; None without statistics.
+        layers: number of the layer of each row.
     """
 
     text: str
     tokens: list[str]
     attribution: Float64[np.ndarray, "n_layers pos"]
     activation: Float64[np.ndarray, "n_layers pos"] | None
+    layers: Sequence[int] = ()
 
     def shown(self, masked: bool = True) -> list[str]:
         """Return the tokens for display. A word is masked as a whole, even if it consists of several tokens."""
@@ -87,7 +89,19 @@ def token_view(
     outputs, written, gradients = _outputs_and_gradients(lm, batch)
     attribution = -(written * gradients).sum(2).numpy()
     activation = None if statistics is None else _toxic_side(lm, outputs, statistics)
-    return TokenView(text, [decode_token(lm, t) for t in batch.ids[0].tolist()], attribution, activation)
+    layers = [site.layer for site in mlps(lm)]
+    return TokenView(text, [decode_token(lm, t) for t in batch.ids[0].tolist()], attribution, activation, layers)
+
+
+def mlps(lm: LoadedModel) -> list[Site]:
+    """Return the MLPs of a model.
+
+    Raises:
+        ToxlocError: it has none.
+    """
+    if not (sites := lm.sites("mlp")):
+        raise ToxlocError(f"{lm.name} has no MLP, whose outputs token_view shows; its parts are {', '.join(lm.parts)}.")
+    return sites
 
 
 def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tensor, "n_layers pos d_model"], ...]:
@@ -97,8 +111,7 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
     """
     outputs: list[Tensor] = []
     normed_outputs: list[Tensor] = []
-    views = [lm.at(site) for site in lm.sites("mlp")]
-    normed = views[0].has_norm
+    views = [lm.at(site) for site in mlps(lm)]
 
     def keep(m: Tensor) -> Tensor:
         # With frozen weights the graph begins here, at the first layer's output. Hooks run in the order of layers.
@@ -106,13 +119,14 @@ def _outputs_and_gradients(lm: LoadedModel, batch: Batch) -> tuple[Float64[Tenso
         return outputs[-1]
 
     hooks: list[tuple[Hook, Callable[[Tensor], Tensor | None]]] = [(view.output_hook, keep) for view in views]
-    if normed:
-        hooks += [(view.write_hook, normed_outputs.append) for view in views]
+    hooks += [(view.write_hook, normed_outputs.append) for view in views if view.has_norm]
     with torch.enable_grad(), lm.hooks(hooks):
         loss, _ = summed_nll(lm, batch)
-        gradients = torch.autograd.grad(loss, normed_outputs if normed else outputs)
-    biases = [None if normed else view.bias for view in views]
-    written = [c if bias is None else c - bias for c, bias in zip(normed_outputs or outputs, biases, strict=True)]
+        normed = iter(normed_outputs)
+        ends = [next(normed) if view.has_norm else m for view, m in zip(views, outputs, strict=True)]
+        gradients = torch.autograd.grad(loss, ends)
+    biases = [None if view.has_norm else view.bias for view in views]
+    written = [c if bias is None else c - bias for c, bias in zip(ends, biases, strict=True)]
     return tuple(
         torch.stack([t.detach().cpu().double().view(batch.ids.shape[1], -1) for t in tensors])
         for tensors in (outputs, written, gradients)
@@ -132,7 +146,7 @@ def _toxic_side(
 
     n_T, n_N = (side.tokens.sum().cpu().double().clamp_min(1) for side in (toxic, neutral))
     mean_T, mean_N = total(toxic.outputs) / n_T, total(neutral.outputs) / n_N
-    if mean_T.shape != (lm.n_layers, lm.d_model):
+    if mean_T.shape != (len(outputs), lm.d_model):
         raise ToxlocError(f"These statistics are from a model of another shape; gather them on {lm.name}.")
     var = (total(toxic.squares) + total(neutral.squares) - n_T * mean_T**2 - n_N * mean_N**2) / (n_T + n_N)
     per_sd = torch.where(var > 0, var.rsqrt(), 0.0)  # an element that never varies does not count

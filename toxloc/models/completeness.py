@@ -1,27 +1,28 @@
 """Check that a model folder holds all weights of its configuration, so that no weight is left at a random value."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from ..errors import ToxlocError
+from .quantized import plain_tensors
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 FLOATS = ("F64", "F32", "F16", "BF16")
 SLACK = 1.5  # a configuration with more than this many times the weights of the files is refused before memory is used
 
 
-def check_folder(folder: Path, config: Any) -> None:
+def check_folder(folder: Path, config: Any, skeleton: Callable[[], nn.Module]) -> None:
     """Compare the configuration of a folder with the headers of its safetensors files, before weights are read.
 
     Args:
         folder: the model folder.
         config: its configuration, as transformers reads it.
+        skeleton: function that makes the model of the configuration on the meta device.
 
     Raises:
         ToxlocError: a size is not positive, a file is damaged, a tensor does not hold floating-point numbers, or the
@@ -35,11 +36,11 @@ def check_folder(folder: Path, config: Any) -> None:
         return
     count, tensors = 0, 0
     for path in sorted(folder.glob("*.safetensors")):
-        for name, dtype, shape in _header(path):
+        for name, dtype, shape in tensors_of(path):
             if dtype not in FLOATS:
                 raise ToxlocError(
                     f"{path.name} in {folder} holds {name} as {dtype}; toxloc reads weights of {', '.join(FLOATS)}. "
-                    "Save the model unquantized."
+                    "Save the model unquantized, or with its quantization_config in config.json."
                 )
             count, tensors = count + torch.Size(shape).numel(), tensors + 1
     layers = sizes["num_hidden_layers"]
@@ -48,8 +49,7 @@ def check_folder(folder: Path, config: Any) -> None:
             f"{folder / 'config.json'} describes {layers:,} layers, but the weight files hold {tensors:,} tensors; "
             "restore the configuration or finish the download."
         )
-    with torch.device("meta"):
-        expected = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    expected = sum(weight.numel() for weight in skeleton().parameters())
     if expected > SLACK * count:
         raise ToxlocError(
             f"{folder / 'config.json'} describes a model of {expected:,} weights, but the weight files hold {count:,}; "
@@ -57,7 +57,7 @@ def check_folder(folder: Path, config: Any) -> None:
         )
 
 
-def _header(path: Path) -> list[tuple[str, str, list[int]]]:
+def tensors_of(path: Path) -> list[tuple[str, str, list[int]]]:
     """Return the name, dtype and shape of each tensor of a safetensors file."""
     try:
         with safe_open(path, "pt") as weights:
@@ -108,7 +108,7 @@ def check_finite(model: nn.Module, name: str) -> None:
         ToxlocError: a weight is infinite or NaN; the message names it.
     """
     with torch.no_grad():
-        for parameter, weight in model.named_parameters():
+        for parameter, weight in plain_tensors(model):
             if weight.is_meta or not weight.numel() or not weight.is_floating_point():
                 continue
             low, high = weight.aminmax()

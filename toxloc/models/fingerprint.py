@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .quantized import plain_tensors
 from .weights import checksum
 
 PREFIX = "w2-"
@@ -18,7 +19,7 @@ def fingerprint_of(model: nn.Module, model_type: str) -> str:
         model: the module tree with the weights.
         model_type: name of the family.
     """
-    shapes = [(name, list(weight.shape), str(weight.dtype)) for name, weight in model.named_parameters()]
+    shapes = [(name, list(weight.shape), str(weight.dtype)) for name, weight in plain_tensors(model)]
     content = json.dumps([model_type, shapes, checksum(model)])
     return PREFIX + hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -73,12 +73,13 @@ def logit_rows(
     lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
 ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:
     """Yield the logits of a few rows of hidden states at a time, in float32, and the slice of these rows."""
-    (W_U, b_U), cap = lm.unembedding, lm.soft_cap
+    (W_U, b_U), cap, scale = lm.unembedding, lm.soft_cap, lm.logit_scale
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "cuda"]
     step = max(FEWEST_ROWS, at_once // len(W_U))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
         logits = torch.nn.functional.linear(hidden[rows].to(W_U.device), W_U, b_U).float().to(hidden.device)
+        logits = logits if scale == 1 else logits.mul_(scale)
         yield rows, logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -90,7 +91,7 @@ class _TokenNLL(torch.autograd.Function):
         losses = torch.empty(len(hidden), device=hidden.device)
         needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         gradient = torch.empty_like(hidden) if needs_gradient else None
-        cap, (W_U, _) = lm.soft_cap, lm.unembedding
+        cap, (W_U, _), scale = lm.soft_cap, lm.unembedding, lm.logit_scale
         for rows, logits in logit_rows(lm, hidden):
             target = token[rows, None]
             target_logit = logits.gather(1, target)[:, 0]
@@ -101,7 +102,8 @@ class _TokenNLL(torch.autograd.Function):
             if gradient is not None:
                 slope = logits.div_(sums)
                 slope.scatter_add_(1, target, torch.full_like(target_logit, -1.0)[:, None])
-                gradient[rows] = (slope if cap_slope is None else slope * cap_slope).to(W_U) @ W_U
+                slope = slope if cap_slope is None else slope * cap_slope
+                gradient[rows] = (slope if scale == 1 else slope * scale).to(W_U) @ W_U
         ctx.save_for_backward(*([] if gradient is None else [gradient]))
         return losses
 

@@ -7,9 +7,10 @@ from typing import Any, Literal, TypeVar, get_args
 from ..errors import ToxlocError
 
 T = TypeVar("T")
-Part = Literal["mlp", "attention"]
+Part = Literal["mlp", "attention", "mixer", "expert", "shared_expert"]
 PARTS: tuple[Part, ...] = get_args(Part)
-UNITS = {"mlp": "neuron", "attention": "head"}  # name of a unit of each part
+FEED_FORWARD: tuple[Part, ...] = ("mlp", "expert", "shared_expert")
+UNITS = {"attention": "head", "mixer": "channel"} | dict.fromkeys(FEED_FORWARD, "neuron")  # name of a unit of each part
 
 
 @dataclass(frozen=True, order=True)
@@ -21,19 +22,28 @@ class Site:
 
     Attributes:
         layer: number of the block, from 0.
-        part: "mlp" for W_out, whose units are neurons; "attention" for W_O, whose units are heads.
+        part: "mlp" for W_out, whose units are neurons; "attention" for W_O, whose units are heads; "mixer" for the
+            output of a linear recurrence, a state space or a convolution, whose units are channels; "expert" and
+            "shared_expert" for W_out of an expert in a mixture of experts, whose units are neurons.
+        expert: number of the expert, from 0, if the part is "expert"; else None.
 
     Example:
-        >>> Site.of(3) == Site(3, "mlp"), Site.of("3.attention")
-        (True, Site(layer=3, part='attention'))
+        >>> Site.of(3) == Site(3, "mlp"), Site.of("3.attention"), str(Site(3, "expert", 5))
+        (True, Site(layer=3, part='attention'), '3.expert.5')
     """
 
     layer: int
     part: str = "mlp"
+    expert: int | None = None
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
             raise ToxlocError(f"Unknown part {self.part!r} of a site; choose one of {', '.join(PARTS)}.")
+        if (self.part == "expert") != (self.expert is not None):
+            raise ToxlocError(
+                f"A site of the part {self.part!r} cannot have expert={self.expert}; give a number for the part "
+                "'expert', as in Site(3, 'expert', 5), and none for other parts."
+            )
 
     @classmethod
     def of(cls, site: "int | str | Site") -> "Site":
@@ -46,21 +56,30 @@ class Site:
             return site
         if isinstance(site, str):
             layer, _, part = site.partition(".")
-            if layer.isdecimal() and part in PARTS:
-                return cls(int(layer), part)
+            part, _, expert = part.partition(".")
+            if layer.isdecimal() and part in PARTS and (expert.isdecimal() if part == "expert" else not expert):
+                return cls(int(layer), part, int(expert) if expert else None)
         elif not isinstance(site, bool) and hasattr(site, "__index__"):
             return cls(int(site))
         raise ToxlocError(
-            f"{site!r} is not a site; give a layer's number for its MLP, a Site, or a name such as '3.attention'."
+            f"{site!r} is not a site; give a layer's number for its MLP, a Site, or a name such as '3.attention' or "
+            "'3.expert.5'."
         )
 
+    def __repr__(self) -> str:
+        expert = "" if self.expert is None else f", expert={self.expert}"
+        return f"Site(layer={self.layer}, part={self.part!r}{expert})"
+
     def __str__(self) -> str:
-        return f"{self.layer}.{self.part}"
+        return f"{self.layer}.{self.part}" + ("" if self.expert is None else f".{self.expert}")
 
     @property
     def title(self) -> str:
-        """Name in texts and figures: "layer 3" for an MLP, "layer 3, attention" for an attention."""
-        return f"layer {self.layer}" + ("" if self.part == "mlp" else f", {self.part}")
+        """Name in texts and figures: "layer 3" for an MLP, "layer 3, attention", "layer 3, expert 5"."""
+        if self.part == "mlp":
+            return f"layer {self.layer}"
+        name = self.part.replace("_", " ")
+        return f"layer {self.layer}, {name}" + ("" if self.expert is None else f" {self.expert}")
 
 
 AnySite = int | str | Site  # the types that `Site.of` takes

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ToxlocError
@@ -69,6 +69,26 @@ def resolve(name: str) -> Source:
     return Source(name, "hub", name)
 
 
+def downloaded(source: Source) -> Source:
+    """Return the source with the folder of its files; a model from the hub is downloaded.
+
+    Raises:
+        ToxlocError: the hub has no such model, or cannot be reached.
+    """
+    if source.kind != "hub":
+        return source
+    from huggingface_hub import snapshot_download
+
+    others = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    try:
+        folder = snapshot_download(source.location, allow_patterns=[*others, "*.safetensors"])
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(source.location, allow_patterns=[*others, "*.bin"])
+    except (OSError, ValueError) as error:
+        raise not_on_hub(source.name, error) from error
+    return replace(source, kind="folder", location=folder)
+
+
 def _similar(name: str, cutoff: float) -> str | None:
     """Return the known name most similar to `name`, or None if none has at least this similarity (0 to 1)."""
     return next(iter(difflib.get_close_matches(name, [*BUILT_IN, *CATALOGUE], n=1, cutoff=cutoff)), None)
@@ -91,13 +111,26 @@ def not_on_hub(name: str, reason: Exception) -> ToxlocError:
     )
 
 
-def check_no_code(name: str, error: Exception) -> None:
-    """Raise ToxlocError if transformers refused to load a model because it would have to run the model's own code."""
-    if "custom code" in str(error):
-        raise ToxlocError(
-            f"{name!r} brings its own code (auto_map in config.json), which toxloc never runs; give a model of "
-            "a family that transformers itself implements."
-        ) from error
+def check_no_code(name: str, error: Exception, *, can_allow: bool = False) -> None:
+    """Check whether transformers refused to load a model because it would have to run the model's own code.
+
+    Args:
+        name: name of the model.
+        error: the error that transformers raised.
+        can_allow: whether `trust_remote_code` would allow it, as for `load_model`.
+
+    Raises:
+        ToxlocError: it did.
+    """
+    if "custom code" not in str(error):
+        return
+    advice = "which toxloc never runs; give a model of a family that transformers itself implements."
+    if can_allow:
+        advice = (
+            "which is not run unless you allow it: if you have read the code and trust it, give trust_remote_code=True "
+            "(--trust-remote-code)."
+        )
+    raise ToxlocError(f"{name!r} brings its own code (auto_map in config.json), {advice}") from error
 
 
 def _check_folder(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Plotly figures. No figure shows prompts or model output, except `token_heatmap` with `masked=False`."""
 
 from .causal import causal_correlations, knockout_layers, removal_curve
+from .experts import expert_map
 from .frontier import frontier
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
@@ -17,6 +18,7 @@ __all__ = [
     "cost",
     "cost_and_gain",
     "editability",
+    "expert_map",
     "frontier",
     "knockout_layers",
     "layer_heatmap",

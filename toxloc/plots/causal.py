@@ -102,7 +102,9 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
 
 def knockout_layers(proof: CausalProof) -> go.Figure:
     """Draw the effect of removing each layer with its 95% interval; a bar is pale if the interval includes 0."""
-    layers = [k.layers[0] for k in proof.layers]
+    layers: list[Any] = [k.layers[0] for k in proof.layers]
+    if len(set(layers)) < len(layers):  # experts of the same layers
+        layers = [site.title.removeprefix("layer ") for k in proof.layers for site in k.sites[:1]]
     pale = [k.effect_ci[0] <= 0 <= k.effect_ci[1] for k in proof.layers]
     figure = go.Figure(
         go.Bar(

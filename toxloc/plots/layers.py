@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Int64
+from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from .protocols import Localization, Uncertainty
@@ -29,6 +29,7 @@ from .style import (
 
 BANDS_UP_TO = 3  # models; the bands of more models would cover each other
 LABELS_UP_TO = 40  # layers
+TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -52,7 +53,7 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
     part = loc.parts[0] if part is None else part
     values, label = loc.layer_scores(score, part), loc.score_label(score)
     uncertainty = loc.part_uncertainty(score, part)
-    layers = _layers(loc, part)
+    layers, sites = _layers(loc, part), loc.sites(part)
     figure = go.Figure()
     if uncertainty is not None:
         figure.add_trace(
@@ -82,15 +83,15 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
             "symbol": ["circle" if filled else "circle-open" for filled in _significant(uncertainty, len(values))],
             "line": {"width": 2, "color": BLUE},
         },
-        text=[_hover(value, uncertainty, i) for i, value in enumerate(values)],
-        hovertemplate="layer %{x}<br>%{text}<extra></extra>",
+        text=[f"{sites[i].title}<br>{_hover(value, uncertainty, i)}" for i, value in enumerate(values)],
+        hovertemplate="%{text}<extra></extra>",
     )
     return lay_out(
         figure,
         of_part(part, f"{label.title} by depth in {loc.about['model']}"),
         note,
         height=400,
-        xaxis=layer_axis(len(layers)),
+        xaxis=layer_axis(len(set(layers.astype(int)))),
         yaxis={"title": {"text": with_unit(label.title, label.unit)}, "zerolinecolor": GREY, "exponentformat": "power"},
         legend=LEGEND_BELOW,
         showlegend=uncertainty is not None,
@@ -114,26 +115,26 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
     part = loc.parts[0] if part is None else part
     columns = {name: loc.layer_scores(name, part) for name in loc.scores}
     labels = {name: loc.score_label(name) for name in columns}
-    layers = _layers(loc, part)
-    text = [[f"{values[i]:.3g}" for values in columns.values()] for i in range(len(layers))]
+    sites = loc.sites(part)
+    text = [[f"{values[i]:.3g}" for values in columns.values()] for i in range(len(sites))]
     shares = {name: _share(values - labels[name].centre) for name, values in columns.items()}
     uncertainties = {name: loc.part_uncertainty(name, part) for name in columns}
     hover = [
         [
-            f"layer {layer}, {plain(labels[name].title)}<br>{_hover(values[i], uncertainties[name], i)}"
+            f"{site.title}, {plain(labels[name].title)}<br>{_hover(values[i], uncertainties[name], i)}"
             f"<br>{shares[name][i]:.0%} of the largest {_measure(labels[name].centre)}"
             for name, values in columns.items()
         ]
-        for i, layer in enumerate(layers)
+        for i, site in enumerate(sites)
     ]
     figure = go.Figure(
         go.Heatmap(
             z=np.stack(list(shares.values()), axis=1),
             x=[lines(label.title, 12) for label in labels.values()],
-            y=[f"layer {layer}" for layer in layers],
+            y=[site.title for site in sites],
             text=text,
             hovertext=hover,
-            texttemplate="%{text}" if len(layers) <= LABELS_UP_TO else None,
+            texttemplate="%{text}" if len(sites) <= LABELS_UP_TO else None,
             zmin=-1,
             zmax=1,
             colorscale=DIVERGING,
@@ -144,7 +145,7 @@ def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
     return lay_out(
         figure,
         of_part(part, f"toxicity by depth in {loc.about['model']}"),
-        height=160 + 24 * max(8, len(layers)),
+        height=160 + 24 * min(max(8, len(sites)), TALLEST),
         yaxis={"autorange": "reversed"},
         xaxis={"autotickangles": [0, -90], "tickfont": {"size": 11}},
     )
@@ -197,8 +198,8 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},
             marker={"size": 6},
             text=[
-                f"layer {layer} of 0 to {layers[-1]}<br>{_hover(value, uncertainty, position)}"
-                for position, (layer, value) in enumerate(zip(layers, values, strict=True))
+                f"{site.title} of 0 to {int(layers[-1])}<br>{_hover(value, uncertainty, position)}"
+                for position, (site, value) in enumerate(zip(loc.sites(part), values, strict=True))
             ],
             hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest absolute value<extra></extra>",
         )
@@ -224,8 +225,11 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
     return figure.update_layout(margin_t=figure.layout.margin.t + 18)
 
 
-def _layers(loc: Localization, part: str) -> Int64[np.ndarray, " n_sites"]:
-    return np.array([site.layer for site in loc.sites(part)], dtype=np.int64)
+def _layers(loc: Localization, part: str) -> Float64[np.ndarray, " n_sites"]:
+    """Return the place of each site on an axis of layers; the experts of a layer are spread up to the next layer."""
+    sites = loc.sites(part)
+    n_experts = 1 + max(site.expert or 0 for site in sites)
+    return np.array([site.layer + (site.expert or 0) / n_experts for site in sites])
 
 
 def _significant(uncertainty: Uncertainty | None, n_sites: int) -> list[bool]:

@@ -7,7 +7,8 @@ from jaxtyping import Float64
 from .protocols import Localization
 from .style import DIVERGING, SEQUENTIAL, colour_bar, lay_out, of_part, with_unit
 
-UNITS = {"attention": "head"}  # units of all other parts are neurons
+UNITS = {"attention": "head", "mixer": "channel"}  # units of all other parts are neurons
+TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
 
 
 def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, part: str | None = None) -> go.Figure:
@@ -32,14 +33,14 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     part = loc.parts[0] if part is None else part
     scores, label, unit = loc.neuron_scores(score, part), loc.score_label(score), UNITS.get(part, "neuron")
     title = label.neuron_title or label.title
-    order = np.argsort(-scores, axis=1, kind="stable")
+    order = np.argsort(-scores, axis=1, kind="stable")  # NaN, where a site has fewer units than others, comes last
     values = np.take_along_axis(scores, order, axis=1)
     cuts = np.array_split(np.arange(values.shape[1]), min(bins, values.shape[1]))
     shown = _binned(values, cuts)
     figure = go.Figure(
         go.Heatmap(
             z=shown,
-            y=[f"layer {site.layer}" for site in loc.sites(part)],
+            y=[site.title for site in loc.sites(part)],
             x=np.linspace(0, 100, shown.shape[1]),
             text=[_hover_texts(row, cuts, unit) for row in order],
             **_scale(label.centre, shown),
@@ -50,7 +51,7 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     return lay_out(
         figure,
         of_part(part, f"{unit}s by {title} in {loc.about['model']}"),
-        height=140 + 22 * max(8, len(values)),
+        height=140 + 22 * min(max(8, len(values)), TALLEST),
         yaxis={"autorange": "reversed"},
         xaxis={"title": {"text": f"{unit}s, highest score first (%)"}},
     )

@@ -60,14 +60,20 @@ class Uncertainty(Protocol):
 
 @runtime_checkable
 class Site(Protocol):
-    """The MLP or the attention of one layer.
+    """The MLP or the attention of one layer, or an expert of it.
 
     Attributes:
         layer: number of the layer.
+        expert: number of the expert; None for other sites.
+        title: name in figures, such as "layer 3".
     """
 
     @property
     def layer(self) -> int: ...
+    @property
+    def expert(self) -> int | None: ...
+    @property
+    def title(self) -> str: ...
 
 
 @runtime_checkable
@@ -109,6 +115,7 @@ class Knockout(Protocol):
 
     Attributes:
         layers: the removed layers.
+        sites: the removed sites; an MLP is a layer.
         toxic_rise: rise of the NLL of toxic text, in nats per token.
         neutral_rise: rise of the NLL of neutral text, in nats per token.
         effect: toxic_rise - neutral_rise.
@@ -120,6 +127,8 @@ class Knockout(Protocol):
 
     @property
     def layers(self) -> Sequence[int]: ...
+    @property
+    def sites(self) -> Sequence[Site]: ...
     @property
     def toxic_rise(self) -> float: ...
     @property
@@ -206,8 +215,11 @@ class TokenView(Protocol):
     Attributes:
         attribution: nats, float64 [n_layers, pos].
         activation: standard deviations, float64 [n_layers, pos]; None if it was not computed.
+        layers: number of the layer of each row; empty if the rows are all layers.
     """
 
+    @property
+    def layers(self) -> Sequence[int]: ...
     @property
     def attribution(self) -> Float64[np.ndarray, "n_layers pos"]: ...
     @property

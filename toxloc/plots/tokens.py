@@ -48,7 +48,7 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
         go.Heatmap(
             z=values,
             x=positions,
-            y=[f"layer {layer}" for layer in range(len(values))],
+            y=[f"layer {layer}" for layer in view.layers or range(len(values))],
             text=[hover] * len(values),
             zmin=-limit,
             zmax=limit,

@@ -61,7 +61,7 @@ def prepare(s: RunSettings) -> Prepared:
     with step("Reading texts"):
         read = read_texts(s)
     with step(f"Loading {s.model}"):
-        lm = load_model(s.model, device=s.device, dtype=s.dtype)
+        lm = load_model(s.model, **s.loading())
     return Prepared(lm, read.complete(lm, judges), judges)
 
 
@@ -72,8 +72,12 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     chosen = {name: method_settings(name, budget=s.budget_of(name), seed=s.seed) for name in s.methods}
     needs = needs_of(SCORES).union(*(method_named(name).needs(settings) for name, settings in chosen.items()))
     with step("Localizing"):
-        statistics = evidence.expect(*needs).statistics(needs_of(SCORES))
-        loc = localize(lm, texts.contrast, SCORES, statistics=statistics, seed=s.seed)
+        gathered = evidence.expect(*needs).groups(needs_of(SCORES))
+        loc = localize(lm, texts.contrast, SCORES, statistics=gathered, seed=s.seed)
+        routing = None
+        if "expert" in loc.parts:
+            experts = (statistics.restricted("expert") for statistics in evidence.groups(needs_of(("routing",))))
+            routing = localize(lm, texts.contrast, ("routing",), parts=("expert",), statistics=experts, seed=s.seed)
     causal = None
     if s.knockouts:
         with step("Removing parts"):
@@ -82,7 +86,7 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     for name, settings in chosen.items():
         with step(f"Fitting {method_named(name).title}"):
             methods.append(method_named(name).fit(lm, texts.contrast, settings, evidence=evidence))
-    del statistics, evidence
+    del evidence
     with step("Judging the baseline"):
         judged = [_judge(lm, None, texts, s, judges)]
     for method in methods:
@@ -90,11 +94,13 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
             judged.append(_judge(lm, method, texts, s, judges))
         method.save(folder / method.kind)
     loc.save(folder / "localization")
+    if routing is not None:
+        routing.save(folder / "routing")
     results = _results(lm, loc, causal, texts, s, judges, judged)
     write_json(folder / "results.json", results)
     _write_completions(folder / "completions.jsonl", judged)
     write_report(
-        folder / "report.html", results, loc, causal, [row for evaluated in judged for row in evaluated.rows()]
+        folder / "report.html", results, loc, causal, [row for evaluated in judged for row in evaluated.rows()], routing
     )
     return results
 
@@ -114,8 +120,10 @@ def _causal(
         prompts=texts.judged.limited(KNOCKOUT_PROMPTS, s.seed),
         samples=1,
     )
-    smallest = max(1, loc.activation_size.size // 1024)  # the counts go from 1/1024 to 1/16 of all neurons
-    curve = knockout_curve(test, loc, "attribution", [smallest * 4**i for i in range(4)], controls=2, seed=s.seed)
+    n_units = sum(len(sizes) for site, sizes in loc.unit_sizes().items() if site.part == loc.parts[0])
+    smallest = max(1, n_units // 1024)  # the counts go from 1/1024 to 1/16 of all neurons
+    counts = [smallest * 4**i for i in range(4) if smallest * 4**i <= max(1, n_units // 16)]
+    curve = knockout_curve(test, loc, "attribution", counts, controls=2, seed=s.seed)
     return proof, curve
 
 
@@ -220,11 +228,14 @@ def _results(
         "top_neurons": [
             {
                 "layer": promoted.layer,
+                **({} if promoted.site.part == "mlp" else {"site": str(promoted.site)}),
                 "neuron": promoted.neuron,
                 "tokens": promoted.tokens,
-                "attribution": float(loc.neuron_scores("attribution")[promoted.layer, promoted.neuron]),
+                "attribution": float(
+                    loc.neuron_scores("attribution")[loc.sites(loc.parts[0]).index(promoted.site), promoted.neuron]
+                ),
             }
-            for promoted in promoted_tokens(lm, loc.top_neurons("attribution", TOP_NEURONS))
+            for promoted in promoted_tokens(lm, loc.top_units("attribution", TOP_NEURONS))
         ],
         "causal": {"proof": causal[0].to_dict(), "curve": causal[1].to_dict()} if causal else None,
         "runs": runs,

@@ -14,6 +14,7 @@ from ..causal.curve import KnockoutCurve
 from ..causal.proof import CausalProof
 from ..evaluation.verdicts import RESERVED
 from ..localization.result import Localization
+from ..models.sites import Site
 from ..plots.runs import run_title
 from ..support.control_characters import visible
 from ..support.templates import render
@@ -27,6 +28,7 @@ def write_report(
     loc: Localization,
     causal: tuple[CausalProof, KnockoutCurve] | None,
     rows: Sequence[Mapping[str, Any]],
+    routing: Localization | None = None,
 ) -> None:
     """Write the report of a run.
 
@@ -36,14 +38,15 @@ def write_report(
         loc: the localization.
         causal: results of the causal test; None if no parts were removed.
         rows: completions, as in completions.jsonl.
+        routing: router weights of the experts; None without experts.
     """
     runs = results["runs"]
-    editability = {
-        int(layer): value
-        for run in runs
-        for layer, value in (run["config"].get("editability") or {}).items()
-        if layer.isdigit()
-    }
+    editability: dict[int, float] = {}  # of the layer's best site
+    for run in runs:
+        for name, value in (run["config"].get("editability") or {}).items():
+            layer = int(name.split(".")[0])
+            if name.isdigit() or Site.of(name).part != "attention":
+                editability[layer] = max(value, editability.get(layer, 0.0))
     figures = {
         "before_after": plots.before_after(runs),
         "cost": plots.cost(runs),
@@ -52,6 +55,10 @@ def write_report(
         "neurons": plots.neuron_map(loc),
         "editability": plots.editability(editability),
     }
+    if "expert" in loc.parts:
+        figures["experts"] = plots.expert_map(loc)
+    if routing is not None:
+        figures["routing"] = plots.expert_map(routing, "routing")
     if causal:
         proof, curve = causal
         figures |= {
@@ -98,7 +105,7 @@ def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, st
         answers.append(
             {
                 "title": "highest attribution",
-                "value": f"layer {sites[top].layer}",
+                "value": sites[top].title,
                 "text": f"of layers 0 to {sites[-1].layer}{p_value}",
             }
         )

@@ -316,6 +316,7 @@ class Plan:
                 "seed": seed,
                 "dtype": g.dtype,
                 "precision": g.precision,
+                **({"quantize": g.quantize} if g.quantize else {}),  # offload changes no bits
             }
             pairs = self.pairs(contrast, seed)
             fitted_on = {**unedited, "contrast": _id([pairs.toxic, pairs.neutral, pairs.paired]), "neutral": neutral}

@@ -51,7 +51,7 @@ class _Group:
     def __init__(self, plan: Plan, first: Cell, store: Store):
         self.plan, self.store, grid = plan, store, plan.grid
         self.judges = get_evaluators([plan.located_evaluator(name) for name in grid.evaluators])
-        self.lm = load_model(plan.located(first.model), device=grid.device, dtype=grid.dtype)
+        self.lm = load_model(plan.located(first.model), **grid.loading())
         self.pairs = plan.pairs(first.contrast, first.seed)
         # One pass over the texts gathers the statistics for all scores and methods of the grid.
         needs = [method_named(method).needs(method_settings(method, **settings)) for method, settings in plan.variants]
@@ -118,9 +118,7 @@ class _Group:
         if target.is_dir():
             return
         scores = self.plan.grid.scores
-        loc = localize(
-            self.lm, self.pairs, scores, statistics=self.evidence.statistics(needs_of(scores)), seed=cell.seed
-        )
+        loc = localize(self.lm, self.pairs, scores, statistics=self.evidence.groups(needs_of(scores)), seed=cell.seed)
         _save_shared(loc.save, target)
 
     def _baseline(self, cell: Cell) -> Finished:

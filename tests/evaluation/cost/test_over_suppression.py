@@ -77,7 +77,7 @@ def test_the_unedited_model_is_sampled_again_only_if_something_changed(tiny, mon
 
 
 def test_prompts_that_leave_no_room_are_refused_before_anything_is_sampled(tiny):
-    prompts = PromptSet(["one two three " * 20, "x y"], ["anger", "anger"])
+    prompts = PromptSet(["one two three " * 40, "x y"], ["anger", "anger"])
     with Meow2X(layers=[0], scale=0.2).applied(tiny), pytest.raises(ToxlocError, match="shorter prompts"):
         over_suppression(tiny, prompts)
 

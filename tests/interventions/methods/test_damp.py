@@ -16,7 +16,7 @@ NEUTRAL = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2])
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 def test_the_best_k_units_of_the_whole_model_are_scaled(tiny, scale):
-    aurocs = unit_aurocs(tiny, PAIRS)
+    aurocs = np.stack([*unit_aurocs(tiny, PAIRS).values()])
     damp = Damp.fit(tiny, PAIRS, k=30, scale=scale)
     chosen = damp.factors != 1
     assert chosen.sum() == 30
@@ -29,7 +29,7 @@ def test_the_best_k_units_of_the_whole_model_are_scaled(tiny, scale):
 
 
 def test_units_that_do_not_detect_toxic_text_are_never_scaled(tiny):
-    aurocs = unit_aurocs(tiny, PAIRS)
+    aurocs = np.stack([*unit_aurocs(tiny, PAIRS).values()])
     over = int((aurocs > 0.5).sum())
     assert over < aurocs.size
     damp = Damp.fit(tiny, PAIRS, k=over)

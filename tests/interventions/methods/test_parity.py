@@ -63,7 +63,7 @@ class Reading:
 
 @pytest.fixture(scope="module")
 def lm():
-    return random_model("gpt2", n_layer=LAYERS, scale=4.0)
+    return random_model("gpt2", n_layer=LAYERS, n_positions=64, scale=4.0)
 
 
 @pytest.fixture(scope="module")

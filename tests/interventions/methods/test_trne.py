@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from benchmarks.families import LAYOUTS, SIZES
+from benchmarks.families import DENSE, LAYOUTS
 from tests.conftest import TEXTS, bits, random_model, same_bits
 from toxloc import TRNE, ContrastSet, Meow2X, NeutralText, ToxlocError, collect_contrast, load_intervention
+from toxloc.evaluation.cost.fluency import measure_fluency
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.rank_one import RankOne
 from toxloc.localization.linalg import steepest, steepest_at_cost, steepest_beyond_noise
@@ -128,7 +129,7 @@ def test_fit_spends_its_budget_and_no_more_and_leaves_the_model_unchanged(lm, pa
         rise = np.expm1(mean_nll(lm, neutral.tune) - base)
     assert 0.009 <= rise <= 0.01
     assert edit.record["tuned_perplexity_ratio"] == pytest.approx(1 + rise)
-    assert edit.record["evaluations"] <= 12
+    assert edit.record["evaluations"] <= 5
     assert len(edit.record["editability"]) == 8
 
 
@@ -273,11 +274,10 @@ def test_every_option_keeps_the_budget_raises_the_contrast_and_leaves_the_model_
     pairs = ContrastSet(TEXTS[:2] * 3, TEXTS[2:4] * 3)
     neutral = NeutralText(TEXTS[:2], TEXTS[3:], TEXTS[2:3])
     before, contrast_before = bits(lm), contrast(lm, pairs)
-    edit = TRNE.fit(lm, pairs, budget=0.02, neutral=neutral, **options)
+    edit = TRNE.fit(lm, pairs, budget={"kl": 0.02}, neutral=neutral, **options)
     assert same_bits(before, lm)
-    base = mean_nll(lm, neutral.tune)
     with edit.applied(lm):
-        assert 0 < np.expm1(mean_nll(lm, neutral.tune) - base) <= 0.02
+        assert 0 < measure_fluency(lm, neutral.tune).kl <= 0.02
         assert contrast(lm, pairs) > contrast_before
         norms = relative_norms(lm)
     rounds = options.get("rounds", 1)
@@ -397,7 +397,7 @@ def test_an_edit_of_W_O_is_in_the_weights_of_the_plain_model_and_in_both_trees(a
     assert same_bits(before, lm)
 
 
-@pytest.mark.parametrize("family", sorted(set(SIZES) - set(LAYOUTS)))
+@pytest.mark.parametrize("family", sorted(set(DENSE) - set(LAYOUTS)))
 def test_an_edit_of_W_O_in_every_other_family(family):
     lm, site = random_model(family), Site(0, "attention")
     edit, ids = rank_ones(lm, site), torch.tensor([[0, 5, 9, 100]])

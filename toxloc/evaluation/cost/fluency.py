@@ -152,16 +152,21 @@ class Unedited:
         self._nll = sums.nll
 
     @torch.inference_mode()
-    def compare(self) -> Fluency:
-        """Compare the model in its current state with the snapshot."""
-        sums = _Sums()
+    def compare(self, *, kl: bool = True) -> Fluency:
+        """Compare the model in its current state with the snapshot.
+
+        Args:
+            kl: whether to measure KL and top-1 too, if the snapshot has hidden states. If False, both are nan, and the
+                logits of the unedited model are not computed again.
+        """
+        kl, sums = kl and self.kl, _Sums()
         for i, batch in enumerate(self._batches):
             edited, token = predicting(self.lm, batch), targets(batch)
-            if self.kl:
+            if kl:
                 sums.add(self.lm, self._hidden[i], edited, token)
             else:
                 sums.add_nll(self.lm, edited, token)
         sums.nll_unedited = self._nll
-        if not self.kl:
+        if not kl:
             sums.kl = sums.same = math.nan
         return sums.fluency()

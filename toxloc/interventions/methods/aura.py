@@ -48,13 +48,18 @@ class AurA(UnitScaling):
         import torch
 
         aurocs = evidence.unit_aurocs
-        detects = np.maximum(aurocs - 0.5, 0)
+        detects = {site: np.maximum(values - 0.5, 0) for site, values in aurocs.items()}
 
         def scaled(strength: float) -> AurA:
-            return cls(
-                torch.from_numpy(1 - 2 * strength * detects), mode=settings.mode, settings={"strength": strength}
-            )
+            factors = {site: torch.from_numpy(1 - 2 * strength * values) for site, values in detects.items()}
+            return cls(factors, mode=settings.mode, settings={"strength": strength})
 
         aura = evidence.at_strength(scaled, settings, first=1.0, limit=1.0)
-        aura.note_fit(evidence.lm, {"n_units": int((detects > 0).sum()), "best_auroc": float(aurocs.max())})
+        aura.note_fit(
+            evidence.lm,
+            {
+                "n_units": sum(int((values > 0).sum()) for values in detects.values()),
+                "best_auroc": max(float(values.max()) for values in aurocs.values()),
+            },
+        )
         return aura

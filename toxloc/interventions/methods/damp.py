@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import ToxlocError
@@ -56,7 +55,8 @@ class Damp(UnitScaling):
         import numpy as np
         import torch
 
-        aurocs, k = evidence.unit_aurocs, settings.k
+        by_site, k = evidence.unit_aurocs, settings.k
+        aurocs = np.concatenate(list(by_site.values()))
         order = torch.from_numpy(np.argsort(-aurocs, axis=None, kind="stable")[: (aurocs > 0.5).sum()])
         if k is not None and k > len(order):
             raise ToxlocError(
@@ -64,15 +64,18 @@ class Damp(UnitScaling):
             )
 
         def best(count: float) -> Damp:
-            chosen = order[: max(1, math.floor(count))]
+            chosen = order[: int(count)]
             factors = torch.ones(aurocs.size).index_fill(0, chosen, settings.scale)
+            rows = factors.split([len(values) for values in by_site.values()])
             return cls(
-                factors.reshape(aurocs.shape), mode=settings.mode, settings={"k": len(chosen), "scale": settings.scale}
+                dict(zip(by_site, rows, strict=True)),
+                mode=settings.mode,
+                settings={"k": len(chosen), "scale": settings.scale},
             )
 
         if k is not None:
             damp = best(k)
         else:
-            damp = evidence.strongest(best, settings.budget, first=max(1.0, len(order) / 100), limit=len(order))
+            damp = evidence.strongest(best, settings.budget, first=len(order) / 100, limit=len(order), whole=True)
         damp.note_fit(evidence.lm, {"least_auroc": float(aurocs.flat[int(order[damp.settings["k"] - 1])])})
         return damp

@@ -144,11 +144,11 @@ class LinearAcT(Intervention):
                 )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        from ...models.activations import change, written_by
+        from ...models.activations import change, feed_forward_output
 
         for layer, transport in enumerate(self.maps):
             moved = partial(transport.to(lm.device_of(layer)).moved, strength=self.strength)
-            change(lm, written_by(lm, layer), moved, stack)
+            change(lm, feed_forward_output(lm, layer), moved, stack)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -167,9 +167,9 @@ class LinearAcT(Intervention):
 
 
 def _fit_maps(lm: LoadedModel, pairs: ContrastSet, sequential: bool) -> list[Transport]:
-    from ...models.activations import change, pooled, written_by
+    from ...models.activations import change, feed_forward_output, pooled
 
-    places = [written_by(lm, layer) for layer in range(lm.n_layers)]
+    places = [feed_forward_output(lm, layer) for layer in range(lm.n_layers)]
     targets = pooled(lm, pairs.neutral, places, describe="neutral texts")
     if not sequential:
         sources = pooled(lm, pairs.toxic, places, describe="toxic texts")

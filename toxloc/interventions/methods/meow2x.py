@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -12,16 +11,17 @@ from pydantic import field_validator
 
 from ...errors import ToxlocError
 from ...localization.score_names import ScoreName
-from ...models.sites import AnySite, Site, Unit, sites_of, unit_of
+from ...models.sites import PARTS, UNITS, AnySite, Site, Unit, sites_of, unit_of
 from ...support.settings import option
-from ..base import Intervention, check_sites, layers_in_words
-from ..settings import MethodSettings, Mode, SitesChoice, check_mode, parts_of_choice
+from ..base import Intervention, check_sites, sites_in_words
+from ..settings import MethodSettings, Mode, SitesChoice, check_mode
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float64
     from torch import Tensor
 
+    from ...localization.statistics import ContrastStatistics
     from ...models.loaded import LoadedModel
     from ..budget import Budget
     from ..evidence import Evidence
@@ -144,11 +144,11 @@ class Meow2X(Intervention):
         return {(site.layer, unit): scale for (site, unit), scale in self.units.items() if site.part == "attention"}
 
     def __repr__(self) -> str:
-        attentions = [site.layer for site in self.sites if site.part == "attention"]
         parts = [f"layers={self.layers}"] if self.layers else []
-        parts += [f"attentions={attentions}"] if attentions else []
-        parts += [f"{len(self.neurons)} neurons"] if self.neurons else []
-        parts += [f"{len(self.heads)} heads"] if self.heads else []
+        for part in PARTS[1:]:
+            named = [site.layer if site.expert is None else str(site) for site in self.sites if site.part == part]
+            parts += [f"{part}s={named}"] if named else []
+        parts += [f"{count} {kind}s" for kind, count in self._unit_counts().items()]
         return f"Meow2X({', '.join(parts)}, scale={'graded' if self.scale is None else self.scale}, mode={self.mode!r})"
 
     @classmethod
@@ -163,31 +163,35 @@ class Meow2X(Intervention):
     def _fit(cls, evidence: Evidence, settings: Meow2XSettings) -> Meow2X:
         import numpy as np
 
-        from ...localization.scores import SCORES
+        from ...localization.scores import SCORES, joined
 
         lm, score, budget = evidence.lm, settings.score, settings.budget
-        statistics = evidence.statistics(cls.needs(settings), lm.sites(*parts_of_choice(settings.sites)))
-        scored = SCORES[score].formula(lm, statistics, [])
-        units = [(site, j) for site in statistics.sites for j in range(lm.at(site).n_units)]
+        priced, groups, prices, sites = settings.parts == "neurons" and settings.per_cost, [], [], []
+        for s in evidence.groups(cls.needs(settings), lm.sites_of_choice(settings.sites)):
+            groups.append(SCORES[score].formula(lm, s, []))
+            prices += _costs(lm, s) if priced else []
+            sites += s.sites
+            del s  # before the next group is gathered
+        scored = joined(score, groups)
+        units = [(site, j) for site in sites for j in range(lm.at(site).n_units)]
         values = np.concatenate(scored.units) if settings.parts == "neurons" else scored.sites
         if not (values > 0).any():
             raise ToxlocError(f"None of the {settings.parts} has a positive {score}; there is nothing to scale down.")
 
-        def costs() -> Float64[np.ndarray, " n_units"]:
-            return _costs(lm, statistics)
-
+        costs = None
+        if priced:
+            costs = np.concatenate(prices)
+            costs = np.maximum(costs, 1e-9 * costs.mean())
         if settings.parts == "layers":
-            best = [statistics.sites[i] for i in np.argsort(-values, kind="stable")[: settings.k] if values[i] > 0]
+            best = [sites[i] for i in np.argsort(-values, kind="stable")[: settings.k] if values[i] > 0]
             meow = evidence.strongest(
                 lambda s: cls(layers=best, scale=1 - s, mode=settings.mode), budget, first=0.1, limit=1.0
             )
         elif settings.scale == "graded":
-            slope = values / (costs() if settings.per_cost else values.max())
-            meow = cls._fit_graded(evidence, units, values, slope, budget, settings.mode)
+            meow = cls._fit_graded(evidence, units, values, costs, budget, settings.mode)
         else:
-            worth = values / np.sqrt(costs()) if settings.per_cost else values
             scales = AUTO_SCALES if isinstance(settings.scale, str) else (settings.scale,)
-            tried = [cls._fit_count(evidence, units, values, worth, budget, factor, settings.mode) for factor in scales]
+            tried = [cls._fit_count(evidence, units, values, costs, budget, factor, settings.mode) for factor in scales]
             meow = max(tried, key=lambda candidate: candidate._gain(units, values))
         meow.note_fit(
             lm,
@@ -208,35 +212,53 @@ class Meow2X(Intervention):
         evidence: Evidence,
         units: list[Unit],
         values: np.ndarray,
-        worth: np.ndarray,
+        costs: np.ndarray | None,
         budget: Budget,
         scale: float,
         mode: str,
     ) -> Meow2X:
-        """Scale as many units with a positive value as the budget allows, in order of decreasing worth."""
+        """Scale as many units with a positive value as the budget allows, in order of decreasing value (per cost)."""
         import numpy as np
 
+        worth = values if costs is None else values / np.sqrt(costs)
         order = np.argsort(-np.where(values > 0, worth, -np.inf), kind="stable")[: (values > 0).sum()]
         chosen = [units[i] for i in order]
+        start = len(chosen) / 20
+        if costs is not None:  # half of the budget is spent if the changes of the units do not reinforce each other
+            start = int(np.searchsorted((1 - scale) ** 2 * costs[order].cumsum(), budget.least))
 
         def first(count: float) -> Meow2X:
-            return cls(neurons=chosen[: max(1, math.floor(count))], scale=scale, mode=mode)
+            return cls(neurons=chosen[: int(count)], scale=scale, mode=mode)
 
-        return evidence.strongest(first, budget, first=max(1.0, len(chosen) / 20), limit=len(chosen))
+        return evidence.strongest(first, budget, first=start, limit=len(chosen), whole=True)
 
     @classmethod
     def _fit_graded(
-        cls, evidence: Evidence, units: list[Unit], values: np.ndarray, slope: np.ndarray, budget: Budget, mode: str
+        cls,
+        evidence: Evidence,
+        units: list[Unit],
+        values: np.ndarray,
+        costs: np.ndarray | None,
+        budget: Budget,
+        mode: str,
     ) -> Meow2X:
-        """Scale every unit with a positive value by 1 - min(1, s slope), where the budget sets s."""
+        """Scale every unit with a positive value by 1 - min(1, s value / cost), where the budget sets s."""
         import numpy as np
+        from scipy.optimize import brentq
 
-        chosen, slopes = [units[i] for i in np.flatnonzero(values > 0)], slope[values > 0]
+        positive = values > 0
+        chosen = [units[i] for i in np.flatnonzero(positive)]
+        slopes = values[positive] / (values.max() if costs is None else costs[positive])
+        first, limit = 0.2 / float(np.median(slopes)), 1 / float(slopes.min())
+        if costs is not None:  # half of the budget is spent if the changes of the units do not reinforce each other
+            own = costs[positive]
+            spend = min(budget.least, 0.99 * own.sum())
+            first = brentq(lambda s: np.minimum(1, s * slopes) ** 2 @ own - spend, 0, limit, xtol=1e-6 / slopes.max())
         return evidence.strongest(
             lambda s: cls(neurons=chosen, scale=(1 - np.minimum(1, s * slopes)).tolist(), mode=mode),
             budget,
-            first=0.2 / float(np.median(slopes)),
-            limit=1 / float(slopes.min()),
+            first=first,
+            limit=limit,
         )
 
     def _gain(self, units: list[Unit], values: np.ndarray) -> float:
@@ -256,22 +278,24 @@ class Meow2X(Intervention):
     def where(self) -> str:
         """Describe in words how many neurons and heads it scales in each layer, and which whole layers."""
         places = []
-        for units, kind in ((self.neurons, "neuron"), (self.heads, "head")):
-            if units:
-                owners = [layer for layer, _ in units]
-                counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
-                places.append(f"{len(owners)} {kind}{'s' if len(owners) > 1 else ''} ({counts})")
-        attentions = [site.layer for site in self.sites if site.part == "attention"]
-        places += [layers_in_words(self.layers)] if self.layers else []
-        places += [f"the attention of {layers_in_words(attentions)}"] if attentions else []
+        for kind, count in self._unit_counts().items():
+            owners = [site.layer for site, _ in self.units if UNITS[site.part] == kind]
+            counts = ", ".join(f"layer {layer}: {owners.count(layer)}" for layer in sorted(set(owners)))
+            places.append(f"{count} {kind}{'s' if count > 1 else ''} ({counts})")
+        places += [sites_in_words(self.sites)] if self.sites else []
         return " and ".join(places)
+
+    def _unit_counts(self) -> dict[str, int]:
+        """Return the number of scaled units by kind: "neuron", "head", "channel"."""
+        kinds = [UNITS[site.part] for site, _ in self.units]
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(UNITS[part] for part in PARTS) if kind in kinds}
 
     def config(self) -> dict[str, Any]:
         """Return the settings; the units and their scales are in the tensors."""
         others = [str(site) for site in self.sites if site.part != "mlp"]
         return {
             "layers": self.layers,
-            "n_neurons": len(self.neurons),
+            "n_neurons": self._unit_counts().get("neuron", 0),
             "scale": self.scale,
             "mode": self.mode,
             **({"sites": others, "n_heads": len(self.heads)} if others or self.heads else {}),
@@ -306,12 +330,17 @@ class Meow2X(Intervention):
         return self.scale
 
     def _bake_layer(self, lm: LoadedModel, site: Site, stack: ExitStack) -> None:
+        import torch
+
         from ...models.weights import overwrite
 
         view = lm.at(site)
         if view.has_norm:
-            norm = lm.contribution(site).get_parameter("weight")
-            overwrite(norm, self._layer_scale * (view.norm_offset + norm.float()) - view.norm_offset, stack)
+            norm = lm.contribution(site)
+            gain, bias = norm.get_parameter("weight"), getattr(norm, "bias", None)
+            overwrite(gain, self._layer_scale * (view.norm_offset + gain.float()) - view.norm_offset, stack)
+            if isinstance(bias, torch.Tensor):
+                overwrite(bias, bias.float() * self._layer_scale, stack)
             return
         for weight in view.biased():
             overwrite(weight, weight.float() * self._layer_scale, stack)
@@ -340,10 +369,14 @@ class Meow2X(Intervention):
         import torch
 
         tensors: dict[str, Tensor] = {}
-        for prefix, units in (("", self.neurons), ("attention.", self.heads)):
-            if units or not prefix:
+        for part in PARTS:
+            units = {unit: scale for unit, scale in self.units.items() if unit[0].part == part}
+            if units or part == "mlp":
+                prefix = "" if part == "mlp" else f"{part}."
+                rows = [[site.layer, *([] if site.expert is None else [site.expert]), j] for site, j in units]
+                width = 3 if part == "expert" else 2
                 tensors |= {
-                    f"{prefix}neurons": torch.tensor(list(units), dtype=torch.int64).reshape(-1, 2),
+                    f"{prefix}neurons": torch.tensor(rows, dtype=torch.int64).reshape(-1, width),
                     f"{prefix}scales": torch.tensor(list(units.values()), dtype=torch.float64),
                 }
         return tensors
@@ -351,12 +384,13 @@ class Meow2X(Intervention):
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Meow2X:
         units: dict[Unit, float] = {}
-        for prefix, part in (("", "mlp"), ("attention.", "attention")):
+        for part in PARTS:
+            prefix = "" if part == "mlp" else f"{part}."
             if f"{prefix}neurons" in tensors:
-                pairs = tensors[f"{prefix}neurons"].tolist()
+                rows, scales = tensors[f"{prefix}neurons"].tolist(), tensors[f"{prefix}scales"].tolist()
                 units |= {
-                    (Site(layer, part), j): scale
-                    for (layer, j), scale in zip(pairs, tensors[f"{prefix}scales"].tolist(), strict=True)
+                    (Site(row[0], part, row[1] if len(row) == 3 else None), row[-1]): scale
+                    for row, scale in zip(rows, scales, strict=True)
                 }
         scale = list(units.values()) if config["scale"] is None else config["scale"]
         return cls(
@@ -364,16 +398,10 @@ class Meow2X(Intervention):
         )
 
 
-def _costs(lm: LoadedModel, statistics: Any) -> Float64[np.ndarray, " n_units"]:
-    """Return the cost of removing each unit, site by site, bounded away from 0."""
-    import numpy as np
-
+def _costs(lm: LoadedModel, statistics: ContrastStatistics) -> list[Float64[np.ndarray, " _n_units"]]:
+    """Return the cost of removing each unit, by site."""
     from ...localization.scores import removal_costs
 
     if not statistics.C:
         raise ToxlocError("Ranking per cost needs the curvature; gather it with collect_contrast(curvature=True).")
-    costs = np.concatenate(
-        [removal_costs(lm.at(site), statistics.C[site], statistics.S[site]) for site in statistics.sites]
-    )
-    bounded: np.ndarray = np.maximum(costs, 1e-9 * costs.mean())
-    return bounded
+    return [removal_costs(lm.at(site), statistics.C[site], statistics.S[site]) for site in statistics.sites]

@@ -138,9 +138,10 @@ class ProFS(Intervention):
         from ...models.weights import overwrite
         from ..directions import without
 
-        for layer, V in self.directions.items():
-            W, V = lm.W_out(layer), V.to(lm.device_of(layer))
-            overwrite(W, without(W.float(), V, self.strength), stack)
+        for site in lm.sites_of_choice("mlp"):
+            if site.layer in self.directions:
+                W = lm.W_out(site)
+                overwrite(W, without(W.float(), self.directions[site.layer].to(W.device), self.strength), stack)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {str(layer): V for layer, V in self.directions.items()}

@@ -8,10 +8,9 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ToxlocError
-from ...models.sites import BySite, Site
-from ..base import Intervention, check_sites, layers_in_words
+from ...models.sites import FEED_FORWARD, PARTS, BySite, Site
+from ..base import Intervention, check_sites, sites_in_words
 from ..rank_one import RankOne
-from ..settings import parts_of_choice
 from ..trne_settings import TRNESettings
 from ..unit_edits import UnitEdits, steepest_edits
 
@@ -101,18 +100,18 @@ class TRNE(Intervention):
         for nth in range(settings.rounds):
             with edit.applied(lm) if edit else nullcontext():
                 unit_edits = steepest_edits(evidence if nth == 0 else evidence.on(evidence.pairs), settings)
-            edit = cls._with_strength(evidence, edit, unit_edits, settings, (nth + 1) / settings.rounds)
+            edit = cls._with_strength(evidence, edit, unit_edits, settings, nth)
         assert edit is not None
         edit.note_fit(lm, {}, neutral=evidence.neutral)
         return edit
 
     @classmethod
     def _with_strength(
-        cls, evidence: Evidence, before: TRNE | None, unit_edits: UnitEdits, settings: TRNESettings, share: float
+        cls, evidence: Evidence, before: TRNE | None, unit_edits: UnitEdits, settings: TRNESettings, nth: int
     ) -> TRNE:
-        """Add the unit edits, multiplied by a strength, to the edits of `before`.
+        """Add the unit edits, multiplied by a strength, to the edits of `before`, the result of `nth` rounds.
 
-        The settings fix the strength; otherwise it is the largest within this share of the budget.
+        The settings fix the strength; otherwise it is the largest within the shares of the budget of all these rounds.
         """
         lm, earlier = evidence.lm, before.edits if before else []
 
@@ -131,6 +130,7 @@ class TRNE(Intervention):
                     "editability": editability,
                     "share_of_cost": {key: value**2 / total for key, value in editability.items()},
                     "relative_norm": norms,
+                    **({"experts_left_alone": len(unit_edits.left_alone)} if unit_edits.left_alone else {}),
                 },
             )
             return edit
@@ -140,11 +140,11 @@ class TRNE(Intervention):
             return scaled(settings.norm / relative)
         if settings.strength is not None:
             return scaled(settings.strength)
-        limits, first = settings.budget.scaled(share), 0.02 / relative
+        share, first = settings.budget.scaled(1 / settings.rounds), 0.02 / relative
         if unit_edits.editability:
-            spend = 2 * (limits.perplexity or limits.kl or 0.0)
-            first = math.sqrt(spend / sum(value**2 for value in unit_edits.editability.values()))
-        return evidence.strongest(scaled, limits, first=first)
+            first = math.sqrt(2 * share.least / sum(value**2 for value in unit_edits.editability.values()))
+        at_zero = before.record["spent"] * nth / (nth + 1) if before else 0.0
+        return evidence.strongest(scaled, share.scaled(nth + 1), first=first, at_zero=at_zero)
 
     @classmethod
     def _with_best_ridge(cls, evidence: Evidence, settings: TRNESettings) -> TRNE:
@@ -171,13 +171,7 @@ class TRNE(Intervention):
 
     def where(self) -> str:
         """Describe in words which layers it edits."""
-        parts = {
-            part: sorted({edit.site.layer for edit in self.edits if edit.site.part == part})
-            for part in ("mlp", "attention")
-        }
-        named = [layers_in_words(parts["mlp"])] if parts["mlp"] else []
-        named += [f"the attention of {layers_in_words(parts['attention'])}"] if parts["attention"] else []
-        return " and ".join(named)
+        return sites_in_words(edit.site for edit in self.edits)
 
     def check(self, lm: LoadedModel) -> None:
         """Raise ToxlocError if a site is not in the model or a vector has the wrong length."""
@@ -185,7 +179,7 @@ class TRNE(Intervention):
         for edit in self.edits:
             view = lm.at(edit.site)
             if (len(edit.u), len(edit.v)) != (view.d_in, lm.d_model):
-                width = "d_mlp" if edit.site.part == "mlp" else "d_in"
+                width = "d_mlp" if edit.site.part in FEED_FORWARD else "d_in"
                 raise ToxlocError(
                     f"This TRNE edit is for {width}={len(edit.u)}, d_model={len(edit.v)}; {lm.name} has "
                     f"{width}={view.d_in}, d_model={lm.d_model}. Fit it on this model."
@@ -205,13 +199,10 @@ class TRNE(Intervention):
         )
 
     def _install(self, lm: LoadedModel, stack: ExitStack) -> None:
-        import torch
-
-        from ...models.weights import overwrite
+        from ...models.weights import add_low_rank
 
         for site, (u, v) in self.low_rank().items():
-            W = lm.W_out(site)
-            overwrite(W, torch.addmm(W.float(), u.to(W.device).float().T, v.to(W.device).float()), stack)
+            add_low_rank(lm.at(site), u, v, stack)
 
     def _relative_norms(self, lm: LoadedModel) -> dict[Site, float]:
         """Return ||ΔW||_F / ||W||_F by site, with ||uᵀ v||_F computed from the small Gram matrices."""
@@ -224,23 +215,36 @@ class TRNE(Intervention):
         import torch
 
         tensors: dict[str, Tensor] = {}
-        for prefix, part in (("", "mlp"), ("attention.", "attention")):
-            edits = [edit for edit in self.edits if edit.site.part == part]
-            if edits:
-                tensors |= {
-                    f"{prefix}layer": torch.tensor([edit.site.layer for edit in edits]),
-                    f"{prefix}u": torch.stack([edit.u for edit in edits]),
-                    f"{prefix}v": torch.stack([edit.v for edit in edits]),
-                }
+        for prefix, edits in self._stacks().items():
+            tensors |= {
+                f"{prefix}layer": torch.tensor([edit.site.layer for edit in edits]),
+                f"{prefix}u": torch.stack([edit.u for edit in edits]),
+                f"{prefix}v": torch.stack([edit.v for edit in edits]),
+            }
+            if edits[0].site.expert is not None:
+                tensors[f"{prefix}expert"] = torch.tensor([edit.site.expert for edit in edits])
         return tensors
+
+    def _stacks(self) -> dict[str, list[RankOne]]:
+        """Group the changes by part and width of u; the keys are the prefixes of the tensors' names in a file."""
+        stacks: dict[str, list[RankOne]] = {}
+        for part in PARTS:
+            edits = [edit for edit in self.edits if edit.site.part == part]
+            for i, width in enumerate(dict.fromkeys(len(edit.u) for edit in edits)):
+                prefix = "" if part == "mlp" and i == 0 else f"{part}." if i == 0 else f"{part}.{width}."
+                stacks[prefix] = [edit for edit in edits if len(edit.u) == width]
+        return stacks
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> TRNE:
         edits = []
-        for prefix, part in (("", "mlp"), ("attention.", "attention")):
-            if f"{prefix}layer" in tensors:
-                vectors = (tensors[f"{prefix}{name}"] for name in ("layer", "u", "v"))
-                edits += [RankOne(Site(int(layer), part), u, v) for layer, u, v in zip(*vectors, strict=True)]
+        for prefix in [name.removesuffix("layer") for name in tensors if name.endswith("layer")]:
+            layers, us, vs = (tensors[f"{prefix}{name}"] for name in ("layer", "u", "v"))
+            experts = tensors.get(f"{prefix}expert")
+            numbers = [None] * len(layers) if experts is None else [int(number) for number in experts]
+            part = prefix.split(".")[0] or "mlp"
+            sites = [Site(int(layer), part, number) for layer, number in zip(layers, numbers, strict=True)]
+            edits += [RankOne(site, u, v) for site, u, v in zip(sites, us, vs, strict=True)]
         return cls(edits, config)
 
 
@@ -270,7 +274,7 @@ def _contrast(lm: LoadedModel, pairs: ContrastSet) -> float:
 
 
 def _check_layers(lm: LoadedModel, settings: TRNESettings) -> None:
-    layers, available = settings.layers, len(lm.sites(*parts_of_choice(settings.sites)))
+    layers, available = settings.layers, len(lm.sites_of_choice(settings.sites))
     if isinstance(layers, tuple):
         check_sites(lm, layers)
     elif layers is not None and not 1 <= layers <= available:

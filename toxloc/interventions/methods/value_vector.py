@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...models.loaded import LoadedModel
+    from ...models.sites import Site
     from ..evidence import Evidence
 
 STACKED = 512  # number of rows of W_out whose first singular vector is taken
@@ -101,10 +102,10 @@ class ValueVector(ResidualShift):
         v, known = evidence.remember(("probe", layer), lambda: probe(toxic, neutral)), {}
         if source != "probe":
             places, cosines = _closest_rows(lm, v, STACKED if source == "svd" else 1)
-            rows = torch.stack([_written(lm, i, lm.W_out(i)[j]) for i, j in places]).cpu().double()
+            rows = torch.stack([_written(lm, site, lm.W_out(site)[j]).cpu() for site, j in places]).double()
             direction = rows[0] / rows[0].norm() if source == "row" else torch.linalg.svd(rows.T, False).U[:, 0]
             known = {
-                "closest_neuron": list(places[0]),
+                "closest_neuron": [_key(places[0][0]), places[0][1]],
                 "closest_cosine": cosines[0],
                 "n_rows": len(rows),
                 "cosine_to_probe": abs(float(direction @ v)),
@@ -128,9 +129,14 @@ class ValueVector(ResidualShift):
         return cls(tensors["direction"], config["layer"], strength, source=config["source"])
 
 
-def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
+def _key(site: Site) -> int | str:
+    """Return the layer of an MLP, and the name of another site."""
+    return site.layer if site.part == "mlp" else str(site)
+
+
+def _written(lm: LoadedModel, site: Site, rows: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
     """Return what rows of W_out add to the residual stream, up to scale: the rows times the gain of a norm after it."""
-    view = lm.at(layer)
+    view = lm.at(site)
     if view.norm is None:
         return rows.detach().float()
     return rows.detach().float() * (view.norm_offset + view.norm.get_parameter("weight").float())
@@ -138,18 +144,15 @@ def _written(lm: LoadedModel, layer: int, rows: Float[Tensor, "*some d_model"]) 
 
 def _closest_rows(
     lm: LoadedModel, v: Float64[Tensor, " d_model"], count: int
-) -> tuple[list[tuple[int, int]], list[float]]:
-    """Return (layer, neuron) of the at most `count` rows with the largest cosine similarity to v, and those values."""
+) -> tuple[list[tuple[Site, int]], list[float]]:
+    """Return (site, neuron) of the at most `count` rows with the largest cosine similarity to v, and those values."""
     import torch
 
-    count = min(count, lm.n_layers * lm.d_mlp)
-    target = v.float()[None]
-    cosines = torch.stack(
-        [
-            torch.cosine_similarity(_written(lm, layer, W), target.to(W.device)).cpu()
-            for layer in range(lm.n_layers)
-            for W in [lm.W_out(layer)]
-        ]
-    )
-    best = cosines.flatten().topk(count)
-    return [divmod(int(i), lm.d_mlp) for i in best.indices], best.values.tolist()
+    target, places = v.float()[None], []
+    for site in lm.sites_of_choice("mlp"):
+        W = lm.W_out(site)
+        cosines = torch.cosine_similarity(_written(lm, site, W), target.to(W.device)).cpu()
+        best = cosines.topk(min(count, len(cosines)))
+        places += [(value, site, j) for value, j in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+    places.sort(key=lambda place: -place[0])
+    return [(site, j) for _, site, j in places[:count]], [value for value, _, _ in places[:count]]
