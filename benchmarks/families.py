@@ -94,7 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 128, **_LATENT},
     "gpt_bigcode": {"n_inner": 48},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "intermediate_size": 64},
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5},
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"],

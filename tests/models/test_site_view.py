@@ -9,7 +9,7 @@ from toxloc import ToxlocError
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
-D_MODEL, D_MLP, HEADS, WIDTH = 16, {"gpt2": 64, "bloom": 64, "falcon": 64}, 2, 8
+D_MODEL, D_MLP, HEADS, WIDTH = 16, {"gpt2": 64, "gpt_neo": 64, "bloom": 64, "falcon": 64}, 2, 8
 NORMED = ("gemma2", "gemma3_text", "olmo2")
 
 
