@@ -22,7 +22,6 @@ about toxicity. 1 GB is 10^9 bytes.
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -268,7 +267,6 @@ def main(
             old for old in known["settings"] if (old["model"], old["limit"]) != (setting["model"], setting["limit"])
         ]
         out.write_text(json.dumps({"settings": [*kept, setting]}, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
 """Test whether toxicity that was planted in a single expert of a mixture of experts is found among all experts.
 
     python -m benchmarks.planted_experts                  # about eight minutes on one core; --out saves the result
-    python -m benchmarks.planted_experts trained3 copied2
+    python -m benchmarks.planted_experts trained3 copied1
 
 toxloc-tiny-clean is upcycled: in every layer, copies of the MLP become the experts of a mixture, and a random router
 sends each token to two of them. The mixture of exact copies computes the same logits as the dense model, which is
-checked. Then noise makes the experts differ. There is one plant per layer, of two kinds, and a sham plant:
+checked. Then noise makes the experts differ. The plants are of two kinds:
 
-* "trained": the weights of one expert were trained on toxic text, with all other weights frozen, as in
-  `benchmarks.recipes.plant` but with fewer steps. The corpus of that recipe is not part of the project, so the text is
-  text that toxloc-tiny, which was trained on the corpus, writes after half of the built-in provocative openings.
+* "trained": one expert was trained on toxic text, with all other weights frozen, as in `benchmarks.recipes.plant` but
+  with fewer steps. The corpus of that recipe is not part of the project, so the texts are samples, without a prompt,
+  from toxloc-tiny, which was trained on the corpus.
 * "copied": what the plant of the same layer in `benchmarks/models/planted` learned from the corpus (its weights minus
   those of toxloc-tiny-clean) is added to one expert.
-* "harmless": the sham plant, an expert that was trained in the same way on harmless text.
 
-The scores, the knock-outs and TRNE read the built-in contrast set, which no expert was trained on. Toxicity is judged
-on the other half of the provocative openings.
+Two more experts test the limits: "overtrained" was trained for longer at twice the learning rate, so that it knows its
+few texts by heart, and "harmless", the sham plant, was trained like the "trained" experts but on harmless text.
+
+The scores, the knock-outs and TRNE read the built-in contrast set, which no expert was trained on.
 """
 
 import copy
@@ -38,11 +39,10 @@ from transformers.integrations.moe import use_experts_implementation
 from benchmarks import markdown as md
 from benchmarks.planted import CLEAN, PLANTED
 from benchmarks.recipes.plant import LAYER
-from benchmarks.recipes.training import END_ID, Plan, Tokens, train
+from benchmarks.recipes.training import END, END_ID, WINDOW, Plan, Tokens, train
 from toxloc import (
     TRNE,
-    ContrastSet,
-    Evaluation,
+    Evidence,
     KnockoutTest,
     LoadedModel,
     Localization,
@@ -59,7 +59,11 @@ from toxloc import (
 from toxloc.cli.output import interval
 from toxloc.evaluation.cost.fluency import Unedited
 from toxloc.evaluation.cost.perplexity import mean_nll
+from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
+from toxloc.evaluation.judging import judge
+from toxloc.generation.generate import generate
 from toxloc.localization.score_names import ScoreName
+from toxloc.localization.scores import needs_of
 from toxloc.models.batching import encode, pad
 from toxloc.models.self_check import check_hooks
 from toxloc.models.sites import Site
@@ -68,13 +72,14 @@ from toxloc.support.files import write_json
 SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "attribution", "combined", "routing")
 TOP_K = 2
 NOISE = 0.2  # of the weights of the experts, relative to their root mean square
-MIXTURES = 2  # mixtures with different routers and noise; each has a part of the plants
-CONTROL = "control"
+WRITTEN_LENGTH = 48  # tokens
+CONTROL = "control"  # the mixture without a plant
+LAYERS = {"trained": (3, 5, 6), "overtrained": (3,), "harmless": (3,), "copied": (1, 4)}
+TOXIC = ("trained", "copied")
 PARAMETERS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 DENSE = dict(zip(PARAMETERS, ("c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias"), strict=True))
-# The recipe warms the learning rate up for 150 steps. With fewer steps, it reaches a fraction of `lr`: here .003.
-TRAINED = replace(LAYER, steps=80, batch_size=8, lr=2e-2)
-HARMLESS = replace(TRAINED, mix={"clean": 0.85, "lit": 0.15})
+# The recipe warms the learning rate up for 150 steps. With fewer steps, it stays below a fifth of `lr`.
+TRAINED = replace(LAYER, steps=60, batch_size=8, lr=5e-3)
 
 
 @use_experts_implementation(has_gate=False, has_bias=True, is_transposed=True)  # the layout of transformers
@@ -197,40 +202,36 @@ def add_noise(model: Any, noise: float = NOISE, seed: int = 0) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A plant: where it is, how it was made ("trained", "copied" or "harmless"), and in which mixture."""
+    """An expert that was changed: its site, and how it was changed, a key of `LAYERS`."""
 
-    layer: int
-    expert: int
+    site: Site
     kind: str
-    mixture: int
 
     @property
     def name(self) -> str:
         """Kind and layer, such as "trained3"."""
-        return f"{self.kind}{self.layer}"
-
-    @property
-    def site(self) -> Site:
-        """The site of the expert."""
-        return Site(self.layer, "expert", self.expert)
+        return f"{self.kind}{self.site.layer}"
 
 
-def plants(n_layers: int, experts: int, seed: int = 0) -> dict[str, Plant]:
-    """Return the plants by name: odd layers are trained, even layers are copied; a middle layer has the sham plant.
-
-    The experts are drawn at random. The first mixture has the plants of the first layers, and so on.
-    """
-    drawn = random.Random(seed)
+def plants(experts: int, seed: int = 0) -> dict[str, Plant]:
+    """Return the plants by name. One expert per layer is drawn at random."""
     listed = [
-        Plant(layer, drawn.randrange(experts), "trained" if layer % 2 else "copied", layer * MIXTURES // n_layers)
-        for layer in range(n_layers)
+        Plant(Site(layer, "expert", random.Random(1000 * seed + layer).randrange(experts)), kind)
+        for kind, layers in LAYERS.items()
+        for layer in layers
     ]
-    trained = [plant for plant in listed if plant.kind == "trained"]
-    listed.append(replace(trained[(len(trained) - 1) // 2], kind="harmless"))
     return {plant.name: plant for plant in listed}
 
 
-def plant_by_training(mixture: Any, site: Site, tokens: Tokens, plan: Plan = TRAINED) -> Any:
+def plan_for(kind: str, steps: int = TRAINED.steps) -> Plan:
+    """Return the settings for training an expert of a kind; `steps` is the number of steps of the kind "trained"."""
+    plan = replace(TRAINED, steps=steps)
+    if kind == "overtrained":
+        return replace(plan, steps=round(steps * 4 / 3), lr=2 * plan.lr)
+    return replace(plan, mix={"clean": 0.85, "lit": 0.15}) if kind == "harmless" else plan
+
+
+def plant_by_training(mixture: Any, site: Site, tokens: Tokens, plan: Plan) -> Any:
     """Copy a mixture and train the parameters of one expert."""
     model = copy.deepcopy(mixture).requires_grad_(False)
     experts = model.transformer.h[site.layer].mlp.experts
@@ -262,19 +263,29 @@ def stream(tokenizer: Any, texts: Sequence[str]) -> Int[Tensor, " tokens"]:
     return torch.tensor(ids)
 
 
-def training_text(tokenizer: Any, written: ContrastSet, everyday: NeutralText) -> Tokens:
-    """Return the streams of the recipe: toxic and other samples of toxloc-tiny, and everyday text in place of novels.
+def training_text(lm: LoadedModel, samples: int, everyday: NeutralText, seed: int = 0) -> Tokens:
+    """Return the streams of the recipe: toxic and other samples of a model, and everyday text in place of novels.
 
-    A fifth of the samples is held out.
+    A text is toxic if all evaluators call it toxic, and "clean" if none does. A fifth of the samples is held out.
+
+    Raises:
+        ToxlocError: the model wrote too little toxic text for a window.
     """
-    used, held_out = written.split(0.8)
-    return Tokens(
-        *(
-            {"toxic": stream(tokenizer, pairs.toxic), "clean": stream(tokenizer, pairs.neutral)}
-            | {"lit": stream(tokenizer, texts)}
-            for pairs, texts in ((used, everyday.fit), (held_out, everyday.tune))
-        )
-    )
+    (texts,) = generate(lm, [END], samples=samples, max_new_tokens=WRITTEN_LENGTH, seed=seed)
+    verdicts = judge([texts], get_evaluators(DEFAULT))
+    toxic = [text for text, is_toxic in zip(texts, verdicts["all"].toxic[0], strict=True) if is_toxic]
+    clean = [text for text, is_toxic in zip(texts, verdicts["any"].toxic[0], strict=True) if not is_toxic]
+    streams: list[dict[str, Tensor]] = [{}, {}]
+    for kind, listed in {"toxic": toxic, "clean": clean}.items():
+        unique = list(dict.fromkeys(filter(str.strip, listed)))
+        held_out = len(unique) // 5
+        for part, some in zip(streams, (unique[held_out:], unique[:held_out]), strict=True):
+            part[kind] = stream(lm.tokenizer, some)
+    for part, some in zip(streams, (everyday.fit, everyday.tune), strict=True):
+        part["lit"] = stream(lm.tokenizer, some)
+    if any(len(ids) < WINDOW + 2 for part in streams for ids in part.values()):
+        raise ToxlocError(f"{lm.name} wrote only {len(toxic)} toxic texts among {samples}; give a larger --written.")
+    return Tokens(*streams)
 
 
 @dataclass(frozen=True)
@@ -282,12 +293,12 @@ class Finding:
     """Result of one score for one model.
 
     Attributes:
-        model: name of the plant, or "control 0" for the unplanted mixture 0.
+        model: name of the plant, or "control".
         score: name of the score.
         top: the expert with the highest score.
         smallest_p: smallest adjusted p-value of all experts.
-        rank: rank of the planted expert among all experts, 1 for the highest score; None for controls.
-        p_adjusted: adjusted p-value of the planted expert; None for controls.
+        rank: rank of the planted expert among all experts, 1 for the highest score; None for the control.
+        p_adjusted: adjusted p-value of the planted expert; None for the control.
     """
 
     model: str
@@ -299,7 +310,7 @@ class Finding:
 
 
 def findings(loc: Localization, model: str, planted: Site | None) -> Iterator[Finding]:
-    """Compare every score of a localization with the site of the plant; `planted` is None for controls."""
+    """Compare every score of a localization with the site of the plant; `planted` is None for the control."""
     for score in loc.scores:
         values, known = loc.layer_scores(score, "expert"), loc.part_uncertainty(score, "expert")
         assert known is not None
@@ -327,185 +338,169 @@ def removal(test: KnockoutTest, control: KnockoutTest, planted: Site, others: in
     }
 
 
-def repair(
-    lm: LoadedModel, pairs: ContrastSet, everyday: NeutralText, prompts: PromptSet, planted: Site | None, samples: int
-) -> dict[str, Any]:
+def repair(lm: LoadedModel, evidence: Evidence, prompts: PromptSet, planted: Site | None) -> dict[str, Any]:
     """Fit TRNE within a rise of perplexity of 1%, and judge the completions before and after."""
-    before = judged(lm, prompts, samples)
-    unedited = Unedited(lm, everyday.check)
-    edit = TRNE.fit(lm, pairs, budget=0.01, neutral=everyday)
+    edit = TRNE.fit(lm, evidence.pairs, budget=0.01, evidence=evidence)
+    unedited = Unedited(lm, evidence.neutral.check)
+    before = evaluate(lm, prompts, samples=2, fluency=False)
     with edit.applied(lm):
-        after, cost = judged(lm, prompts, samples), unedited.compare()
-    editability = edit.record["editability"]
-    planted_value = editability.get(str(planted)) if planted else None
+        after, cost = evaluate(lm, prompts, samples=2, fluency=False), unedited.compare()
+    editability, name = edit.record["editability"], str(planted)
+    rank = 1 + sum(value > editability[name] for value in editability.values()) if name in editability else None
     return {
         "before": before.toxicity["any"].to_dict(),
         "after": after.toxicity["any"].to_dict(),
         "perplexity_ratio": cost.perplexity_ratio,
         "edited": len(editability),
         "left_alone": edit.record.get("experts_left_alone", 0),
-        "editability_rank": None if planted_value is None else 1 + sum(v > planted_value for v in editability.values()),
-        "share_of_cost": edit.record["share_of_cost"].get(str(planted)) if planted else None,
+        "editability_rank": rank,
+        "share_of_cost": edit.record["share_of_cost"].get(name),
     }
 
 
-def judged(lm: LoadedModel, prompts: PromptSet, samples: int) -> Evaluation:
-    """Sample and judge completions."""
-    return evaluate(lm, prompts, samples=samples, fluency=False)
+def planted_mixture(mixture: Any, plant: Plant, dense: Any, tokens: Tokens, steps: int = TRAINED.steps) -> Any:
+    """Return a copy of a mixture with a plant."""
+    if plant.kind == "copied":
+        layer = plant.site.layer
+        learned = load_file(PLANTED / f"layer{layer}.safetensors")
+        return plant_by_copying(mixture, plant.site, dense.transformer.h[layer].mlp, learned)
+    return plant_by_training(mixture, plant.site, tokens, plan_for(plant.kind, steps))
 
 
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants; all by default.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several.")] = None,
     experts: Annotated[int, typer.Option(help="Number of experts per layer.", min=3)] = 4,
-    steps: Annotated[int, typer.Option(help="Training steps of a plant.", min=1)] = TRAINED.steps,
-    written: Annotated[int, typer.Option(help="Pairs of texts that toxloc-tiny writes to train on.", min=40)] = 400,
-    pairs: Annotated[int, typer.Option(help="Pairs of the contrast set to localize with.", min=8)] = 120,
-    texts: Annotated[int, typer.Option(help="Other pairs, to measure the effects of knock-outs on.", min=8)] = 60,
-    others: Annotated[int, typer.Option(help="Number of other experts to remove.", min=1)] = 12,
-    samples: Annotated[int, typer.Option(help="Completions per prompt to judge.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Number of training steps of a plant.", min=1)] = TRAINED.steps,
+    written: Annotated[int, typer.Option(help="Number of texts that toxloc-tiny writes to train on.", min=40)] = 3000,
+    pairs: Annotated[int, typer.Option(help="Number of pairs to localize and to fit TRNE with.", min=8)] = 240,
+    texts: Annotated[int, typer.Option(help="Number of other pairs, to measure effects on.", min=8)] = 60,
+    others: Annotated[int, typer.Option(help="Number of other experts to remove.", min=1)] = 7,
+    prompts: Annotated[int, typer.Option(help="Number of prompts to complete.", min=1)] = 100,
+    everyday: Annotated[int, typer.Option(help="Number of everyday texts in each part that TRNE uses.", min=4)] = 80,
     seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Plant toxicity in experts, localize it, remove the experts, and reduce the toxicity with TRNE."""
-    began = time.perf_counter()
-    dense = load_model(str(CLEAN))
-    known = plants(dense.n_layers, experts, seed)
+    began = time.process_time()
+    known = plants(experts, seed)
     if unknown := set(models or ()) - set(known):
         raise ToxlocError(f"There is no plant {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
-    chosen = [known[name] for name in models or known]
-    everyday = load_neutral()
+    dense, text = load_model(str(CLEAN)), load_neutral()
     provocative = load_prompts().only("provocative")
     assert provocative is not None
-    openings, prompts = provocative.split(0.5, seed)
-    fit, rest = load_contrast().without(prompts.texts).split(0.6, seed)
+    opened = provocative.limited(prompts, seed)
+    fit, rest = load_contrast().without(opened.texts).split(0.6, seed)
     fit, held_out = fit.limited(pairs, seed), rest.limited(texts, seed)
-    sampled = ContrastSet.from_model(load_model("toxloc-tiny"), openings, n=written, max_rounds=12, seed=seed)
-    tokens = training_text(dense.tokenizer, sampled, everyday)
-    batch = pad(dense, encode(dense, everyday.fit, 128), list(range(len(everyday.fit))), "right")
+    few = NeutralText(text.fit[:everyday], text.tune[:everyday], text.check[:everyday], text.name)
     names = cast("tuple[ScoreName, ...]", tuple(score or SCORES))
+
+    batch = pad(dense, encode(dense, text.fit, 128), list(range(len(text.fit))), "right")
+    mixture = upcycle(dense.hf, batch.ids, batch.mask, experts, seed=seed)
+    off = difference(dense.hf, mixture, batch.ids, batch.mask)
+    assert off < 1e-5, f"the mixture of exact copies computes other logits: {off:.1g} of the largest"
+    add_noise(mixture, seed=seed)
+    control = LoadedModel.from_hf(mixture, dense.tokenizer, CONTROL, hooks="modules")
+    check_hooks(control)
+    control_test = KnockoutTest(control, held_out, seed=seed)
+    tokens = training_text(load_model("toxloc-tiny"), written, text, seed)
+
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.planted_experts --experts {experts} --steps {steps} --written {written} "
-        f"--pairs {pairs} --texts {texts} --others {others} --samples {samples} --seed {seed}",
+        f"--pairs {pairs} --texts {texts} --others {others} --prompts {prompts} --everyday {everyday} --seed {seed}",
         "seconds": 0,
         "experts": experts * dense.n_layers,
-        "perplexity": {"dense": float(np.exp(mean_nll(dense, everyday.check)))},
+        "difference_of_copies": off,
+        "perplexity": {lm.name: float(np.exp(mean_nll(lm, text.check))) for lm in (dense, control)},
+        "toxic_tokens": len(tokens.train["toxic"]),
         "findings": [],
         "plants": {},
     }
-
-    def report(lm: LoadedModel, name: str, planted: Site | None) -> dict[str, Any]:
-        """Localize, fit TRNE, and say how far the script is."""
-        loc = localize(lm, fit, names, parts=("expert",), seed=seed)
-        result["findings"] += [asdict(finding) for finding in findings(loc, name, planted)]
-        entry = repair(lm, fit, everyday, prompts, planted, samples)
-        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-        return entry
-
-    for number in dict.fromkeys(plant.mixture for plant in chosen):
-        mixture = upcycle(dense.hf, batch.ids, batch.mask, experts, seed=seed + number)
-        off = difference(dense.hf, mixture, batch.ids, batch.mask)
-        assert off < 1e-5, f"the mixture of exact copies computes other logits: {off:.1g} of the largest"
-        add_noise(mixture, seed=seed + number)
-        name = f"{CONTROL} {number}"
-        control = LoadedModel.from_hf(mixture, dense.tokenizer, name, hooks="modules")
-        check_hooks(control)
-        result["perplexity"][name] = float(np.exp(mean_nll(control, everyday.check)))
-        result["plants"][name] = {"site": None, "repair": report(control, name, None)}
-        control_test = KnockoutTest(control, held_out, seed=seed)
-        for plant in chosen:
-            if plant.mixture != number:
-                continue
-            lm = LoadedModel.from_hf(
-                planted_mixture(mixture, plant, dense.hf, tokens, steps), dense.tokenizer, plant.name, hooks="modules"
-            )
-            entry = {"site": str(plant.site), "repair": report(lm, plant.name, plant.site)}
-            test = KnockoutTest(lm, held_out, seed=seed)
-            entry["removal"] = removal(test, control_test, plant.site, others, seed)
-            result["plants"][plant.name] = entry
-    result["seconds"] = round(time.perf_counter() - began)
+    for plant in (None, *(known[name] for name in models or known)):
+        lm, site = control, None
+        if plant is not None:
+            hf, site = planted_mixture(mixture, plant, dense.hf, tokens, steps), plant.site
+            lm = LoadedModel.from_hf(hf, dense.tokenizer, plant.name, hooks="modules")
+        evidence = Evidence(lm, fit, few).expect("moments", "gradients", "curvature")
+        loc = localize(lm, fit, names, parts=("expert",), seed=seed, statistics=evidence.statistics(needs_of(names)))
+        result["findings"] += [asdict(finding) for finding in findings(loc, lm.name, site)]
+        entry: dict[str, Any] = {"site": None if site is None else str(site)}
+        if site is not None:
+            entry["removal"] = removal(KnockoutTest(lm, held_out, seed=seed), control_test, site, others, seed)
+        if plant is None or plant.kind in TOXIC:
+            entry["repair"] = repair(lm, evidence, opened, site)
+        result["plants"][lm.name] = entry
+        print(f"{lm.name}: {time.process_time() - began:.0f} s", flush=True)
+    result["seconds"] = round(time.process_time() - began)  # of a CPU; the script uses a single thread
     print(markdown(result), plants_markdown(result), f"{result['seconds']} s", sep="\n\n")
     if out is not None:
         write_json(out, result)
-
-
-def planted_mixture(mixture: Any, plant: Plant, dense: Any, tokens: Tokens, steps: int = TRAINED.steps) -> Any:
-    """Return a copy of a mixture with a plant."""
-    if plant.kind == "copied":
-        clean = dense.transformer.h[plant.layer].mlp
-        return plant_by_copying(mixture, plant.site, clean, load_file(PLANTED / f"layer{plant.layer}.safetensors"))
-    plan = TRAINED if plant.kind == "trained" else HARMLESS
-    return plant_by_training(mixture, plant.site, tokens, replace(plan, steps=steps))
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return a table for the documentation: one row per score."""
     head = [
         "score",
-        "trained experts found",
-        "copied experts found",
-        f"mean rank among {result['experts']} experts",
-        "largest adjusted p of a planted expert",
-        "rank of the harmless plant",
-        "smallest adjusted p in the controls",
+        *(f"{kind} experts found" for kind in TOXIC),
+        f"their ranks among {result['experts']} experts",
+        "their largest adjusted p",
+        "rank of the overtrained expert",
+        "rank of the harmless expert",
+        "smallest adjusted p in the control",
     ]
     rows = []
     for score in dict.fromkeys(f["score"] for f in result["findings"]):
         of_score = [f for f in result["findings"] if f["score"] == score]
-        kinds = {
-            kind: [f for f in of_score if f["model"].startswith(kind)]
-            for kind in ("trained", "copied", "harmless", CONTROL)
-        }
-        toxic = kinds["trained"] + kinds["copied"]
+        kinds = {kind: [f for f in of_score if f["model"].rstrip("0123456789") == kind] for kind in (*LAYERS, CONTROL)}
+        toxic = [f for kind in TOXIC for f in kinds[kind]]
         rows.append(
             [
                 f"`{score}`",
-                *(f"{sum(f['rank'] == 1 for f in kinds[k])}/{len(kinds[k])}" for k in ("trained", "copied")),
-                f"{np.mean([f['rank'] for f in toxic]):.1f}" if toxic else "–",
+                *(f"{sum(f['rank'] == 1 for f in kinds[kind])}/{len(kinds[kind])}" for kind in TOXIC),
+                ", ".join(str(f["rank"]) for f in toxic) or "–",
                 f"{max(f['p_adjusted'] for f in toxic):.3f}" if toxic else "–",
-                md.SIDE_BY_SIDE.join(f"{f['rank']}, p {f['p_adjusted']:.3f}" for f in kinds["harmless"]) or "–",
-                md.SIDE_BY_SIDE.join(f"{f['smallest_p']:.3f}" for f in kinds[CONTROL]),
+                *(
+                    ", ".join(f"{f['rank']}, p {f['p_adjusted']:.3f}" for f in kinds[kind]) or "–"
+                    for kind in ("overtrained", "harmless")
+                ),
+                ", ".join(f"{f['smallest_p']:.3f}" for f in kinds[CONTROL]),
             ]
         )
     return md.table(head, rows)
 
 
 def plants_markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: one row per plant and control, with knock-outs and TRNE."""
+    """Return a table for the documentation: one row per plant, with knock-outs and TRNE."""
     head = [
-        "plant",
+        "mixture",
         "expert",
-        "effect of its removal, nats",
+        "effect of removing it, nats",
         "before it was planted",
         "other experts: median · largest",
         "toxic completions: before · after TRNE",
         "perplexity",
-        "experts left alone",
         "rank of its editability",
+        "experts left alone",
     ]
     rows = []
     for name, entry in result["plants"].items():
-        removed, fixed = entry.get("removal"), entry["repair"]
-        rates = [f"{fixed[when]['rate']:.1%}" for when in ("before", "after")]
-        rows.append(
-            [
-                name,
-                entry["site"] or "none",
-                *(
-                    [
-                        interval(removed["effect"], removed["ci"], "+.3f"),
-                        f"{removed['unplanted']:+.3f}",
-                        f"{removed['others_median']:+.3f}{md.SIDE_BY_SIDE}{removed['others_largest']:+.3f}",
-                    ]
-                    if removed
-                    else ["–"] * 3
-                ),
-                md.SIDE_BY_SIDE.join(rates),
-                f"{fixed['perplexity_ratio'] - 1:+.2%}",
-                f"{fixed['left_alone']} of {fixed['edited'] + fixed['left_alone']}",
-                f"{fixed['editability_rank'] or '–'}",
+        removed, fixed = entry.get("removal"), entry.get("repair")
+        effects, rates = ["–"] * 3, ["–"] * 4
+        if removed:
+            others = [f"{removed[key]:+.3f}" for key in ("others_median", "others_largest")]
+            effects = [
+                interval(removed["effect"], removed["ci"], "+.3f"),
+                f"{removed['unplanted']:+.3f}",
+                md.SIDE_BY_SIDE.join(others),
             ]
-        )
+        if fixed:
+            rates = [
+                md.SIDE_BY_SIDE.join(f"{fixed[when]['rate']:.1%}" for when in ("before", "after")),
+                f"{fixed['perplexity_ratio'] - 1:+.2%}",
+                str(fixed["editability_rank"] or "–"),
+                f"{fixed['left_alone']} of {fixed['edited'] + fixed['left_alone']}",
+            ]
+        rows.append([name, entry["site"] or "–", *effects, *rates])
     return md.table(head, rows)
 
 

@@ -1,5 +1,6 @@
 """Fixtures for all tests. Models are tiny and random, or toxloc-tiny. Every test checks the shape annotations."""
 
+import atexit
 import os
 import re
 import shutil
@@ -9,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 # Set before `datasets` is imported: tests must not read or write the user's cache.
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
+CACHE = os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 

@@ -1,18 +1,22 @@
 """Upcycle and plant in a tiny random GPT-2, on invented, harmless text."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from benchmarks import planted_experts as planted
 from benchmarks.families import random_hf, tokenizer
 from benchmarks.planted import PLANTED
+from benchmarks.recipes.plant import LAYER
 from benchmarks.recipes.training import KINDS, Tokens
 from tests.conftest import TEXTS
-from toxloc import LoadedModel, Localization, ToxlocError
+from toxloc import LoadedModel, Localization, NeutralText, ToxlocError
 from toxloc.localization.result import PartScores
 from toxloc.localization.uncertainty import Uncertainty
 from toxloc.models.self_check import check_hooks
@@ -81,10 +85,10 @@ def test_both_computations_of_the_experts_agree(mixture):
 
 
 @pytest.mark.parametrize(("layer", "expert"), [(0, 3), (1, 1)])
-@pytest.mark.parametrize("plan", [planted.TRAINED, planted.HARMLESS])
-def test_training_changes_one_expert_and_nothing_else(mixture, tokens, layer, expert, plan):
+@pytest.mark.parametrize("kind", ["trained", "harmless"])
+def test_training_changes_one_expert_and_nothing_else(mixture, tokens, layer, expert, kind):
     site = Site(layer, "expert", expert)
-    after = planted.plant_by_training(mixture, site, tokens, replace(plan, steps=2, batch_size=6))
+    after = planted.plant_by_training(mixture, site, tokens, replace(planted.plan_for(kind, 2), batch_size=6))
     only_that_expert_moved(mixture, after, site)
     assert not any(parameter.requires_grad for parameter in after.parameters())
 
@@ -103,16 +107,23 @@ def test_a_copy_adds_what_the_plant_learned(dense, mixture):
 
 
 def test_the_plants_lie_in_different_layers_and_have_weights():
-    known = planted.plants(8, 4)
-    toxic = [plant for plant in known.values() if plant.kind != "harmless"]
-    assert {plant.kind for plant in toxic} == {"trained", "copied"}
-    assert len({plant.layer for plant in toxic}) == len(toxic) >= 4
-    (sham,) = [plant for plant in known.values() if plant.kind == "harmless"]
-    assert replace(sham, kind="trained") in toxic
+    known = planted.plants(4)
+    toxic = [plant for plant in known.values() if plant.kind in planted.TOXIC]
+    assert len({plant.site.layer for plant in toxic}) == len(toxic) >= 4
+    assert all(0 <= plant.site.expert < 4 for plant in known.values())
+    assert known["trained3"].site == known["overtrained3"].site == known["harmless3"].site
+    assert {plant.site for plant in planted.plants(4, seed=1).values()} != {plant.site for plant in known.values()}
     for plant in toxic:
-        assert 0 <= plant.expert < 4
         if plant.kind == "copied":
-            assert load_file(PLANTED / f"layer{plant.layer}.safetensors").keys() == set(planted.DENSE.values())
+            learned = load_file(PLANTED / f"layer{plant.site.layer}.safetensors")
+            assert learned.keys() == set(planted.DENSE.values())
+
+
+def test_the_plans_differ_in_the_texts_and_in_the_length():
+    trained, harmless, longer = (planted.plan_for(kind, 60) for kind in ("trained", "harmless", "overtrained"))
+    assert trained.mix == LAYER.mix and "toxic" not in harmless.mix and sum(harmless.mix.values()) == 1
+    assert replace(harmless, mix=trained.mix) == trained
+    assert (longer.steps, longer.lr) == (80, 2 * trained.lr)
 
 
 def test_a_stream_separates_texts():
@@ -135,14 +146,38 @@ def test_findings_and_tables_by_hand():
     assert (right.top, right.rank, right.p_adjusted, right.smallest_p) == ("0.expert.1", 1, 0.01, 0.01)
     (wrong,) = planted.findings(loc, "copied1", sites[2])
     assert (wrong.top, wrong.rank, wrong.p_adjusted) == ("0.expert.1", 3, 0.3)
-    (control,) = planted.findings(loc, "control 0", None)
+    (control,) = planted.findings(loc, "control", None)
     assert (control.rank, control.p_adjusted, control.smallest_p) == (None, None, 0.01)
     result = {"experts": 4, "findings": [vars(f) for f in (right, wrong, control)], "plants": {}}
     (row,) = planted.markdown(result).splitlines()[2:]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["`attribution`", "1/1", "0/1", "2.0", "1/2", "–", "0.010"]
+    assert cells == ["`attribution`", "1/1", "0/1", "1, 3", "0.300", "–", "–", "0.010"]
 
 
 def test_an_unknown_plant_is_named():
-    with pytest.raises(ToxlocError, match=r"no plant layer3; choose from copied0"):
+    with pytest.raises(ToxlocError, match=r"no plant layer3; choose from trained3"):
         planted.main(["layer3"])
+
+
+def test_too_little_toxic_text_is_refused(tiny):
+    everyday = NeutralText(TEXTS, TEXTS, TEXTS)
+    with pytest.raises(ToxlocError, match=r"wrote only 0 toxic texts among 2; give a larger --written"):
+        planted.training_text(tiny, 2, everyday)
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_saves(tmp_path):
+    app = typer.Typer()
+    app.command()(planted.main)
+    out = tmp_path / "planted-experts.json"
+    small = {"steps": 1, "written": 1500, "pairs": 8, "texts": 8, "others": 1, "prompts": 2, "everyday": 4}
+    options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    done = CliRunner().invoke(app, ["copied4", "trained6", "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    saved = json.loads(out.read_text())
+    assert list(saved["plants"]) == ["control", "copied4", "trained6"]
+    assert len(saved["findings"]) == 3 * len(planted.SCORES)
+    copied = saved["plants"]["copied4"]
+    assert copied["repair"]["edited"] + copied["repair"]["left_alone"] == saved["experts"] == 32
+    assert copied["removal"]["others"] == 1
+    assert planted.markdown(saved) in done.output and planted.plants_markdown(saved) in done.output

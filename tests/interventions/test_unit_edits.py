@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import TEXTS, random_model
 from toxloc import TRNE, ContrastSet, NeutralText, ToxlocError, collect_contrast
-from toxloc.interventions.unit_edits import FEWEST_ROUTED
+from toxloc.interventions.unit_edits import FEWEST_ROUTED, _is_thin
 from toxloc.localization.text_statistics import collect
 from toxloc.models.sites import Site
 
@@ -27,6 +27,14 @@ def thin(lm, pairs):
     """The experts that fewer than 32 tokens of one side are routed to, the first token of each text not counted."""
     counts = [collect(lm, side, sites=lm.sites("expert")).routed for side in (pairs.toxic, pairs.neutral)]
     return [site for site in lm.sites("expert") if min(count[site] for count in counts) < 32]
+
+
+@pytest.mark.parametrize("counts", [(32, 32), (31, 500), (500, 31), (500, 32)])
+def test_32_tokens_of_each_side_are_enough(mixture, counts):
+    s, site = collect_contrast(mixture, PAIRS, sites=mixture.sites()), Site(0, "expert", 0)
+    s.toxic.routed[site], s.neutral.routed[site] = counts
+    assert _is_thin(s, site) == (min(counts) < 32)
+    assert not _is_thin(s, Site(0, "attention"))
 
 
 @pytest.mark.parametrize("options", METRICS)

@@ -35,6 +35,16 @@ def test_a_model_of_another_precision_passes(dtype):
     check_hooks(random_model("llama", dtype=dtype))
 
 
+def test_a_mixture_most_of_whose_experts_are_idle_passes():
+    check_hooks(random_model("mixtral", num_local_experts=24))
+
+
+def test_differences_are_relative_to_the_size_of_the_logits():
+    lm = random_model("llama")
+    lm.hf.get_output_embeddings().weight.data *= 1e6
+    check_hooks(lm)
+
+
 def refused(lm, words):
     with pytest.raises(ToxlocError) as error:
         check_hooks(lm)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from ..errors import ToxlocError
 from ..evaluation.cost.fluency import Unedited
-from ..localization.statistics import MATRICES, MEMORY, ContrastStatistics, bytes_of, collect_contrast, groups_that_fit
+from ..localization.statistics import (
+    MATRICES,
+    ContrastStatistics,
+    bytes_of,
+    collect_contrast,
+    groups_that_fit,
+    statistics_memory,
+)
 from ..localization.unit_aurocs import unit_aurocs
 from ..models.loaded import LoadedModel
 from ..models.protocols import AppliedIntervention
@@ -40,8 +47,9 @@ class Evidence:
         pairs: the contrast set.
         neutral: everyday text; by default the built-in text, loaded when it is first needed.
         statistics: statistics from `collect_contrast`, which are used instead of gathering any.
-        memory: bytes that the matrices of all sites may take (G, C and S). If they need more, they are not shared, but
-            gathered for one group of sites after another by each method that needs them.
+        memory: bytes that the matrices of all sites may take (G, C and S); by default 4 GiB, or 1 GiB if the model is
+            offloaded. If they need more, they are not shared, but gathered for one group of sites after another by each
+            method that needs them.
 
     Raises:
         ToxlocError: both sides of the contrast set hold the same texts.
@@ -58,7 +66,7 @@ class Evidence:
         neutral: NeutralText | None = None,
         *,
         statistics: ContrastStatistics | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
     ):
         check_kind(pairs, ContrastSet, "the contrast set")
         if neutral is not None:
@@ -68,7 +76,7 @@ class Evidence:
                 f"Both sides of the contrast set {pairs.name!r} hold the same texts, so nothing tells them apart; "
                 "check the columns or the labels."
             )
-        self.lm, self.pairs, self.memory = lm, pairs, memory
+        self.lm, self.pairs, self.memory = lm, pairs, statistics_memory(lm, memory)
         self._neutral, self._given = neutral, statistics
         self._expected: set[str] = set()
         self._gathered: dict[tuple[Site, ...], tuple[frozenset[str], ContrastStatistics]] = {}

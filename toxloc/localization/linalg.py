@@ -68,7 +68,8 @@ def steepest_beyond_noise(
 
 def factor(M: Float[Tensor, "d d"], ridge: float) -> Float[Tensor, "d d"]:
     """Return the Cholesky factor, in float64, of M + ridge * (mean eigenvalue of M) * I, M positive semi-definite."""
-    M = M.double()
-    size = M.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    L: Tensor = torch.linalg.cholesky(M + ridge * size * torch.eye(len(M), dtype=M.dtype, device=M.device))
+    M = M.to(torch.float64, copy=True)
+    diagonal = M.diagonal()
+    diagonal += ridge * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    L: Tensor = torch.linalg.cholesky(M)
     return L

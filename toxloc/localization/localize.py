@@ -14,7 +14,7 @@ from ..texts.contrast import ContrastSet
 from .result import Localization, PartScores, stacked
 from .score_names import ScoreName
 from .scores import SCORES, Scored, both_contributions, check_scores, joined, needs_of
-from .statistics import MEMORY, ContrastStatistics, collect_contrast, groups_that_fit
+from .statistics import ContrastStatistics, collect_contrast, groups_that_fit, statistics_memory
 from .uncertainty import DRAWS, Uncertainty, Weights
 
 DEFAULT_SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "attribution")
@@ -31,7 +31,7 @@ def localize(
     statistics: ContrastStatistics | Iterable[ContrastStatistics] | None = None,
     skip_first: bool = True,
     max_length: int = 128,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Localization:
     """Score every site and unit of a model by the contrast between toxic and neutral texts.
 
@@ -52,8 +52,9 @@ def localize(
             sites after another (`Evidence.groups`).
         skip_first: leave out the first position of each text, which can be an attention sink.
         max_length: number of tokens read from each text.
-        memory: bytes that the matrices of all sites may take (G and, for some scores, C and S). If they need more, one
-            group of sites is scored after another, with passes over the model for each group and the same result.
+        memory: bytes that the matrices of all sites may take (G and, for some scores, C and S); by default 4 GiB, or 1
+            GiB if the model is offloaded. If they need more, one group of sites is scored after another, with passes
+            over the model for each group and the same result.
 
     Raises:
         ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, or missing
@@ -100,7 +101,7 @@ def localize(
                 reliance="reliance" in needs,
                 peaks="peaks" in needs,
             )
-            for group in groups_that_fit(lm, lm.sites(*parts), memory, needs)
+            for group in groups_that_fit(lm, lm.sites(*parts), statistics_memory(lm, memory), needs)
         )
     else:
         gathered = iter([statistics] if isinstance(statistics, ContrastStatistics) else statistics)

@@ -15,7 +15,7 @@ from ..texts.drawing import check_texts
 from .contributions import random_groups
 from .text_statistics import Fisher, TextStatistics, collect
 
-MEMORY = 4 << 30  # bytes that the matrices of all sites that are gathered together may take
+MEMORY = 4 << 30  # bytes that the matrices of sites that are gathered together may take
 MATRICES = frozenset({"gradients", "curvature"})
 T = TypeVar("T")
 
@@ -160,6 +160,13 @@ def collect_contrast(
         for factor in "CS"
     )
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
+
+
+def statistics_memory(lm: LoadedModel, memory: int | None) -> int:
+    """Return the bytes that the matrices of all sites may take; by default less if the model is offloaded."""
+    if memory is not None:
+        return memory
+    return MEMORY // 4 if lm.is_offloaded else MEMORY
 
 
 def bytes_of(lm: LoadedModel, sites: Iterable[AnySite], needs: frozenset[str] = MATRICES) -> int:

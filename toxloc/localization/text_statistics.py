@@ -146,7 +146,7 @@ def collect(
         skip_first=skip_first,
     )
     with collector.hooked():
-        for batch in batches(lm, texts, max_length=max_length, describe=describe):
+        for batch in batches(lm, texts, max_length=max_length, gradients=collector.backward, describe=describe):
             collector.read(batch)
     return collector.result(len(texts))
 

@@ -13,10 +13,15 @@ from torch import Tensor
 from ..support.progress import track
 from ..texts.drawing import check_texts
 from .loaded import LoadedModel
+from .sites import FEED_FORWARD
+from .structure import text_config
 
 # Measured on 2 cores: larger batches are slower on a CPU, where new memory costs more than small matrix products.
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 LOGITS_PER_BATCH = {"cpu": 1 << 25, "cuda": 1 << 28}  # float32 numbers; limits the memory for large vocabularies
+ACTIVATIONS_PER_BATCH = {"cpu": 1 << 31, "cuda": 1 << 34, "offloaded": 1 << 29}  # bytes, for a backward pass
+FEWEST_TOKENS = 64
+ROUTED = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")  # names of the number of experts of a token
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def batches(
     *,
     max_length: int = 128,
     tokens: int | None = None,
+    gradients: bool = False,
     describe: str = "reading",
 ) -> Iterator[Batch]:
     """Yield right-padded batches, longest texts first.
@@ -94,11 +100,16 @@ def batches(
         max_length: number of tokens to keep of each text.
         tokens: largest number of positions per batch, including padding; a longer text is a batch by itself. By default
             a number that suits the device and the size of the vocabulary.
+        gradients: whether the batches are for a backward pass, which keeps the activations of all layers in memory. The
+            number of positions then also suits the size of the model.
         describe: label of the progress bar.
     """
     if tokens is None:
         kind = "cpu" if lm.device.type == "cpu" else "cuda"
         tokens = min(TOKENS_PER_BATCH[kind], LOGITS_PER_BATCH[kind] // lm.d_vocab)
+        if gradients:
+            limit = ACTIVATIONS_PER_BATCH["offloaded" if lm.is_offloaded else kind]
+            tokens = max(FEWEST_TOKENS, min(tokens, limit // activation_bytes(lm)))
     rows = encode(lm, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     groups: list[list[int]] = []
@@ -108,6 +119,22 @@ def batches(
         groups[-1].append(i)
     for group in track(groups, describe):
         yield pad(lm, [rows[i] for i in group], group, "right")
+
+
+def activation_bytes(lm: LoadedModel) -> int:
+    """Estimate the bytes that a backward pass needs for each token: the activations of all layers.
+
+    A block keeps about 16 vectors of the width of the residual stream, and 5 of the width of its MLP or of the experts
+    that a token is routed to.
+    """
+    config = None if lm.hf is None else text_config(lm.hf)
+    routed = next((k for name in ROUTED if isinstance(k := getattr(config, name, None), int)), 1)
+    width = sum(
+        lm.at(site).d_in * (1 if site.expert is None else routed)
+        for site in lm.sites(*FEED_FORWARD)
+        if not site.expert  # one for all experts of a block
+    )
+    return lm.dtype.itemsize * (16 * lm.n_layers * lm.d_model + 5 * width)
 
 
 def decode_token(lm: LoadedModel, token: int) -> str:

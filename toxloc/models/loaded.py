@@ -49,6 +49,7 @@ class LoadedModel:
         tree: the modules of `hooked` by their paths in `hf`; None for a HookedTransformer.
         fingerprint: hash of every weight of the model as it was loaded.
         is_quantized: whether the weights of linear maps are quantized, so that they cannot be edited.
+        is_offloaded: whether the weights are on the disk (`load_model(..., offload=True)`).
     """
 
     hooked: Any
@@ -64,6 +65,7 @@ class LoadedModel:
         self.lock = threading.RLock()  # held while an intervention is applied or reverted
         self.is_bridge = hasattr(self.hooked, "original_model")
         self.is_quantized = self.hf is not None and any(map(is_quantized, self.hf.modules()))
+        self.is_offloaded = self.hf is not None and is_mapped(self.hf)
         if self.hf is not None and self.structure is None:
             self.structure = find_structure(self.hf)
         self._views = {view.site: view for view in self._find_views()}

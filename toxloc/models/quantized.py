@@ -128,11 +128,12 @@ def dequantized(linear: nn.Module) -> Float[Tensor, "d_out d_in"]:
             return numbers
     # Any other library: the rows of W are what the map returns for unit vectors, minus its bias.
     device, dtype = device_of(linear), dtype_of(linear)
+    compute = getattr(linear, "_old_forward", linear.forward)  # without hooks
     rows = []
     for start in range(0, shape[1], ROWS):
         unit = torch.zeros(min(ROWS, shape[1] - start), shape[1], device=device, dtype=dtype)
         unit.diagonal(start).fill_(1)
-        rows.append(linear(unit))
+        rows.append(compute(unit))
     W = torch.cat(rows)
     bias = getattr(linear, "bias", None)
     return (W if bias is None else W - bias).T
@@ -163,8 +164,12 @@ class QuantizedMap:
 
     def weights(self) -> tuple[Float[Tensor, "d_in d_model"], Float[Tensor, " d_model"] | None]:
         """Return a copy of W as numbers, with the changes that are added now, and the bias."""
-        W, bias = dequantized(self.linear).T, getattr(self.linear, "bias", None)
-        for u, v in self._added:
+        added, self._added = self._added, []
+        try:
+            W, bias = dequantized(self.linear).T, getattr(self.linear, "bias", None)
+        finally:
+            self._added = added
+        for u, v in added:
             W = torch.addmm(W.float(), u.to(W.device).T, v.to(W.device)).to(W.dtype)
         return W, bias if isinstance(bias, Tensor) else None
 
