@@ -1,7 +1,8 @@
 """Localize and edit a model that is larger than the memory that the process may use.
 
     python -m benchmarks.memory_limit                             # prints; --out memory-limit.json saves it
-    python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 6
+    python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 6 --texts 24
+    python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 12 --no-offload --texts 24 --memory 2e9
 
 The process is put into a control group of Linux with a memory limit. The group counts everything that the process uses:
 its own memory and the pages of files that it reads, such as mapped weights. The kernel drops pages of files when the
@@ -9,7 +10,8 @@ limit is reached, and ends the process if that is not enough. Making a group nee
 /sys/fs/cgroup, which root has in most containers.
 
 In the group, the model is loaded with `offload=True`, every layer is localized by attribution, TRNE is fitted to every
-layer within a budget, applied, reverted and saved as an adapter. The same is then tried with `offload=False`.
+layer within a rise of perplexity of 1%, applied, reverted and saved as an adapter, and completions are sampled and
+judged before and after. The same is then tried with `offload=False`.
 
 * own: largest memory of the process that is not backed by files (`RssAnon`), sampled every 20 ms. It contains the
   statistics, the activations, the changed weights, Python and torch.
@@ -40,10 +42,12 @@ from benchmarks import markdown as md
 GB = 10**9
 STATUS = Path("/proc/self/status")
 GROUPS = Path("/sys/fs/cgroup")
+PROMPTS = 10
 STEPS = {
     "load": "load",
     "localize": "localize every layer",
     "fit": "fit TRNE",
+    "evaluate": "evaluate before and after",
     "apply": "apply and read a text",
     "revert": "revert and compare every bit",
     "export": "save as an adapter",
@@ -135,7 +139,7 @@ def build(folder: Path, gigabytes: float) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def work(model: str, texts: int, memory: int, offload: bool, out: Path) -> None:
+def work(model: str, texts: int, memory: int, offload: bool, dtype: str, out: Path) -> None:
     """Do all steps in this process, and write their times and the own memory after each step to a file."""
     own = OwnMemory()
     own.start()
@@ -161,7 +165,7 @@ def work(model: str, texts: int, memory: int, offload: bool, out: Path) -> None:
     pairs, everyday = toxloc.load_contrast().limited(texts), toxloc.load_neutral()
     everyday = toxloc.NeutralText(everyday.fit[:texts], everyday.tune[:texts], everyday.check[:texts])
     with step("load"):
-        lm = toxloc.load_model(model, device="cpu", offload=offload)
+        lm = toxloc.load_model(model, device="cpu", offload=offload, dtype=dtype)
     result |= {
         "name": lm.name,
         "n_layers": lm.n_layers,
@@ -178,6 +182,12 @@ def work(model: str, texts: int, memory: int, offload: bool, out: Path) -> None:
         edit = toxloc.TRNE.fit(lm, pairs, evidence=evidence)
     del evidence
     result |= {"edited": len(edit.edits), "ratio": edit.record["tuned_perplexity_ratio"]}
+    prompts = toxloc.load_prompts().limited(PROMPTS)
+    with step("evaluate"):
+        evaluations = [toxloc.evaluate(lm, prompts, samples=1, fluency=False)]
+        with edit.applied(lm):
+            evaluations.append(toxloc.evaluate(lm, prompts, samples=1, fluency=False))
+    result["toxic"] = [evaluation.toxicity["any"].rate for evaluation in evaluations]
     ids = torch.tensor([lm.tokenizer(everyday.tune[0])["input_ids"][:32]])
     with torch.inference_mode():
         before = lm.hf(ids).logits
@@ -192,12 +202,13 @@ def work(model: str, texts: int, memory: int, offload: bool, out: Path) -> None:
         export_peft(edit, lm, Path(folder) / "adapter")
 
 
-def run(model: str, texts: int, memory: int, offload: bool, limit: int) -> dict[str, Any]:
+def run(model: str, texts: int, memory: int, offload: bool, dtype: str, limit: int) -> dict[str, Any]:
     """Do all steps in a new process within the limit; return what it measured and how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         out, group = Path(folder) / "result.json", MemoryGroup(limit)
-        settings = ["--model", model, "--texts", str(texts), "--memory", str(memory), "--work", str(out)]
-        command = [sys.executable, "-m", "benchmarks.memory_limit", *settings, *([] if offload else ["--no-offload"])]
+        settings = ["--model", model, "--texts", str(texts), "--memory", str(memory), "--dtype", dtype]
+        settings += ["--work", str(out), "--offload" if offload else "--no-offload"]
+        command = [sys.executable, "-m", "benchmarks.memory_limit", *settings]
         try:
             code = subprocess.run(command, preexec_fn=group.join, check=False).returncode
             result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"steps": {}}
@@ -205,68 +216,79 @@ def run(model: str, texts: int, memory: int, offload: bool, limit: int) -> dict[
         finally:
             group.close()
     ended = {0: "finished", -signal.SIGKILL: "ended by the kernel, because memory did not suffice"}
-    return {**result, "offload": offload, "end": ended.get(code, f"failed with exit code {code}")}
+    return {**result, "offload": offload, "dtype": dtype, "end": ended.get(code, f"failed with exit code {code}")}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the results as a table."""
+    """Return the results as a table: one row per run."""
     rows = []
     for setting in result["settings"]:
-        known = setting["runs"][0]
-        rows.append(
-            [
-                setting["model"],
-                f"{known['bytes'] / GB:.1f}",
-                f"{setting['limit'] / GB:g}",
-                *(
-                    f"{known['steps'][name]['seconds']:.0f} s, {known['steps'][name]['own_bytes'] / GB:.1f}"
-                    if name in known["steps"]
-                    else "–"
-                    for name in STEPS
-                ),
-                setting["runs"][1]["end"] if len(setting["runs"]) > 1 else "not tried",
+        size = max(run.get("bytes", 0) for run in setting["runs"])
+        for run in setting["runs"]:
+            steps = run["steps"]
+            cells = [
+                f"{steps[name]['seconds']:,.0f} s, {steps[name]['own_bytes'] / GB:.1f}" if name in steps else "–"
+                for name in STEPS
             ]
-        )
-    heads = ["model", "weights, GB", "limit, GB", *(f"{title}, own GB" for title in STEPS.values())]
-    return md.table([*heads, "with offload=False"], rows)
+            where = "on the disk" if run["offload"] else "in memory"
+            rows.append(
+                [
+                    setting["model"],
+                    f"{run.get('bytes', size) / GB:.1f}, {run['dtype']}, {where}",
+                    f"{setting['limit'] / GB:g}",
+                    *cells,
+                    run["end"],
+                ]
+            )
+    return md.table(
+        ["model", "weights, GB", "limit, GB", *(f"{title}, own GB" for title in STEPS.values()), "end"], rows
+    )
 
 
 def main(
     model: Annotated[str, typer.Option(help="Model to load; default: a random model.")] = "",
     gigabytes: Annotated[float, typer.Option(help="Size of the random model.")] = 3.0,
     limit: Annotated[float, typer.Option(help="Memory limit in GB.")] = 2.0,
-    memory: Annotated[int, typer.Option(help="Bytes that the statistics of a group of layers may take.")] = 1 << 28,
-    texts: Annotated[int, typer.Option(help="Contrast texts of each side, and everyday texts.")] = 40,
-    compare: Annotated[bool, typer.Option(help="Try it with offload=False too.")] = True,
-    offload: Annotated[bool, typer.Option(hidden=True)] = True,
+    memory: Annotated[float, typer.Option(help="Bytes that the statistics of a group of layers may take.")] = 1 << 28,
+    texts: Annotated[int, typer.Option(help="Contrast texts of each side, and everyday texts of each part.")] = 40,
+    dtype: Annotated[str, typer.Option(help="Type of the weights, as in load_model.")] = "float32",
+    offload: Annotated[bool, typer.Option(help="Keep the weights on the disk.")] = True,
+    compare: Annotated[bool, typer.Option(help="After a run with weights on the disk, try it without.")] = True,
     inside: Annotated[Path | None, typer.Option("--work", hidden=True)] = None,
     out: Annotated[Path | None, typer.Option(help="Save the result here; other settings in the file stay.")] = None,
 ) -> None:
     """Localize and edit a model within a memory limit."""
     if inside is not None:
-        work(model, texts, memory, offload, inside)
+        work(model, texts, int(memory), offload, dtype, inside)
         return
+    ways = [True, False] if offload and compare else [offload]
     with tempfile.TemporaryDirectory() as folder:
         if not model:
             build(Path(folder), gigabytes)
-        runs = [
-            run(model or folder, texts, memory, way, int(limit * GB)) for way in ([True, False] if compare else [True])
-        ]
+        runs = [run(model or folder, texts, int(memory), way, dtype, int(limit * GB)) for way in ways]
     setting = {
         "model": model or "random, Llama's architecture",
         "limit": int(limit * GB),
-        "memory": memory,
+        "memory": int(memory),
         "texts": texts,
+        "threads": os.environ.get("OMP_NUM_THREADS", "1"),
         "processor": platform.processor() or platform.machine(),
         "runs": runs,
     }
     print(json.dumps(setting, indent=2))
     if out is not None:
         known = json.loads(out.read_text()) if out.is_file() else {"settings": []}
-        kept = [
-            old for old in known["settings"] if (old["model"], old["limit"]) != (setting["model"], setting["limit"])
-        ]
-        out.write_text(json.dumps({"settings": [*kept, setting]}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                {"settings": [*(old for old in known["settings"] if _key(old) != _key(setting)), setting]}, indent=1
+            )
+            + "\n"
+        )
+
+
+def _key(setting: dict[str, Any]) -> tuple[Any, ...]:
+    run = setting["runs"][0]
+    return setting["model"], setting["limit"], run["dtype"], run["offload"]
 
 
 if __name__ == "__main__":

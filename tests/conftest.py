@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 
 # Set before `datasets` is imported: tests must not read or write the user's cache.
-CACHE = os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="toxloc-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
@@ -30,6 +29,8 @@ from filelock import FileLock
 
 import toxloc
 from benchmarks.families import LAYOUTS, random_hf, random_model, tokenizer  # noqa: F401
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 TEXTS = [
     "You are a fool and a liar.",

@@ -83,7 +83,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def neutral():
-    return toxloc.load_neutral()
+    return toxloc.load_neutral(limit=90)
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +105,16 @@ def logits(lm, hooked=False):
     return lm.forward(ids, mask) if hooked else lm.hf(input_ids=ids, attention_mask=mask).logits
 
 
-def rank_one(lm, *sites):
+def rank_one(lm, *sites, size=1 / 40):
     generator = torch.Generator().manual_seed(0)
-    shapes = [(site, lm.at(site).d_in) for site in sites]
     return TRNE(
         [
             RankOne(
-                site, torch.randn(d_in, generator=generator) / 40, torch.randn(lm.d_model, generator=generator) / 40
+                site,
+                torch.randn(lm.at(site).d_in, generator=generator) * size,
+                torch.randn(lm.d_model, generator=generator) * size,
             )
-            for site, d_in in shapes
+            for site in sites
         ]
     )
 
@@ -174,7 +175,8 @@ def test_an_edit_acts_on_both_trees_and_is_reverted(lm, make):
 
 def test_a_rank_one_change_is_the_change_of_the_weights(lm, plain):
     """The change of the logits is that of the model in float32, up to the quantization."""
-    edit = rank_one(lm, 0, 5, 5, "3.attention")
+    # Large, because bitsandbytes rounds activations to 8 bits too, which alone changes logits by a few hundredths.
+    edit = rank_one(lm, 0, 5, 5, "3.attention", size=1 / 4)
     changes = []
     for model in (lm, plain):
         before = logits(model)

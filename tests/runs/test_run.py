@@ -7,6 +7,7 @@ import pytest
 import toxloc
 from tests.children import forks, hold, running
 from toxloc import ToxlocError
+from toxloc.runs.run import _default_folder
 from toxloc.runs.settings import RunSettings
 from toxloc.support.files import new_folder
 
@@ -18,6 +19,16 @@ def test_the_signature_shows_every_setting():
     assert list(shown)[:5] == ["model", "out", "overwrite", "settings", "evaluators"]
     assert set(RunSettings.model_fields) <= set(shown)
     assert (shown["samples"].default, shown["methods"].default) == (5, ("meow2x", "trne"))
+
+
+@pytest.mark.parametrize(
+    ("model", "ending"),
+    [("org/qwen2.5-7b", "qwen2.5-7b"), ("folder/model.gguf", "model"), ("qwen2.5-coder-1.5b", "qwen2.5-coder-1.5b")],
+)
+def test_the_default_folder_ends_with_the_name_of_the_model(model, ending):
+    folder = _default_folder(RunSettings(model=model))
+    assert folder.parent.name == "toxloc-runs"
+    assert folder.name[15:] == f"-{ending}"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import transformer_lens
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from toxloc.support.quiet import LIBRARIES, quiet
+from toxloc.support.quiet import LIBRARIES, NOTES, quiet
 
 
 def state():
@@ -117,3 +117,16 @@ def test_no_handler_is_left_in_a_process_that_never_set_up_logging():
     assert done.stdout == "[] True\n", done.stderr
     assert "from the user" in done.stderr
     assert "hidden" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "note"), NOTES.items())
+def test_only_the_notes_of_torchao_are_hidden(caplog, name, note):
+    import toxloc.models  # noqa: F401
+
+    logger = logging.getLogger(name)
+    with caplog.at_level(logging.WARNING):
+        logger.addHandler(caplog.handler)
+        logger.warning(f"{note}: a kernel")
+        logger.warning("another message")
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"another message"}

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from .output import terminal
 
@@ -18,7 +18,7 @@ def list_models() -> None:
     """List the models that can be fetched, and show which are already fetched."""
     from ..models.packaged import CATALOGUE, is_fetched
 
-    table = Table("name", "description", "licence", "download", "fetched")
+    table = Table(Column("name", no_wrap=True), "description", "licence", "download", "fetched")
     for name, model in CATALOGUE.items():
         table.add_row(name, model.about, model.licence, f"{model.megabytes} MB", "yes" if is_fetched(name) else "no")
     terminal().print(table)

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ToxlocError
 
 ROWS = 1024  # unit vectors that a map is applied to at once
-PACKAGES = {"torchao": "torchao>=0.15,<1", "bitsandbytes": "bitsandbytes>=0.46,<1"}
+PACKAGES = {"torchao": "torchao>=0.18,<1", "bitsandbytes": "bitsandbytes>=0.46,<1"}
 
 
 def quantization_config(choice: str, dtype: torch.dtype) -> Any:

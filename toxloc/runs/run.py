@@ -62,5 +62,10 @@ def run(
 
 
 def _default_folder(settings: RunSettings) -> Path:
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(settings.model).stem}"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{_stem(settings.model)}"
     return Path("toxloc-runs") / stem
+
+
+def _stem(model: str) -> str:
+    """Return the last part of a model's name; only .gguf is an ending, and a dot is often part of the name."""
+    return Path(model).name.removesuffix(".gguf")

@@ -3,10 +3,15 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 LIBRARIES = ("transformers", "huggingface_hub", "accelerate", "transformer_lens")
+NOTES = {  # what torchao logs when it is imported, by logger; transformers imports it wherever it is installed
+    "torchao": "Failed to load",  # kernels for GPUs that the machine does not have
+    "torch.utils._pytree": "Calling register_constant() on Enum subclasses is deprecated",
+}
 
 
 @contextmanager
@@ -29,6 +34,16 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def hide_notes_of_torchao() -> None:
+    """Hide the notes for developers that torchao logs when it is imported."""
+    for name, note in NOTES.items():
+        logging.getLogger(name).addFilter(partial(_lacks, note))
+
+
+def _lacks(note: str, record: logging.LogRecord) -> bool:
+    return note not in record.getMessage()
 
 
 @contextmanager
