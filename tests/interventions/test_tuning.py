@@ -59,6 +59,12 @@ def test_the_last_evaluation_aims_a_little_lower():
     assert tried == [0.1, pytest.approx(math.sqrt(0.965 * 0.01 / 3))]
 
 
+@pytest.mark.parametrize(("first", "second"), [(600, 965), (400, 700), (3000, 700)])
+def test_the_last_number_of_units_is_careful_if_little_is_spent(first, second):
+    _, tried = searched(lambda n: n / 1e5, 0.01, first=first, evaluations=2, whole=True)
+    assert tried == [first, pytest.approx(second, abs=1)]
+
+
 def test_a_cost_with_a_linear_and_a_quadratic_term_is_predicted_from_two_evaluations_where_it_is_negative():
     tuned, tried = searched(lambda s: s**2 - 0.1 * s, 0.01, first=0.03)
     assert tried[:2] == [0.03, 0.12]

@@ -16,6 +16,8 @@ EVALUATIONS = 5
 MOST_EVALUATIONS = 12  # limit if none of the first evaluations is within the budget
 CLOSE_ENOUGH = 0.95  # share of the budget at which the search stops
 AIM, LAST_AIM = 0.975, 0.965  # share of the budget that the next strength, and the last, is expected to spend
+CAREFUL_AIM = 0.7  # the same for the last number of units, if all within the budget spend less than the share ENOUGH
+ENOUGH = 0.5
 LARGEST_STEP, SMALLEST_STEP = 4.0, 1 / 30  # limits of the factor by which one evaluation changes the size of the edit
 TINY, HUGE = 1e-6, 1e6  # shares of the budget outside these limits say as little of other strengths as 0 and infinity
 
@@ -109,13 +111,14 @@ def largest_within(
 ) -> Tuned:
     """Find the largest strength with cost <= budget, for a cost that increases once it is positive.
 
-    The second strength is chosen as if the cost were quadratic, which is true of a small edit that does not change the
-    perplexity to first order. From then on two curves are fitted through the two strengths next to the budget: a power
-    of the strength, and the sum of a linear and a quadratic term, which also describes a perplexity that falls before
-    it rises. A third strength shows which curve is closer; if it is the second, a cubic term is added so that it passes
-    through all three. The next strength is the one that is expected to spend 97.5% of the budget, or 96.5% at the last
-    evaluation. The search stops once 95% is spent, or after `evaluations` evaluations. If all of these are over the
-    budget, it continues, up to 12 evaluations in total, until one is within it.
+    The second strength is chosen as if the cost were quadratic, which is true of a small edit that does not change
+    the perplexity to first order. From then on two curves are fitted through the two strengths next to the budget:
+    a power of the strength, and the sum of a linear and a quadratic term, which also describes a perplexity that
+    falls before it rises. A third strength shows which curve is closer; if it is the second, a cubic term is added
+    so that it passes through all three. The next strength is the one that is expected to spend 97.5% of the budget;
+    at the last evaluation 96.5%, or 70% if no number of units that spends half of the budget is known. The search
+    stops once 95% is spent, or after `evaluations` evaluations. If all of these are over the budget, it continues,
+    up to 12 evaluations in total, until one is within it.
 
     Args:
         cost: function from a strength to its cost; each call is one evaluation.
@@ -181,8 +184,15 @@ class _Search:
             return None
         if len(self.shares) >= max(evaluations, MOST_EVALUATIONS) or (self.whole and high - low <= 1):
             return None
-        size = self._guess(AIM if left > 1 else LAST_AIM)
+        size = self._guess(self._aim(left))
         return self.allowed(min(max(size**2, low + 1), high - 1) if self.whole else size)
+
+    def _aim(self, left: int) -> float:
+        """Return the share of the budget that the next strength shall spend, with `left` evaluations left."""
+        if left > 1:
+            return AIM
+        is_careful = self.whole and self.shares.get(self.low, 0) < ENOUGH  # single units can have large costs
+        return CAREFUL_AIM if is_careful else LAST_AIM
 
     def _size(self, strength: float) -> float:
         return math.sqrt(strength) if self.whole else strength
