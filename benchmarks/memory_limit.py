@@ -1,7 +1,7 @@
 """Localize and edit a model that is larger than the memory that the process may use.
 
-    python -m benchmarks.memory_limit                             # prints; --out memory-limit.json saves it
-    python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 6 --texts 24
+    python -m benchmarks.memory_limit --texts 12                  # prints; --out memory-limit.json saves it
+    python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 6 --texts 24 --dtype bfloat16 --memory 8e8
     python -m benchmarks.memory_limit --model qwen2.5-coder-1.5b --limit 12 --no-offload --texts 24 --memory 2e9
 
 The process is put into a control group of Linux with a memory limit. The group counts everything that the process uses:
@@ -45,12 +45,12 @@ GROUPS = Path("/sys/fs/cgroup")
 PROMPTS = 10
 STEPS = {
     "load": "load",
-    "localize": "localize every layer",
+    "localize": "localize",
     "fit": "fit TRNE",
-    "evaluate": "evaluate before and after",
-    "apply": "apply and read a text",
-    "revert": "revert and compare every bit",
-    "export": "save as an adapter",
+    "evaluate": "evaluate twice",
+    "apply": "apply, read a text",
+    "revert": "revert, compare bits",
+    "export": "save adapter",
 }
 
 
@@ -215,7 +215,7 @@ def run(model: str, texts: int, memory: int, offload: bool, dtype: str, limit: i
             result["group_bytes"] = group.peak
         finally:
             group.close()
-    ended = {0: "finished", -signal.SIGKILL: "ended by the kernel, because memory did not suffice"}
+    ended = {0: "finished", -signal.SIGKILL: "ended by the kernel: not enough memory"}
     return {**result, "offload": offload, "dtype": dtype, "end": ended.get(code, f"failed with exit code {code}")}
 
 
@@ -227,7 +227,9 @@ def markdown(result: dict[str, Any]) -> str:
         for run in setting["runs"]:
             steps = run["steps"]
             cells = [
-                f"{steps[name]['seconds']:,.0f} s, {steps[name]['own_bytes'] / GB:.1f}" if name in steps else "–"
+                f"{steps[name]['seconds']:,.0f} s{md.SIDE_BY_SIDE}{steps[name]['own_bytes'] / GB:.1f}"
+                if name in steps
+                else "–"
                 for name in STEPS
             ]
             where = "on the disk" if run["offload"] else "in memory"
@@ -240,9 +242,7 @@ def markdown(result: dict[str, Any]) -> str:
                     run["end"],
                 ]
             )
-    return md.table(
-        ["model", "weights, GB", "limit, GB", *(f"{title}, own GB" for title in STEPS.values()), "end"], rows
-    )
+    return md.table(["model", "weights, GB", "limit, GB", *STEPS.values(), "end"], rows)
 
 
 def main(
