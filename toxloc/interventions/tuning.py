@@ -188,7 +188,7 @@ class _Search:
         return self.allowed(min(max(size**2, low + 1), high - 1) if self.whole else size)
 
     def _aim(self, left: int) -> float:
-        """Return the share of the budget that the next strength shall spend, with `left` evaluations left."""
+        """Return the share of the budget to spend with the next strength, with `left` evaluations left."""
         if left > 1:
             return AIM
         is_careful = self.whole and self.shares.get(self.low, 0) < ENOUGH  # single units can have large costs

@@ -109,7 +109,7 @@ def batches(
         tokens = min(TOKENS_PER_BATCH[kind], LOGITS_PER_BATCH[kind] // lm.d_vocab)
         if gradients:
             limit = ACTIVATIONS_PER_BATCH["offloaded" if lm.is_offloaded else kind]
-            tokens = max(FEWEST_TOKENS, min(tokens, limit // activation_bytes(lm)))
+            tokens = min(tokens, max(FEWEST_TOKENS, limit // activation_bytes(lm)))
     rows = encode(lm, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     groups: list[list[int]] = []
