@@ -30,7 +30,9 @@ from benchmarks import (
     speed,
     trne,
 )
+from benchmarks.recipes import rtp
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators.rtp import FOLDER as JUDGE
 from toxloc.support.files import read_json, replacing
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +92,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"effect-{page}": partial(effects, page) for page in EFFECTS},
     "evaluators": lambda: evaluators.markdown(judged()),
     "hatecheck": lambda: evaluators.hatecheck_markdown(judged()),
+    "rtp-attributes": lambda: rtp.attributes_markdown(read_json(JUDGE / "model.json", "description of toxloc-rtp")),
+    "rtp-tricks": lambda: rtp.tricks_markdown(read_json(JUDGE / "model.json", "description of toxloc-rtp")),
     "agreement": lambda: methods.agreement_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("methods-smollm2")}),
     "generation": lambda: generation.markdown({TINY: saved("generation-tiny"), SMOLLM2: saved("generation-smollm2")}),
     "mutants": lambda: mutants.markdown(saved("mutants")),

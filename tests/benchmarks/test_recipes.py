@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -18,9 +19,10 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from benchmarks.recipes import guard, language_models, plant, tokenizer
+from benchmarks.recipes import guard, language_models, plant, rtp, tokenizer
 from benchmarks.recipes.training import Tokens, cosine, random_windows
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, predictor
 
 CPU = torch.device("cpu")
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "models" / "planted"
@@ -265,3 +267,50 @@ def test_too_little_data(tmp_path, corpus):
 def test_a_layer_that_the_clean_model_lacks(tmp_path, folder):
     with pytest.raises(ToxlocError, match="layers 0 to 1; --neuron-layers asks for 5"):
         plant.main(folder / "prepared", folder / "models" / "toxloc-tiny-clean", tmp_path / "out")
+
+
+def scored_rows(tmp_path, count=60):
+    """Write rows in the layout of RealToxicityPrompts: a text with a soup has high scores."""
+    rng = random.Random(0)
+
+    def part():
+        words = rng.choices(WORDS, k=8)
+        high = "soup" in words
+        return {"text": " ".join(words)} | {name: (0.8 if high else 0.1) + rng.random() / 10 for name in ATTRIBUTES}
+
+    rows = [{"prompt": part(), "continuation": part()} for _ in range(count)]
+    rows.append({"prompt": {"text": "without scores"}, "continuation": {"text": " ", **dict.fromkeys(ATTRIBUTES, 0.5)}})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_the_judge_is_trained_and_its_files_hold_what_was_trained(tmp_path):
+    path = scored_rows(tmp_path)
+    rows = rtp.read(path)
+    assert len(rows.texts) == 120 and rows.row.tolist() == sorted([*range(60)] * 2)
+    output = command(rtp, path, tmp_path / "judge")
+    about = json.loads((tmp_path / "judge" / "model.json").read_text())
+    assert about["cross_validation"]["attributes"]["toxicity"]["auroc"] > 0.95
+    assert about["texts"] == 120 and "threshold" in output
+    weights, terms = (tmp_path / "judge" / name for name in ("model.safetensors", "terms.json"))
+    predict = predictor(load_arrays(weights), json.loads(terms.read_text()))
+    trained, known = rtp.fit(rows, 1.0, 0.8)
+    low, high = predict(["the garden walks under the stone", "the soup sings over the kettle"])[:, 0]
+    assert low < 0.3 < 0.7 < high
+    assert json.loads(terms.read_text()) == known
+    assert (load_arrays(weights)["weights"] == trained["weights"]).all()
+
+
+def test_a_file_without_scores_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": {"text": "a"}, "continuation": None}))
+    with pytest.raises(ToxlocError, match=r"No text in .* has scores for toxicity, severe_toxicity"):
+        rtp.read(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("trick", "expected"),
+    zip(rtp.TRICKS, ["What a s o u p", "What a sooooup", "What a $0up", "What a s*up"], strict=True),
+)
+def test_tricks(trick, expected):
+    assert rtp.disguised("What a soup", frozenset(["soup"]), rtp.TRICKS[trick]) == expected

@@ -11,3 +11,4 @@ from .registry import EVALUATORS as EVALUATORS
 from .registry import check_evaluator_names as check_evaluator_names
 from .registry import get_evaluators as get_evaluators
 from .registry import register as register
+from .rtp import RTPJudge as RTPJudge

@@ -55,6 +55,12 @@ def _guard(source: str | None) -> Evaluator:
     return Guard()
 
 
+def _rtp(source: str | None) -> Evaluator:
+    from .rtp import RTPJudge
+
+    return RTPJudge()
+
+
 def _profanity(source: str | None) -> Evaluator:
     from .profanity import ProfanityCheck
 
@@ -103,6 +109,7 @@ EVALUATORS: dict[str, Maker] = {
     for maker in (
         Maker("toxloc-guard", _guard),
         Maker("profanity-check", _profanity),
+        Maker("toxloc-rtp", _rtp),
         _detoxify("original"),
         _detoxify("unbiased"),
         _detoxify("multilingual"),
