@@ -200,7 +200,7 @@ def markdown(result: dict[str, Any]) -> str:
         errors = [value for value in measured.values() if not isinstance(value, str)]
         figures = ["0" if value == 0 else f"{value:.0e}" for value in errors]
         rows.append([family, CLASSES[measured["hooks"]], measured["parts"].replace("_", " "), *figures])
-    return md.table(HEAD, rows, numbers=True)
+    return md.table(HEAD, rows, numbers=True, labels=3)
 
 
 def main(out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None) -> None:

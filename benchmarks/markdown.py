@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 SIDE_BY_SIDE = "\u00a0·\u00a0"  # separates values in the same cell, without a line break
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False, labels: int = 1) -> str:
     """Return a table in Markdown.
 
     Args:
         head: names of the columns.
         rows: cells of each row, one cell per column.
-        numbers: whether all columns except the first are right-aligned.
+        numbers: whether all columns except the first `labels` are right-aligned.
+        labels: number of columns that hold no numbers.
 
     Example:
         >>> print(table(["n", "n²"], [["2", "4"]], numbers=True))
@@ -19,5 +20,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = Fa
         | --- | ---: |
         | 2 | 4 |
     """
-    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    rule = ["---"] * labels + ["---:" if numbers else "---"] * (len(head) - labels)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])

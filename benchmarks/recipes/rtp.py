@@ -244,8 +244,8 @@ def tricks_markdown(about: dict[str, Any]) -> str:
     """Return a table for the documentation: one row per trick."""
     tricks = dict(about["cross_validation"]["tricks"])
     count = tricks.pop("texts")
-    rows = [[name, f"{share:.1%}", f"{share - tricks['none']:+.1%}"] for name, share in tricks.items()]
-    return md.table(["trick", f"found of {count:,}", "change"], rows, numbers=True)
+    rows = [[name, f"{share:.1%}", f"{100 * (share - tricks['none']):+.1f}"] for name, share in tricks.items()]
+    return md.table(["trick", f"found of {count:,}", "change, percentage points"], rows, numbers=True)
 
 
 if __name__ == "__main__":
