@@ -25,7 +25,7 @@ from toxloc.causal.knockout import Knockout
 from toxloc.causal.proof import CausalProof
 from toxloc.cli.output import interval
 from toxloc.localization.score_names import ScoreName
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 from toxloc.support.files import write_json
 
 

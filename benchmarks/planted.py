@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from benchmarks import markdown as md
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
 from toxloc.localization.score_names import ScoreName
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.files import write_json
 

@@ -63,7 +63,7 @@ from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
 from toxloc.evaluation.judging import judge
 from toxloc.generation.generate import generate
 from toxloc.localization.score_names import ScoreName
-from toxloc.localization.scores import needs_of
+from toxloc.localization.score_table import needs_of
 from toxloc.models.batching import encode, pad
 from toxloc.models.self_check import check_hooks
 from toxloc.models.sites import Site

@@ -17,7 +17,7 @@ The threshold is .5, or higher if more than 1% of the everyday texts that come w
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +48,6 @@ CLIP = 0.01  # scores nearer to 0 or 1 are moved here, before the logit
 MASKED = 400  # words with the largest weights, which `Spelling` repairs
 KNOTS = 21
 EVERYDAY = 0.01  # largest share of everyday texts that may be called toxic
-Predictor = Callable[[Sequence[str]], Float64[np.ndarray, "n n_attributes"]]
 
 
 @dataclass(frozen=True)

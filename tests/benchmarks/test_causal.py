@@ -5,7 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import causal
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from tests.conftest import TEXTS
 from toxloc import ContrastSet, ToxlocError, localize
 from toxloc.causal.curve import NEAREST, knockout_curve, matched
 from toxloc.causal.knockout import KnockoutTest, knockout
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 from toxloc.models.sites import BySite, Site
 
 PAIRS = ContrastSet(TEXTS[:2], TEXTS[2:4], paired=True)

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import toxloc
@@ -10,7 +11,9 @@ import toxloc
 from .conftest import invoke, plain
 
 
-@pytest.mark.parametrize("word", ["INTERVENTION_FOLDER", "--model", "--format", "--any-model", "model card"])
+@pytest.mark.parametrize(
+    "word", ["INTERVENTION_FOLDER", "--model", "--format", "--any-model", "--offload", "--quantize", "model card"]
+)
 def test_help(word):
     assert word in plain(invoke("export", "--help", columns=200).output)
 
@@ -58,3 +61,19 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch, refused, argu
     toxloc.Steering(torch.ones(256), layer=1, strength=1.0).save("steering")
     assert words in refused("export", *arguments, "--model", "toxloc-tiny", "--out", "out")
     assert [path.name for path in tmp_path.iterdir()] == ["steering"]
+
+
+def test_a_model_on_the_disk_is_exported_like_one_in_memory(suppressed, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, options in {"memory": [], "disk": ["--offload"]}.items():
+        result = invoke("export", suppressed[0], "--model", "toxloc-tiny", "--out", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("memory", "disk"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_unknown_quantization_is_refused(suppressed, tmp_path):
+    refused = invoke("export", suppressed[0], "--model", "toxloc-tiny", "--out", tmp_path / "a", "--quantize", "int3")
+    assert "Unknown quantization 'int3'; choose one of torchao-int8" in str(refused.exception)
+    assert not (tmp_path / "a").exists()

@@ -5,7 +5,7 @@ import torch
 from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, localize
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 from toxloc.localization.statistics import collect_contrast
 from toxloc.localization.uncertainty import Weights
 from toxloc.models.batching import batches

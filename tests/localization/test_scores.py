@@ -7,7 +7,8 @@ from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.interventions.methods.trne import TRNE
 from toxloc.localization.linalg import factor, steepest, steepest_at_cost
-from toxloc.localization.scores import RIDGE, SCORES, editability, removal_costs
+from toxloc.localization.score_table import SCORES
+from toxloc.localization.scores import RIDGE, editability, removal_costs
 from toxloc.localization.uncertainty import Weights
 from toxloc.models.sites import BySite, Site
 

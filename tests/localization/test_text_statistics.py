@@ -11,7 +11,7 @@ from benchmarks.families import EXPERTS, random_hf, tokenizer
 from tests.conftest import TEXTS, random_model
 from tests.localization.by_hand import ids_of
 from toxloc import ContrastSet, DirectionalAblation, Meow2X, collect_contrast, localize
-from toxloc.localization.scores import SCORES
+from toxloc.localization.score_table import SCORES
 from toxloc.localization.text_statistics import collect
 from toxloc.models.activations import keys_of, pooled
 from toxloc.models.loaded import LoadedModel

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import toxloc
-from tests.conftest import TEXTS, bits, random_hf, same_bits, tokenizer
+from tests.conftest import TEXTS, bits, random_hf, random_model, same_bits, tokenizer
 from toxloc import TRNE, ContrastSet, Meow2X, ToxlocError
 from toxloc.interventions.export import export_hf
 from toxloc.interventions.rank_one import RankOne
+from toxloc.localization.statistics import statistics_memory
 from toxloc.models import mapped as mapped_module
 from toxloc.models import offload
 from toxloc.models.batching import activation_bytes, batches
@@ -210,6 +211,17 @@ def test_batches_for_gradients_are_small_if_the_model_is_offloaded(lm, monkeypat
     sizes = [batch.ids.numel() for batch in batches(lm, ["word " * 30] * 8, gradients=True)]
     assert max(sizes) <= 70 and len(sizes) > 1
     assert len(list(batches(lm, ["word " * 30] * 8))) == 1
+
+
+def test_the_activations_of_a_mixture_are_those_of_the_experts_that_a_token_is_routed_to():
+    lm = random_model("mixtral", num_local_experts=6, num_experts_per_tok=3)
+    assert activation_bytes(lm) == 4 * (16 * 2 * lm.d_model + 5 * 2 * 3 * lm.at("0.expert.0").d_in)
+
+
+def test_statistics_take_less_memory_if_the_model_is_offloaded(lm):
+    assert statistics_memory(lm, None) == 1 << 30
+    assert statistics_memory(lm, 5) == 5
+    assert statistics_memory(random_model(), None) == 4 << 30
 
 
 def refused(folder, **options):

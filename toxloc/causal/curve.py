@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..localization.result import Localization
-from ..localization.scores import SCORES
+from ..localization.score_table import SCORES
 from ..models.sites import BySite, Unit
 from ..support.arguments import as_list, whole_number
 from ..support.progress import track

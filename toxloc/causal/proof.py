@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from scipy.stats import rankdata
 
 from ..localization.result import Localization
-from ..localization.scores import SCORES
+from ..localization.score_table import SCORES
 from ..models.sites import Unit
 from ..support.intervals import Interval, bootstrap
 from ..support.progress import track

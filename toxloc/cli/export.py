@@ -43,6 +43,29 @@ def export(
             rich_help_panel=EXECUTION,
         ),
     ] = "float32",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Keep the weights on the disk, so that the model may be larger than memory.",
+            rich_help_panel=EXECUTION,
+        ),
+    ] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantization that the intervention was fitted with: torchao-int8, bnb-8bit or bnb-4bit.",
+            rich_help_panel=EXECUTION,
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the code that the model brings; only for code that you trust.",
+            rich_help_panel=EXECUTION,
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model with an intervention in its weights, or the intervention as an adapter, for use without toxloc.
@@ -63,7 +86,14 @@ def export(
     baked = intervention.baked()
     with reserved(out), shown(console):
         with step(f"Loading {model}"):
-            lm = load_model(model, device="cpu", dtype=dtype)
+            lm = load_model(
+                model,
+                device="cpu",
+                dtype=dtype,
+                offload=offload,
+                quantize=quantize,
+                trust_remote_code=trust_remote_code,
+            )
         if not any_model:
             check_fitted_on(intervention, lm)
         effect = effect_in_run(intervention, folder, lm)

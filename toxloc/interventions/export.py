@@ -129,8 +129,8 @@ def check_fitted_on(intervention: Intervention, lm: LoadedModel) -> None:
         if part.fitted_on and not lm.has_fingerprint(part.fitted_on["fingerprint"]):
             raise ToxlocError(
                 f"{part!r} was fitted on {part.fitted_on['name']} (fingerprint {part.fitted_on['fingerprint']}), and "
-                f"this is {lm.name} ({lm.fingerprint}); give that model, in the --dtype it was fitted in, or allow any "
-                "model of the same shape with --any-model."
+                f"this is {lm.name} ({lm.fingerprint}); give that model, with the --dtype and "
+                "--quantize of the fit, or allow any model of the same shape with --any-model."
             )
 
 

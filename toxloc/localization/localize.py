@@ -13,7 +13,8 @@ from ..support.arguments import as_list, check_kind
 from ..texts.contrast import ContrastSet
 from .result import Localization, PartScores, stacked
 from .score_names import ScoreName
-from .scores import SCORES, Scored, both_contributions, check_scores, joined, needs_of
+from .score_table import SCORES, check_scores, needs_of
+from .scored import Scored, both_contributions, joined
 from .statistics import ContrastStatistics, collect_contrast, groups_that_fit, statistics_memory
 from .uncertainty import DRAWS, Uncertainty, Weights
 

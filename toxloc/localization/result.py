@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from ..errors import ToxlocError
 from ..models.sites import UNITS, BySite, Site, Unit
 from ..support.files import new_folder, read_json, read_tensors, write_json
-from .scores import SCORES, Score
+from .score_table import SCORES, Score
 from .uncertainty import Uncertainty
 
 if TYPE_CHECKING:

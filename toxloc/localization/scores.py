@@ -1,13 +1,11 @@
-"""The localization scores: values of all sites and units, and of all sites under resampled texts.
+"""The formulas of the localization scores; `score_table` lists the scores.
 
 Notation: a site computes m = a @ W + b from its keys `a` [pos, d_in]; T are the toxic and N the neutral texts;
 G = d(NLL_T - NLL_N)/dW. A unit is a neuron (one key and its row of W_out) or a head (d_head keys and their rows of
 W_O). docs/methods.md says which question each score answers, and docs/concepts/scores/ when it misleads.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,64 +17,15 @@ from ..errors import ToxlocError
 from ..models.loaded import LoadedModel
 from ..models.site_view import SiteView
 from ..models.sites import Site
-from ..support.arguments import as_list
 from .auroc import auroc_of_ranks
-from .contributions import Contributions
 from .linalg import factor, steepest_at_cost
 from .moments import Moments
-from .score_names import ScoreName
+from .scored import Scored, both_contributions, both_sides, mean_difference, over_sites, ratio
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
 NULL_DRAWS = 200  # permutations for the mean of a null distribution if the caller gives none
 RIDGE = 1.0
-
-
-class Scored(NamedTuple):
-    """The values of one score, in the order of `ContrastStatistics.sites`.
-
-    Attributes:
-        sites: score of each site, float64 [n_sites].
-        units: scores of the units of each site, float64 [n_units].
-        draws: scores of the sites under each draw of each given `Weights`, float64 [draws, n_sites]; None if the score
-            cannot be computed from the contributions of groups.
-    """
-
-    sites: Float64[np.ndarray, " n_sites"]
-    units: list[Float64[np.ndarray, " _n_units"]]
-    draws: list[Float64[np.ndarray, "draws n_sites"]] | None
-
-
-Formula = Callable[[LoadedModel, ContrastStatistics, Sequence[Weights]], Scored]
-
-
-@dataclass(frozen=True)
-class Score:
-    """The description and the formula of a score.
-
-    Attributes:
-        title: name of the score in figures.
-        unit: unit of the score of a site.
-        question: question that the score answers.
-        formula: function that computes the score.
-        needs: statistics that the formula needs besides moments: "gradients", "curvature", "reliance", "peaks".
-        signed: whether negative values are meaningful.
-        bounds: smallest and largest possible score of a site.
-        centre: neutral value, which is evidence neither for nor against toxicity.
-        neuron_title: name of the score in figures of neurons, if it differs from `title`.
-        only: part that the score is for; None for all parts.
-    """
-
-    title: str
-    unit: str
-    question: str
-    formula: Formula
-    needs: frozenset[str] = frozenset()
-    signed: bool = False
-    bounds: tuple[float, float] = (0.0, np.inf)
-    centre: float = 0.0
-    neuron_title: str = ""
-    only: str | None = None
 
 
 def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -89,14 +38,14 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
     toxic, neutral = both_contributions(s)
 
     def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
-        tokens = _joined(toxic.counts[site], neutral.counts[site])
-        sums = _joined(toxic.outputs[site], neutral.outputs[site])
-        squares = _joined(toxic.squares[site], neutral.squares[site])
+        tokens = both_sides(toxic.counts[site], neutral.counts[site])
+        sums = both_sides(toxic.outputs[site], neutral.outputs[site])
+        squares = both_sides(toxic.squares[site], neutral.squares[site])
         n_T, n_N = (np.maximum(side @ tokens, 1)[:, None] for side in (w.toxic, w.neutral))
         mean_T, mean_N = w.toxic @ sums / n_T, w.neutral @ sums / n_N
         within = (w.toxic + w.neutral) @ squares - n_T * mean_T**2 - n_N * mean_N**2
         sd = np.sqrt(np.maximum(within / (n_T + n_N), 0))
-        return rms(_ratio(mean_T - mean_N, sd))
+        return rms(ratio(mean_T - mean_N, sd))
 
     def rms(rows: Float64[np.ndarray, "draws d_model"]) -> Float64[np.ndarray, " draws"]:
         size: np.ndarray = np.linalg.norm(rows, axis=1) / np.sqrt(rows.shape[1])
@@ -106,7 +55,7 @@ def activation(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights
         difference = _standardised(s.toxic.keys[view.site], s.neutral.keys[view.site])
         return difference if view.width == 1 else rms(difference.reshape(view.n_units, view.width))
 
-    return _over_sites(s, weights, site_score, [unit_score(view) for view in _views(lm, s)])
+    return over_sites(s, weights, site_score, [unit_score(view) for view in _views(lm, s)])
 
 
 def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -117,25 +66,25 @@ def gradient_norm(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weig
     sketches of the groups' gradients and scaled so that the sketch of the observed texts has the exact norm.
     """
     toxic, neutral = both_contributions(s)
-    predicted = _joined(toxic.predicted, neutral.predicted)
+    predicted = both_sides(toxic.predicted, neutral.predicted)
     row_norms = [s.G(view.site).double().norm(dim=1).cpu().numpy() for view in _views(lm, s)]
     exact = np.array([np.linalg.norm(norms) for norms in row_norms])
     units = [
         norms if view.width == 1 else np.linalg.norm(norms.reshape(view.n_units, view.width), axis=1)
         for view, norms in zip(_views(lm, s), row_norms, strict=True)
     ]
-    sketched = _over_sites(
+    sketched = over_sites(
         s,
         weights,
         lambda site, w: np.linalg.norm(
-            _mean_difference(
-                _joined(toxic.sketch[site], neutral.sketch[site]).reshape(len(predicted), -1), predicted, w
+            mean_difference(
+                both_sides(toxic.sketch[site], neutral.sketch[site]).reshape(len(predicted), -1), predicted, w
             ),
             axis=1,
         ),
         units,
     )
-    scale = _ratio(exact, sketched.sites)
+    scale = ratio(exact, sketched.sites)
     return Scored(exact, units, [draws * scale for draws in sketched.draws or []])
 
 
@@ -150,8 +99,8 @@ def gradient_calibrated(lm: LoadedModel, s: ContrastStatistics, weights: Sequenc
     raw = gradient_norm(lm, s, [null, *weights])
     assert raw.draws is not None
     scale = raw.draws[0].mean(0)
-    units = [_ratio(norms, np.array(mean / np.sqrt(len(norms)))) for norms, mean in zip(raw.units, scale, strict=True)]
-    return Scored(_ratio(raw.sites, scale), units, [_ratio(d, scale) for d in raw.draws[1:]])
+    units = [ratio(norms, np.array(mean / np.sqrt(len(norms)))) for norms, mean in zip(raw.units, scale, strict=True)]
+    return Scored(ratio(raw.sites, scale), units, [ratio(d, scale) for d in raw.draws[1:]])
 
 
 def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -163,13 +112,13 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
     of ablation that Syed et al. 2023 (arXiv:2310.10348) call attribution patching, with zero in place of the patch.
     """
     toxic, neutral = both_contributions(s)
-    predicted = _joined(toxic.predicted, neutral.predicted)
+    predicted = both_sides(toxic.predicted, neutral.predicted)
     units = [view.per_unit(-(s.G(view.site).double() * view.W.double()).sum(1)).cpu().numpy() for view in _views(lm, s)]
-    return _over_sites(
+    return over_sites(
         s,
         weights,
-        lambda site, w: _mean_difference(
-            _joined(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w
+        lambda site, w: mean_difference(
+            both_sides(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w
         )[:, 0],
         units,
     )
@@ -188,7 +137,7 @@ def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights])
         raise ToxlocError("combined needs S of the toxic texts; gather it with collect_contrast(reliance=True).")
     scored = attribution(lm, s, weights)
     positive = np.maximum(scored.sites, 0)
-    shares = _ratio(positive, positive.sum(keepdims=True))
+    shares = ratio(positive, positive.sum(keepdims=True))
     units = [
         (_in_sd(attributions) + _in_sd(_reliance(view, s))) * share
         for view, attributions, share in zip(_views(lm, s), scored.units, shares, strict=True)
@@ -229,7 +178,7 @@ def _diagonal_blocks(C: Float[Tensor, "d_in d_in"], view: SiteView) -> Float[Ten
 
 
 def _in_sd(units: Float64[np.ndarray, " n_units"]) -> Float64[np.ndarray, " n_units"]:
-    return _ratio(units, units.std(keepdims=True))
+    return ratio(units, units.std(keepdims=True))
 
 
 def auroc(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
@@ -311,171 +260,25 @@ def routing(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) 
     Only experts of a mixture have this score. It says where toxic text goes, not what the expert does with it.
     """
     toxic, neutral = both_contributions(s)
-    tokens = _joined(toxic.tokens, neutral.tokens)
+    tokens = both_sides(toxic.tokens, neutral.tokens)
     dense = [str(site) for site in s.sites if site not in toxic.mass]
     if dense:
         raise ToxlocError(
             f"routing is a score of routed experts, and {dense[0]} is not an expert; give parts=('expert',)."
         )
-    return _over_sites(
+    return over_sites(
         s,
         weights,
-        lambda site, w: _mean_difference(_joined(toxic.mass[site], neutral.mass[site])[:, None], tokens, w)[:, 0],
+        lambda site, w: mean_difference(both_sides(toxic.mass[site], neutral.mass[site])[:, None], tokens, w)[:, 0],
         [np.zeros(view.n_units) for view in _views(lm, s)],
     )
-
-
-def joined(name: str, groups: Sequence[Scored]) -> Scored:
-    """Join the values of a score at several groups of sites into those at all of them."""
-    if name == "combined":  # its units are multiplied by the share of the site in the positive scores of the group
-        positive = [np.maximum(scored.sites, 0).sum(keepdims=True) for scored in groups]
-        shares = [_ratio(own, np.sum(positive, axis=0)) for own in positive]
-        groups = [
-            scored._replace(units=[units * share for units in scored.units])
-            for scored, share in zip(groups, shares, strict=True)
-        ]
-    draws = None
-    if all(scored.draws is not None for scored in groups):
-        draws = [
-            np.concatenate(drawn, axis=1) for drawn in zip(*(scored.draws or [] for scored in groups), strict=True)
-        ]
-    return Scored(
-        np.concatenate([scored.sites for scored in groups]), [unit for scored in groups for unit in scored.units], draws
-    )
-
-
-_GRADIENTS = frozenset({"gradients"})
-SCORES: dict[str, Score] = {
-    "activation": Score("activation contrast", "pooled sd", "does it behave differently on toxic text?", activation),
-    "gradient_norm": Score(
-        "gradient norm",
-        "nats per token and unit of weight",
-        "where does a small edit move the contrast most?",
-        gradient_norm,
-        _GRADIENTS,
-    ),
-    "gradient_calibrated": Score(
-        "gradient norm over its null",
-        "times its mean under shuffled labels",
-        "is its gradient larger than expected by chance?",
-        gradient_calibrated,
-        _GRADIENTS,
-        centre=1.0,
-    ),
-    "attribution": Score(
-        "attribution",
-        "nats per token",
-        "how much does it contribute to toxicity?",
-        attribution,
-        _GRADIENTS,
-        signed=True,
-        bounds=(-np.inf, np.inf),
-    ),
-    "combined": Score(
-        "attribution and reliance",
-        "nats per token",
-        "which units learned toxicity?",
-        combined,
-        _GRADIENTS | {"reliance"},
-        signed=True,
-        bounds=(-np.inf, np.inf),
-    ),
-    "auroc": Score(
-        "best neuron's AUROC",
-        "0.5 is chance",
-        "does it detect toxic text?",
-        auroc,
-        frozenset({"peaks"}),
-        bounds=(0.0, 1.0),
-        centre=0.5,
-        neuron_title="AUROC",
-    ),
-    "editability": Score(
-        "editability",
-        "gain per unit of change on neutral text",
-        "where is an edit cheap?",
-        editability,
-        frozenset({"gradients", "curvature"}),
-    ),
-    "routing": Score(
-        "router weight",
-        "share of the router's weight",
-        "which experts does toxic text use?",
-        routing,
-        signed=True,
-        bounds=(-1.0, 1.0),
-        only="expert",
-    ),
-}
-assert set(SCORES) == set(get_args(ScoreName))
-
-
-def needs_of(scores: Sequence[str]) -> frozenset[str]:
-    """Return the statistics that the given scores need, moments included."""
-    return frozenset({"moments"}).union(*(SCORES[name].needs for name in scores))
-
-
-def check_scores(scores: Sequence[str]) -> list[str]:
-    """Return the names of scores as a list; raise ToxlocError if a score does not exist, or if no score is given."""
-    names = as_list(scores, "the scores")
-    unknown = [str(name) for name in names if name not in tuple(SCORES)]
-    if unknown or not names:
-        raise ToxlocError(f"Unknown score {', '.join(unknown) or '(none given)'}; choose from {', '.join(SCORES)}.")
-    return names
 
 
 def _views(lm: LoadedModel, s: ContrastStatistics) -> list[SiteView]:
     return [lm.at(site) for site in s.sites]
 
 
-def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
-    """Return the contributions of the groups of toxic texts and of neutral texts.
-
-    Raises:
-        ToxlocError: the statistics were gathered without moments.
-    """
-    if s.toxic.contributions is None or s.neutral.contributions is None:
-        raise ToxlocError(
-            "These statistics have no moments, which every score needs; gather them with "
-            "collect_contrast(moments=True)."
-        )
-    return s.toxic.contributions, s.neutral.contributions
-
-
-def _joined(toxic: Tensor, neutral: Tensor) -> np.ndarray:
-    """Concatenate the groups of both sides, toxic groups first."""
-    return torch.cat([toxic, neutral]).double().cpu().numpy()
-
-
-def _over_sites(
-    s: ContrastStatistics,
-    weights: Sequence[Weights],
-    site_score: Callable[[Site, Weights], np.ndarray],
-    units: list[Float64[np.ndarray, " _n_units"]],
-) -> Scored:
-    """Compute the score of every site for the observed texts and under every draw."""
-    observed = Weights.observed(*(len(side.tokens) for side in both_contributions(s)))
-    values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
-    return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
-
-
-def _mean_difference(
-    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
-) -> Float64[np.ndarray, "draws d"]:
-    """Mean over toxic tokens minus mean over neutral tokens, for every draw."""
-    shares = [side / np.maximum(side @ counts, 1)[:, None] for side in (w.toxic, w.neutral)]
-    difference: np.ndarray = (shares[0] - shares[1]) @ sums
-    return difference
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Divide; 0 where the divisor is 0, as for an element that never varies."""
-    out = np.zeros(np.broadcast_shapes(above.shape, below.shape))
-    quotient: np.ndarray = np.divide(above, below, out=out, where=below > 0)
-    return quotient
-
-
 def _standardised(toxic: Moments, neutral: Moments) -> Float64[np.ndarray, " d"]:
     """(mean_T - mean_N) / sd_pooled, element by element; 0 where an element never varies."""
     var = (toxic.squares + neutral.squares) / (toxic.count + neutral.count)
-    return _ratio((toxic.mean - neutral.mean).numpy(), var.clamp_min(0).sqrt().numpy())
+    return ratio((toxic.mean - neutral.mean).numpy(), var.clamp_min(0).sqrt().numpy())

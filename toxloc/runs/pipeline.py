@@ -21,7 +21,7 @@ from ..localization.localize import localize
 from ..localization.promoted_tokens import promoted_tokens
 from ..localization.result import Localization
 from ..localization.score_names import ScoreName
-from ..localization.scores import needs_of
+from ..localization.score_table import needs_of
 from ..models.loaded import LoadedModel
 from ..models.loading import load_model, pick_device
 from ..support.files import write_json

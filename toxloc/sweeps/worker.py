@@ -21,7 +21,7 @@ from ..interventions.evidence import Evidence
 from ..interventions.loading import load_intervention
 from ..interventions.registry import method_named, method_settings
 from ..localization.localize import localize
-from ..localization.scores import needs_of
+from ..localization.score_table import needs_of
 from ..models.loading import load_model
 from ..support.files import reserved
 from ..support.memory import PeakMemory

@@ -49,7 +49,8 @@ def test_three_single_letters_are_joined_but_two_are_not():
 
 def test_a_mask_stands_for_one_or_two_letters_and_the_first_word_wins():
     assert Spelling([], ["cart", "coat"]).repaired("c*t c*rt") == "cart cart"
-    assert Spelling([], ["carrot"]).repaired("c*t") == "c*t"
+    assert Spelling([], ["carrot", "caret"]).repaired("c*t") == "c*t"
+    assert Spelling([], ["caret"]).repaired("c*et c*t") == "caret c*t"
 
 
 @given(st.text(max_size=60))

@@ -154,7 +154,7 @@ class Meow2X(Intervention):
     @classmethod
     def needs(cls, settings: Meow2XSettings) -> frozenset[str]:
         """Return moments, gradients, what the score needs, and curvature if units are ranked per cost."""
-        from ...localization.scores import SCORES
+        from ...localization.score_table import SCORES
 
         priced = settings.parts == "neurons" and settings.per_cost
         return SCORES[settings.score].needs | {"moments", "gradients", *(["curvature"] if priced else [])}
@@ -163,7 +163,8 @@ class Meow2X(Intervention):
     def _fit(cls, evidence: Evidence, settings: Meow2XSettings) -> Meow2X:
         import numpy as np
 
-        from ...localization.scores import SCORES, joined
+        from ...localization.score_table import SCORES
+        from ...localization.scored import joined
 
         lm, score, budget = evidence.lm, settings.score, settings.budget
         priced, groups, prices, sites = settings.parts == "neurons" and settings.per_cost, [], [], []

@@ -1,0 +1,96 @@
+"""The values of one score at all sites, and their computation under resampled texts."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ..errors import ToxlocError
+from ..models.sites import Site
+from .contributions import Contributions
+from .statistics import ContrastStatistics
+from .uncertainty import Weights
+
+
+class Scored(NamedTuple):
+    """The values of one score, in the order of `ContrastStatistics.sites`.
+
+    Attributes:
+        sites: score of each site, float64 [n_sites].
+        units: scores of the units of each site, float64 [n_units].
+        draws: scores of the sites under each draw of each given `Weights`, float64 [draws, n_sites]; None if the score
+            cannot be computed from the contributions of groups.
+    """
+
+    sites: Float64[np.ndarray, " n_sites"]
+    units: list[Float64[np.ndarray, " _n_units"]]
+    draws: list[Float64[np.ndarray, "draws n_sites"]] | None
+
+
+def joined(name: str, groups: Sequence[Scored]) -> Scored:
+    """Join the values of a score at several groups of sites into those at all of them."""
+    if name == "combined":  # its units are multiplied by the share of the site in the positive scores of the group
+        positive = [np.maximum(scored.sites, 0).sum(keepdims=True) for scored in groups]
+        shares = [ratio(own, np.sum(positive, axis=0)) for own in positive]
+        groups = [
+            scored._replace(units=[units * share for units in scored.units])
+            for scored, share in zip(groups, shares, strict=True)
+        ]
+    draws = None
+    if all(scored.draws is not None for scored in groups):
+        draws = [
+            np.concatenate(drawn, axis=1) for drawn in zip(*(scored.draws or [] for scored in groups), strict=True)
+        ]
+    return Scored(
+        np.concatenate([scored.sites for scored in groups]), [unit for scored in groups for unit in scored.units], draws
+    )
+
+
+def both_contributions(s: ContrastStatistics) -> tuple[Contributions, Contributions]:
+    """Return the contributions of the groups of toxic texts and of neutral texts.
+
+    Raises:
+        ToxlocError: the statistics were gathered without moments.
+    """
+    if s.toxic.contributions is None or s.neutral.contributions is None:
+        raise ToxlocError(
+            "These statistics have no moments, which every score needs; gather them with "
+            "collect_contrast(moments=True)."
+        )
+    return s.toxic.contributions, s.neutral.contributions
+
+
+def both_sides(toxic: Tensor, neutral: Tensor) -> np.ndarray:
+    """Concatenate the groups of both sides, toxic groups first."""
+    return torch.cat([toxic, neutral]).double().cpu().numpy()
+
+
+def over_sites(
+    s: ContrastStatistics,
+    weights: Sequence[Weights],
+    site_score: Callable[[Site, Weights], np.ndarray],
+    units: list[Float64[np.ndarray, " _n_units"]],
+) -> Scored:
+    """Compute the score of every site for the observed texts and under every draw."""
+    observed = Weights.observed(*(len(side.tokens) for side in both_contributions(s)))
+    values = [[site_score(site, w) for site in s.sites] for w in (observed, *weights)]
+    return Scored(np.array(values[0])[:, 0], units, [np.stack(drawn, axis=1) for drawn in values[1:]])
+
+
+def mean_difference(
+    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
+) -> Float64[np.ndarray, "draws d"]:
+    """Mean over toxic tokens minus mean over neutral tokens, for every draw."""
+    shares = [side / np.maximum(side @ counts, 1)[:, None] for side in (w.toxic, w.neutral)]
+    difference: np.ndarray = (shares[0] - shares[1]) @ sums
+    return difference
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Divide; 0 where the divisor is 0, as for an element that never varies."""
+    out = np.zeros(np.broadcast_shapes(above.shape, below.shape))
+    quotient: np.ndarray = np.divide(above, below, out=out, where=below > 0)
+    return quotient
