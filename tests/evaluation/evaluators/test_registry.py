@@ -71,3 +71,13 @@ def test_evaluators_have_the_names_of_their_makers():
     assert {name: judge.name for name, judge in made.items()} == {name: name for name in made}
     assert EVALUATORS["llama-guard"]("a/b").name == "llama-guard:b"
     assert EVALUATORS["classifier"]("a/b").name == "b"
+
+
+def test_results_name_the_languages_of_an_evaluator():
+    languages = {name: EVALUATORS[name]().languages for name in ("toxloc-guard", "profanity-check", "toxloc-rtp")}
+    assert set(languages.values()) == {("en",)}
+    multilingual = EVALUATORS["detoxify-multilingual"]()
+    assert multilingual.languages == ("en", "fr", "es", "it", "pt", "tr", "ru")
+    assert multilingual.about()["languages"] == list(multilingual.languages)
+    unknown = EVALUATORS["classifier"]("a/b")
+    assert unknown.languages is None and "languages" not in unknown.about()

@@ -25,6 +25,8 @@ class Evaluator(ABC):
         label: label of `score` that decides whether a text is toxic.
         threshold: a text is toxic if its score for `label` is at least this threshold.
         card: training data, blind spots, and how the threshold was chosen.
+        languages: ISO 639-1 codes of the languages that the evaluator was trained for, or says that it covers; ("*",)
+            if it claims practically all languages, None if they are unknown. The card in results contains them.
         weights: fingerprint of the loaded weights, by which results tell models of one name apart; None if the
             evaluator has none, or before `prepare`.
     """
@@ -33,6 +35,7 @@ class Evaluator(ABC):
     label: str = "toxicity"
     threshold: float = 0.5
     card: dict[str, Any]
+    languages: tuple[str, ...] | None = None
     weights: str | None = None
 
     @property
@@ -41,11 +44,12 @@ class Evaluator(ABC):
         return (self.label,)
 
     def about(self) -> dict[str, Any]:
-        """Return the threshold, the card and the fingerprint of the weights, as results store them."""
+        """Return the threshold, the card, the languages and the fingerprint of the weights, as results store them."""
         return {
             "threshold": self.threshold,
             "calibration": f"none; `toxloc calibrate {self.name}` chooses a threshold for your texts",
             **self.card,
+            **({} if self.languages is None else {"languages": list(self.languages)}),
             **({} if self.weights is None else {"weights": self.weights}),
         }
 

@@ -51,6 +51,7 @@ class Classifier(Evaluator):
         toxic: names of the toxic classes; by default the classes with a usual name ("toxic", "hate", ...).
         threshold: a text is toxic if its score is at least this threshold.
         card: training data and blind spots of the classifier.
+        languages: ISO 639-1 codes of the classifier's languages; None if they are unknown.
         device: device of the model; by default CUDA if available.
 
     Example:
@@ -67,12 +68,14 @@ class Classifier(Evaluator):
         toxic: Sequence[str] | None = None,
         threshold: float = 0.5,
         card: dict[str, Any] | None = None,
+        languages: Sequence[str] | None = None,
         device: str | None = None,
     ):
         self.source, self.threshold = source, threshold
         self.toxic = None if toxic is None else as_list(toxic, "the toxic classes")
         self.name = name or short_name(source)
         self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
+        self.languages = None if languages is None else tuple(as_list(languages, "the languages"))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._loaded: tuple[Any, Any] | None = None
         self._classes: list[str] = []

@@ -11,12 +11,17 @@ from ...errors import ToxlocError
 from .classifier import RENAMED, Classifier
 
 VARIANTS = {
-    "original": ("Wikipedia comments of the Jigsaw 2018 challenge", "unitary/toxic-bert"),
+    "original": ("Wikipedia comments of the Jigsaw 2018 challenge", "unitary/toxic-bert", ("en",)),
     "unbiased": (
         "Civil Comments of the Jigsaw 2019 challenge, with identity mentions",
         "unitary/unbiased-toxic-roberta",
+        ("en",),
     ),
-    "multilingual": ("Wikipedia comments in seven languages, Jigsaw 2020", "unitary/multilingual-toxic-xlm-roberta"),
+    "multilingual": (
+        "Wikipedia comments in seven languages, Jigsaw 2020",
+        "unitary/multilingual-toxic-xlm-roberta",
+        ("en", "fr", "es", "it", "pt", "tr", "ru"),
+    ),
 }
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -54,13 +59,20 @@ class Detoxify(Classifier):
     ):
         if variant not in VARIANTS:
             raise ToxlocError(f"There is no Detoxify variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
-        trained_on, hub = VARIANTS[variant]
+        trained_on, hub, languages = VARIANTS[variant]
         card = {
             "trained_on": trained_on,
             "blind_to": "much implicit hate; scores mentions of identities and reclaimed "
             "words too high, the original more than the unbiased",
         }
-        super().__init__(source or hub, name=f"detoxify-{variant}", threshold=threshold, device=device, card=card)
+        super().__init__(
+            source or hub,
+            name=f"detoxify-{variant}",
+            threshold=threshold,
+            card=card,
+            languages=languages,
+            device=device,
+        )
         self.variant, self.base, self._published = variant, base, source is None
 
     def _load(self) -> tuple[Any, Any]:

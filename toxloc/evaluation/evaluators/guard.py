@@ -38,6 +38,7 @@ class Guard(Evaluator):
     """
 
     name = "toxloc-guard"
+    languages = ("en",)
 
     def __init__(self) -> None:
         calibration = json.loads((FOLDER / "calibration.json").read_text(encoding="utf-8"))

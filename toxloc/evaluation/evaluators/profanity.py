@@ -15,6 +15,7 @@ class ProfanityCheck(Evaluator):
     """
 
     name = "profanity-check"
+    languages = ("en",)
 
     def __init__(self) -> None:
         self.card = {

@@ -76,13 +76,14 @@ def _detoxify(variant: str) -> Maker:
     return Maker(f"detoxify-{variant}", make, "optional")
 
 
-def _published(name: str, hub: str, trained_on: str, blind_to: str) -> Maker:
+def _published(name: str, hub: str, trained_on: str, blind_to: str, languages: Sequence[str] | None = None) -> Maker:
     """Return the maker of a classifier on the hub."""
 
     def make(source: str | None) -> Evaluator:
         from .classifier import Classifier
 
-        return Classifier(source or hub, name=name, card={"trained_on": trained_on, "blind_to": blind_to})
+        card = {"trained_on": trained_on, "blind_to": blind_to}
+        return Classifier(source or hub, name=name, card=card, languages=languages)
 
     return Maker(name, make, "optional")
 
@@ -118,12 +119,14 @@ EVALUATORS: dict[str, Maker] = {
             "s-nlp/roberta_toxicity_classifier",
             "comments of the three Jigsaw challenges, in English",
             "implicit hate; the classifier of the ml-aura and ml-act protocols",
+            ("en",),
         ),
         _published(
             "dynabench-hate",
             "facebook/roberta-hate-speech-dynabench-r4-target",
             "four rounds of hate speech written to fool the previous model (Vidgen et al. 2021)",
             "profanity and insults that are not hate",
+            ("en",),
         ),
         Maker("classifier", _classifier, "needed", "a sequence classifier"),
         _llm("instruct", "a language model to ask"),

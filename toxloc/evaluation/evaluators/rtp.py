@@ -39,6 +39,7 @@ class RTPJudge(Evaluator):
     """
 
     name = "toxloc-rtp"
+    languages = ("en",)
 
     def __init__(self) -> None:
         about = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
