@@ -18,5 +18,6 @@ def test_texts_and_decoding_need_no_torch():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *modules, pairs, samples = done.stdout.split()
-    assert {"contrast", "drawing", "layouts", "loading", "neutral", "prompts", "records", "tables"} <= set(modules)
+    assert {"contrast", "detection", "drawing", "languages", "layouts", "loading", "multilingual"} <= set(modules)
+    assert {"neutral", "prompts", "records", "tables"} <= set(modules)
     assert (pairs, samples) == ("520", "5")

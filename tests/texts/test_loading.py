@@ -218,3 +218,40 @@ def test_prompts_without_kinds_cannot_be_selected_by_kind(tmp_path):
     (tmp_path / "p.txt").write_text("First\nSecond\n")
     with pytest.raises(ToxlocError, match=r"p\.txt .*toxic.*column 'kind'"):
         load_prompts(str(tmp_path / "p.txt"), which="toxic")
+
+
+def test_a_table_may_name_languages_and_categories(tmp_path):
+    rows = [
+        {"text": "Die Suppe", "lang": "de-AT", "category": "food"},
+        {"text": "The weather", "lang": "English", "category": " "},
+        {"text": None, "lang": "xx", "category": "left out"},
+        {"text": "???", "lang": None, "category": 7},
+    ]
+    prompts = load_prompts(jsonl(tmp_path / "p.jsonl", rows))
+    assert prompts.languages == ["de", "en", "und"]
+    assert prompts.categories == ["food", "uncategorized", "7"]
+    (tmp_path / "p.csv").write_text("prompt,Locale,kind\nDie Suppe,DE,everyday\nA sopa,pt-BR,provocative\n")
+    prompts = load_prompts(str(tmp_path / "p.csv"))
+    assert (prompts.languages, prompts.categories) == (["de", "pt"], None)
+    assert load_prompts(str(tmp_path / "p.csv"), which="toxic").languages == ["pt"]
+
+
+def test_columns_of_languages_and_categories_can_be_chosen(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", [{"text": "Die Suppe", "lang": "en", "spoken": "de", "topic": "food"}])
+    prompts = load_prompts(path, language_column="spoken", category_column="topic")
+    assert (prompts.languages, prompts.categories) == (["de"], ["food"])
+    with pytest.raises(ToxlocError, match="no column 'tongue'; choose one of text, lang, spoken, topic"):
+        load_prompts(path, language_column="tongue")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a", "language": "xx"}, "In row 1 of p.jsonl, 'language' is 'xx', not a language such as en"),
+        ({"text": "a", "language": 3}, "In row 1 of p.jsonl, 'language' is 3, not a text"),
+        ({"text": "a", "category": ["food"]}, r"In row 1 of p.jsonl, 'category' is \['food'\], not a text"),
+    ],
+)
+def test_a_wrong_language_or_category_is_named_with_its_row(tmp_path, row, message):
+    with pytest.raises(ToxlocError, match=message):
+        load_prompts(jsonl(tmp_path / "p.jsonl", [{"text": "Die Suppe"}, row]))

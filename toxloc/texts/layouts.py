@@ -8,6 +8,7 @@ from ..errors import ToxlocError
 from ..support.arguments import short_repr
 from ..support.control_characters import visible
 from .contrast import ContrastSet
+from .languages import UNDETERMINED, language_code
 from .prompts import EVERYDAY, PROVOCATIVE, PromptSet, is_score
 from .records import Row
 
@@ -15,6 +16,9 @@ TOXIC_COLUMNS = ("toxic", "toxic_text", "toxic_comment", "en_toxic_comment")
 NEUTRAL_COLUMNS = ("neutral", "neutral1", "neutral_text", "neutral_comment", "en_neutral_comment")
 TEXT_COLUMNS = ("text", "prompt", "comment_text", "comment", "sentence", "content")
 LABEL_COLUMNS = ("label", "toxicity", "is_toxic", "toxic")
+LANGUAGE_COLUMNS = ("language", "lang", "locale")
+CATEGORY_COLUMNS = ("category",)
+UNCATEGORIZED = "uncategorized"  # category of a prompt whose cell is empty
 TOXIC_LABELS = {"true", "toxic", "hate", "hateful", "offensive", "abusive"}
 NEUTRAL_LABELS = {"false", "neutral", "nontoxic", "non-toxic", "non-hateful", "neither", "none", "normal"}
 TOXIC_FROM, NEUTRAL_TO = 0.5, 0.25  # thresholds on toxicity scores; texts with scores in between are left out
@@ -36,10 +40,10 @@ def text_in(row: Row, column: str, where: str) -> str | None:
         'Good morning'
     """
     value = row.get(column)
-    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
-        raise _wrong_value(value, column, where, "a text")
+        raise wrong_value(value, column, where, "a text")
     return value
 
 
@@ -51,8 +55,43 @@ def label_in(row: Row, column: str, where: str) -> bool | None:
     """
     value = row.get(column)
     if isinstance(value, list | dict):
-        raise _wrong_value(value, column, where, "a class name or a score")
+        raise wrong_value(value, column, where, "a class name or a score")
     return toxicity_label(value)
+
+
+def language_in(row: Row, column: str, where: str) -> str:
+    """Return the code of the language in a cell of a table; "und" for a missing value. See `text_in`.
+
+    Raises:
+        ToxlocError: the cell holds neither a code nor an English name of a language.
+
+    Example:
+        >>> language_in({"locale": "pt-BR"}, "locale", "row 0")
+        'pt'
+    """
+    text = text_in(row, column, where)
+    if text is None:
+        return UNDETERMINED
+    try:
+        return language_code(text)
+    except ToxlocError:
+        raise wrong_value(text, column, where, "a language such as en, de or pt-BR") from None
+
+
+def category_in(row: Row, column: str, where: str) -> str:
+    """Return the category in a cell of a table; "uncategorized" for a missing value. See `text_in`.
+
+    Raises:
+        ToxlocError: the cell holds a list or an object.
+
+    Example:
+        >>> category_in({"category": "insult "}, "category", "row 0")
+        'insult'
+    """
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        raise wrong_value(value, column, where, "a text")
+    return UNCATEGORIZED if is_missing(value) else str(value).strip() or UNCATEGORIZED
 
 
 def columns_of(rows: Sequence[Row]) -> str:
@@ -60,11 +99,13 @@ def columns_of(rows: Sequence[Row]) -> str:
     return shorten(", ".join(map(visible, rows[0])), 300, placeholder=" …")
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Return whether a cell of a table has no value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _wrong_value(value: object, column: str, where: str, wanted: str) -> ToxlocError:
+def wrong_value(value: object, column: str, where: str, wanted: str) -> ToxlocError:
+    """Return the error that says which cell holds a value of a wrong type."""
     return ToxlocError(f"In {where}, {column!r} is {short_repr(value)}, not {wanted}; correct or remove the row.")
 
 
@@ -189,20 +230,20 @@ def _part(row: Row, column: str, where: str) -> tuple[str | None, float | None]:
     if part is None:
         return None, None
     if not isinstance(part, dict):
-        raise _wrong_value(part, column, where, "an object with a text and a toxicity")
+        raise wrong_value(part, column, where, "an object with a text and a toxicity")
     where = f"the {column} of {where}"
     toxicity = part.get("toxicity")
-    if _is_missing(toxicity):
+    if is_missing(toxicity):
         return text_in(part, "text", where), None
     if not is_score(toxicity):
-        raise _wrong_value(toxicity, "toxicity", where, "a score from 0 to 1")
+        raise wrong_value(toxicity, "toxicity", where, "a score from 0 to 1")
     return text_in(part, "text", where), float(toxicity)
 
 
 def _is_challenging(row: Row, where: str) -> bool:
     value = row.get("challenging")
-    if _is_missing(value):
+    if is_missing(value):
         return False
     if value not in (True, False):
-        raise _wrong_value(value, "challenging", where, "true or false")
+        raise wrong_value(value, "challenging", where, "true or false")
     return bool(value)

@@ -10,18 +10,23 @@ from ..support.control_characters import visible
 from .contrast import ContrastSet
 from .drawing import shuffled
 from .layouts import (
+    CATEGORY_COLUMNS,
     LABEL_COLUMNS,
+    LANGUAGE_COLUMNS,
     NEUTRAL_COLUMNS,
     TEXT_COLUMNS,
     TOXIC_COLUMNS,
+    category_in,
     columns_of,
     find_column,
     is_realtoxicityprompts,
     label_in,
+    language_in,
     realtoxicityprompts_contrast,
     realtoxicityprompts_prompts,
     text_in,
 )
+from .multilingual import is_polyglotoxicityprompts, is_rtp_lx, polyglotoxicityprompts, rtp_lx_prompts
 from .neutral import MIN_TEXTS, NeutralText
 from .prompts import EVERYDAY, PROVOCATIVE, PromptSet
 from .records import Row, read_records
@@ -99,12 +104,15 @@ def load_prompts(
     *,
     which: str | None = None,
     text_column: str | None = None,
+    language_column: str | None = None,
+    category_column: str | None = None,
     words: int | None = None,
     split: str = "train",
 ) -> PromptSet:
     """Load openings for a model to complete from built-in texts, a file or a hub dataset.
 
-    The layout of RealToxicityPrompts is recognised.
+    The layouts of RealToxicityPrompts, RTP-LX and PolygloToxicityPrompts are recognised; see `toxloc.texts.layouts` and
+    `toxloc.texts.multilingual`.
 
     Args:
         source: "builtin" (130 provocative and 130 everyday openings written for toxloc), "sensitive" (90 harmless
@@ -115,14 +123,20 @@ def load_prompts(
             file marks no prompt as challenging, with a toxicity of at least .5) and the everyday prompts (all other
             prompts with a toxicity below .5).
         text_column: column of prompts. By default a column with a usual name ("text", "prompt", ...). A column `kind`,
-            if there is one, gives the kinds of the prompts.
+            if there is one, gives the kinds of the prompts. If this column, the language column or the category column
+            is given, the layouts of RTP-LX and PolygloToxicityPrompts are not recognised.
+        language_column: column of the languages of the prompts: codes such as "de" or "pt-BR", or English names. By
+            default a column with a usual name ("language", "lang", "locale"). A missing language becomes "und".
+        category_column: column of the categories of the prompts. By default the column `category`, if there is one. A
+            missing category becomes "uncategorized".
         words: truncate longer texts to `words` words; drop shorter ones and duplicates. Use it to turn complete
             sentences into openings.
         split: split of a hub dataset to read.
 
     Raises:
         ToxlocError: `which` is unknown, `words` is less than 1, or the source cannot be read, lacks the column, has no
-            such prompts or has a prompt that is not a string. Rows without a prompt are left out.
+            such prompts, or has a prompt that is not a string or a language that is unknown. Rows without a prompt are
+            left out.
 
     Example:
         >>> len(load_prompts("builtin").only("provocative"))
@@ -132,26 +146,45 @@ def load_prompts(
         raise ToxlocError(f"which={which!r}: choose one of {', '.join(SELECTIONS)}.")
     if words is not None:
         words = whole_number(words, "words", at_least=1)
-    prompts = _read_prompts(source, which, text_column, split)
+    prompts = _read_prompts(source, which, text_column, language_column, category_column, split)
     return prompts if words is None else prompts.cut(words)
 
 
-def _read_prompts(source: str, selection: str | None, text_column: str | None, split: str) -> PromptSet:
+def _read_prompts(
+    source: str, selection: str | None, text_column: str | None, language: str | None, category: str | None, split: str
+) -> PromptSet:
     if source in tuple(BUILT_IN_PROMPTS):
         rows = _built_in(BUILT_IN_PROMPTS[source])
         return _select(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), selection)
     rows = read_rows(source, split)
-    name = visible(Path(source).name)
+    name, columns = visible(Path(source).name), list(rows[0])
     if any(isinstance(row.get("prompt"), dict) for row in rows):
         return realtoxicityprompts_prompts(rows, name, selection)
-    text = find_column(list(rows[0]), text_column, TEXT_COLUMNS)
+    if text_column is language is category is None:
+        if any(is_rtp_lx(row) for row in rows):
+            return rtp_lx_prompts(rows, name, selection)
+        if any(is_polyglotoxicityprompts(row) for row in rows):
+            return polyglotoxicityprompts(rows, name, selection)
+    text = find_column(columns, text_column, TEXT_COLUMNS)
     if text is None:
         raise ToxlocError(
             f"{name} has the columns {columns_of(rows)}; give the name of the column of prompts as text_column=."
         )
-    kept = [(opening, row) for opening, row in zip(_cells(rows, text, name), rows, strict=True) if opening]
-    kinds = [str(row["kind"]) for _, row in kept] if "kind" in rows[0] else None
-    return _select(PromptSet([opening.rstrip() for opening, _ in kept], kinds, None, name), selection)
+    language = find_column(columns, language, LANGUAGE_COLUMNS)
+    category = find_column(columns, category, CATEGORY_COLUMNS)
+    kept = [
+        (opening.rstrip(), row, f"row {i} of {name}")
+        for i, (opening, row) in enumerate(zip(_cells(rows, text, name), rows, strict=True))
+        if opening
+    ]
+    prompts = PromptSet(
+        [opening for opening, _, _ in kept],
+        [str(row["kind"]) for _, row, _ in kept] if "kind" in columns else None,
+        name=name,
+        languages=None if language is None else [language_in(row, language, where) for _, row, where in kept],
+        categories=None if category is None else [category_in(row, category, where) for _, row, where in kept],
+    )
+    return _select(prompts, selection)
 
 
 def load_neutral(

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from ..errors import ToxlocError
 from ..support.arguments import as_list, whole_number
 from .drawing import check_fraction, check_texts, shuffled
+from .languages import language_code
 
 PROVOCATIVE, EVERYDAY = "provocative", "everyday"
 
@@ -26,10 +27,14 @@ class PromptSet:
         kinds: "provocative" or "everyday" for each opening, or None if unknown.
         scores: toxicity of each opening, from 0 to 1, or None if unknown.
         name: source of the openings.
+        languages: language of each opening, or None if unknown; codes such as "pt-BR" become "pt" (see
+            `toxloc.texts.languages.language_code`), and "und" means undetermined.
+        categories: category of each opening by a definition of your choice, such as "insult", or None if there are
+            none.
 
     Raises:
-        ToxlocError: no texts, a single string in place of a list, a text that is empty or cannot be encoded, or kinds
-            or scores that are of a wrong type or not one per text.
+        ToxlocError: no texts, a single string in place of a list, a text that is empty or cannot be encoded, kinds,
+            scores, languages or categories that are of a wrong type or not one per text, or an unknown language.
 
     Example:
         >>> len(PromptSet(["You are such a", "The soup needs"], ["provocative", "everyday"]).only("everyday"))
@@ -40,6 +45,8 @@ class PromptSet:
     kinds: list[str] | None = None
     scores: list[float] | None = None
     name: str = "custom"
+    languages: list[str] | None = None
+    categories: list[str] | None = None
 
     def __post_init__(self) -> None:
         texts = check_texts(self.texts, f"the prompt set {self.name!r}")
@@ -48,6 +55,10 @@ class PromptSet:
         object.__setattr__(self, "texts", texts)
         self._check("kinds", lambda kind: isinstance(kind, str), "a string")
         self._check("scores", is_score, "a number from 0 to 1")
+        self._check("languages", lambda language: isinstance(language, str), "a string")
+        self._check("categories", lambda category: isinstance(category, str) and bool(category.strip()), "a string")
+        if self.languages is not None:
+            object.__setattr__(self, "languages", [language_code(language) for language in self.languages])
 
     def _check(self, field: str, valid: Callable[[object], bool], what: str) -> None:
         """Store a field as a list, after the check that it has a valid value for every text."""
@@ -130,9 +141,8 @@ class PromptSet:
 
     def take(self, kept: list[int]) -> "PromptSet":
         """Return the prompts at these positions, in this order."""
-        return PromptSet(
-            [self.texts[i] for i in kept],
-            None if self.kinds is None else [self.kinds[i] for i in kept],
-            None if self.scores is None else [self.scores[i] for i in kept],
-            self.name,
-        )
+        fields = {name: getattr(self, name) for name in ("texts", "kinds", "scores", "languages", "categories")}
+        taken: dict[str, Any] = {
+            name: [values[i] for i in kept] for name, values in fields.items() if values is not None
+        }
+        return replace(self, **taken)
