@@ -10,6 +10,7 @@ from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate
 from .export import export
+from .integrations import integrations
 from .methods import methods
 from .models import models
 from .output import alarm, terminal
@@ -41,7 +42,7 @@ def main(
     """Find the parts of a language model that produce toxic text, reduce their effect, and measure the cost."""
 
 
-for command in (run, suppress, methods, evaluate, compare, calibrate, export, sweep):
+for command in (run, suppress, methods, evaluate, compare, calibrate, export, sweep, integrations):
     app.command()(command)
 app.add_typer(models, name="models")
 

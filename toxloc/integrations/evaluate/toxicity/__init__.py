@@ -1,0 +1,1 @@
+"""The measurement of toxicity. This folder is the path that `evaluate.load` takes."""
