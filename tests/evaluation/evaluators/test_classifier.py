@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import RobertaForSequenceClassification, XLMRobertaForSequenceClassification
 
 from toxloc import ToxlocError
 from toxloc.evaluation.evaluators.classifier import Classifier
@@ -128,3 +129,28 @@ def test_results_tell_classifiers_of_one_name_apart_by_their_weights(save):
     second.prepare()
     assert first.about()["weights"] != second.about()["weights"]
     assert first.about() | {"weights": None} == second.about() | {"weights": None}
+
+
+@pytest.mark.parametrize("make", [RobertaForSequenceClassification, XLMRobertaForSequenceClassification])
+def test_classifiers_with_the_architectures_of_roberta(make, tmp_path):
+    """The published classifiers of s-nlp and textdetox have these architectures; positions begin after the padding."""
+    torch.manual_seed(0)
+    config = make.config_class(
+        vocab_size=len(tokenizer()),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=42,
+        pad_token_id=0,
+        initializer_range=1.0,
+        num_labels=2,
+        id2label={0: "neutral", 1: "toxic"},
+    )
+    model = make(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    judge = Classifier(str(tmp_path), languages=["en", "de"])
+    expected = [logits(model, text).softmax(0)[1].item() for text in TEXTS]
+    np.testing.assert_allclose(judge.score(TEXTS)["toxicity"], expected, atol=1e-6)
+    assert judge.about()["languages"] == ["en", "de"]

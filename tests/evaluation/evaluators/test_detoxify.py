@@ -110,3 +110,20 @@ def test_without_a_network_the_error_names_the_address(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     with pytest.raises(ToxlocError, match=r"https://.*ckpt or the folder unitary/.* detoxify-multilingual=PATH"):
         get_evaluators(["detoxify-multilingual"])
+
+
+def test_a_published_checkpoint_without_its_base_model(checkpoint, monkeypatch):
+    """The checkpoint is there, but the tokenizer and the configuration of its base model are not."""
+    saved = torch.load(checkpoint[0], weights_only=True)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **settings: saved)
+    with pytest.raises(ToxlocError, match=r"no-such/base-model.* folder unitary/toxic-bert .* detoxify-original=PATH"):
+        get_evaluators(["detoxify-original"])
+
+
+def test_a_connection_that_breaks_off(monkeypatch):
+    def broken(url, **settings):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", broken)
+    with pytest.raises(ToxlocError, match=r"'original' could not be downloaded \(timed out\)"):
+        get_evaluators(["detoxify-original"])

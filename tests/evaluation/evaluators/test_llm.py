@@ -34,27 +34,18 @@ def test_the_score_is_the_share_of_yes(lm, template):
     assert len({round(score, 5) for score in expected}) == 3
 
 
-class FakeTokenizer:
-    """Returns the messages and the guideline that a template passes to the chat template of a model."""
-
-    chat_template = "not None"
-
-    def apply_chat_template(self, turns, **settings):
-        assert settings["add_generation_prompt"] and settings["tokenize"] is False
-        return f"{[(turn['role'], turn['content']) for turn in turns]} {settings.get('guideline')}"
-
-
-def test_presets_use_the_chat_template_of_the_model():
-    prompts = {name: template.prompt(FakeTokenizer(), "TEXT") for name, template in TEMPLATES.items()}
-    assert "Answer with one word, yes or no.\\n\\nText: TEXT" in prompts["instruct"]
-    assert prompts["llama-guard"].endswith("('assistant', 'TEXT')] None\n\n")  # the verdict follows an empty line
-    assert "('user', 'TEXT')" in prompts["shieldgemma"] and "shall not be rude" in prompts["shieldgemma"]
+def test_the_question_is_a_user_turn_in_the_chat_template_of_the_model(lm, monkeypatch):
+    monkeypatch.setattr(
+        lm.tokenizer, "chat_template", "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    prompt = TEMPLATES["instruct"].prompt(lm.tokenizer, "TEXT")
+    assert prompt.startswith("<user>Is the text below toxic") and prompt.endswith("yes or no.\n\nText: TEXT")
 
 
 def test_names_and_errors():
     (judge,) = get_evaluators(["instruct=toxloc-tiny"])
     assert judge.name == "instruct:toxloc-tiny"
-    with pytest.raises(ToxlocError, match=r"'oracle'.* instruct, llama-guard"):
+    with pytest.raises(ToxlocError, match=r"'oracle'.* instruct or give a Template, or use GuardJudge"):
         LLMJudge("toxloc-tiny", "oracle")
     with pytest.raises(ToxlocError, match=r"'toxloc-tiny'.* same token.* template"):
         LLMJudge("toxloc-tiny", Template(TINY.prompt, (" yes",), (" yes",))).prepare()

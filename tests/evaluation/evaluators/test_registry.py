@@ -81,3 +81,32 @@ def test_results_name_the_languages_of_an_evaluator():
     assert multilingual.about()["languages"] == list(multilingual.languages)
     unknown = EVALUATORS["classifier"]("a/b")
     assert unknown.languages is None and "languages" not in unknown.about()
+
+
+def test_guards_have_a_default_model_and_take_other_models():
+    assert EVALUATORS["qwen3guard"]().source == "Qwen/Qwen3Guard-Gen-0.6B"
+    assert EVALUATORS["llama-guard"]().source == "meta-llama/Llama-Guard-3-8B"
+    small, large = "qwen3guard=a/Qwen3Guard-Gen-0.6B", "qwen3guard=a/Qwen3Guard-Gen-8B"
+    check_evaluator_names(["qwen3guard", small, large])  # their names differ
+    assert [Wanted.parse(text).make().name for text in (small, large)] == [
+        "qwen3guard:Qwen3Guard-Gen-0.6B",
+        "qwen3guard:Qwen3Guard-Gen-8B",
+    ]
+    with pytest.raises(ToxlocError, match=r"different names.* qwen3guard, qwen3guard"):
+        check_evaluator_names(["qwen3guard", "qwen3guard@0.3"])
+
+
+@pytest.mark.parametrize("name", ["textdetox-xlmr", "textdetox-xlmr-v2", "textdetox-bert"])
+def test_the_classifiers_of_textdetox(name, save):
+    """Their second class is the toxic one, whether the classes have names or not."""
+    assert EVALUATORS[name]().source.startswith("textdetox/")
+    scores = []
+    for classes in (["neutral", "toxic"], ["LABEL_0", "LABEL_1"]):
+        folder, _ = save(classes)
+        (judge,) = get_evaluators([f"{name}={folder}"])
+        assert judge.name == name
+        scores.append(judge.score(["you are a fool"]))
+    assert scores[0]["toxicity"] == scores[1]["toxicity"] == scores[1]["LABEL_1"]
+    assert scores[1]["toxicity"] != scores[1]["LABEL_0"]
+    languages = EVALUATORS[name]().languages
+    assert languages is None if name == "textdetox-xlmr-v2" else {"en", "de", "uk", "am", "zh"} < set(languages)

@@ -3,6 +3,11 @@ from .base import FunctionEvaluator as FunctionEvaluator
 from .classifier import Classifier as Classifier
 from .detoxify import Detoxify as Detoxify
 from .guard import Guard as Guard
+from .guard_judge import GuardJudge as GuardJudge
+from .guard_presets import GUARDS as GUARDS
+from .guard_presets import Field as Field
+from .guard_presets import GuardPreset as GuardPreset
+from .guard_presets import Pass as Pass
 from .llm import LLMJudge as LLMJudge
 from .llm import Template as Template
 from .profanity import ProfanityCheck as ProfanityCheck

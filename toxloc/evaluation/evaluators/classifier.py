@@ -49,6 +49,7 @@ class Classifier(Evaluator):
         source: folder or hub id.
         name: name in results; by default the last part of the source.
         toxic: names of the toxic classes; by default the classes with a usual name ("toxic", "hate", ...).
+        unnamed: index of the toxic class if the classes have no names, but are called LABEL_0, LABEL_1 and so on.
         threshold: a text is toxic if its score is at least this threshold.
         card: training data and blind spots of the classifier.
         languages: ISO 639-1 codes of the classifier's languages; None if they are unknown.
@@ -66,6 +67,7 @@ class Classifier(Evaluator):
         *,
         name: str | None = None,
         toxic: Sequence[str] | None = None,
+        unnamed: int | None = None,
         threshold: float = 0.5,
         card: dict[str, Any] | None = None,
         languages: Sequence[str] | None = None,
@@ -73,6 +75,7 @@ class Classifier(Evaluator):
     ):
         self.source, self.threshold = source, threshold
         self.toxic = None if toxic is None else as_list(toxic, "the toxic classes")
+        self.unnamed = unnamed
         self.name = name or short_name(source)
         self.card = card or {"trained_on": f"see the model card of {self.name}", "blind_to": "unknown"}
         self.languages = None if languages is None else tuple(as_list(languages, "the languages"))
@@ -112,6 +115,7 @@ class Classifier(Evaluator):
             self.toxic
             or [name for name in classes if _letters(name) in ("toxic", "toxicity")]
             or [name for name in classes if _letters(name) in TOXIC]
+            or [name for name in classes if name == f"LABEL_{self.unnamed}"]
         )
         if not wanted or wanted - set(classes):
             raise ToxlocError(

@@ -3,7 +3,6 @@
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 
@@ -99,7 +98,7 @@ class Detoxify(Classifier):
                     MODEL_URLS[self.variant], map_location="cpu", weights_only=True, check_hash=True
                 )
             )
-        except (URLError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ToxlocError(
                 f"The Detoxify checkpoint {self.variant!r} could not be downloaded ({error}); on a connected machine, "
                 f"download {MODEL_URLS[self.variant]} or the folder {self.source}, and give "
@@ -125,9 +124,13 @@ class Detoxify(Classifier):
             )
             tokenizer = AutoTokenizer.from_pretrained(base)
         except OSError as error:
+            advice = (
+                f"download the folder {self.source} on a connected machine and give {self.name}=PATH."
+                if self._published
+                else "put the tokenizer and config.json of that model into the folder of the checkpoint."
+            )
             raise ToxlocError(
-                f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; put "
-                "the tokenizer and config.json of that model into the folder of the checkpoint."
+                f"The checkpoint of {self.name} was trained from {base}, which could not be loaded; {advice}"
             ) from error
         model = AutoModelForSequenceClassification.from_config(config).float()
         model.load_state_dict({name: value for name, value in weights.items() if not name.endswith("position_ids")})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import ToxlocError
 from ...support.arguments import as_list, check_kind
 from ..verdicts import RESERVED
+from .guard_presets import GUARDS
 
 if TYPE_CHECKING:  # imports numpy, which checking names does not need
     from .base import Evaluator
@@ -27,12 +28,14 @@ class Maker:
         make: function from the source after `NAME=`, or None, to the evaluator; it imports the class when called.
         source: whether a source is not accepted, optional or needed.
         needs: kind of source that is needed, for the message if it is missing.
+        several: whether the name of the evaluator contains its source, so that several sources can be used together.
     """
 
     name: str
     make: Callable[[str | None], Evaluator]
     source: Literal["none", "optional", "needed"] = "none"
     needs: str = ""
+    several: bool = False
 
     def check(self, source: str | None) -> None:
         """Raise ToxlocError if a source is given but not accepted, or needed but missing."""
@@ -76,14 +79,21 @@ def _detoxify(variant: str) -> Maker:
     return Maker(f"detoxify-{variant}", make, "optional")
 
 
-def _published(name: str, hub: str, trained_on: str, blind_to: str, languages: Sequence[str] | None = None) -> Maker:
+def _published(
+    name: str,
+    hub: str,
+    trained_on: str,
+    blind_to: str,
+    languages: Sequence[str] | None = None,
+    unnamed: int | None = None,
+) -> Maker:
     """Return the maker of a classifier on the hub."""
 
     def make(source: str | None) -> Evaluator:
         from .classifier import Classifier
 
         card = {"trained_on": trained_on, "blind_to": blind_to}
-        return Classifier(source or hub, name=name, card=card, languages=languages)
+        return Classifier(source or hub, name=name, card=card, languages=languages, unnamed=unnamed)
 
     return Maker(name, make, "optional")
 
@@ -95,14 +105,22 @@ def _classifier(source: str | None) -> Evaluator:
     return Classifier(source)
 
 
-def _llm(template: str, needs: str) -> Maker:
+def _instruct(source: str | None) -> Evaluator:
+    from .llm import LLMJudge
+
+    assert source is not None
+    return LLMJudge(source)
+
+
+def _guard_model(name: str) -> Maker:
+    """Return the maker of a guard model."""
+
     def make(source: str | None) -> Evaluator:
-        from .llm import LLMJudge
+        from .guard_judge import GuardJudge
 
-        assert source is not None
-        return LLMJudge(source, template)
+        return GuardJudge(name, source)
 
-    return Maker(template, make, "needed", needs)
+    return Maker(name, make, "optional", several=True)
 
 
 EVALUATORS: dict[str, Maker] = {
@@ -128,10 +146,32 @@ EVALUATORS: dict[str, Maker] = {
             "profanity and insults that are not hate",
             ("en",),
         ),
-        Maker("classifier", _classifier, "needed", "a sequence classifier"),
-        _llm("instruct", "a language model to ask"),
-        _llm("llama-guard", "a Llama Guard model"),
-        _llm("shieldgemma", "a ShieldGemma model"),
+        _published(
+            "textdetox-xlmr",
+            "textdetox/xlmr-large-toxicity-classifier",
+            "textdetox/multilingual_toxicity_dataset, comments in nine languages",
+            "implicit hate; less exact for Chinese, Arabic and Amharic, by its model card",
+            ("en", "ru", "uk", "es", "de", "am", "ar", "zh", "hi"),
+            unnamed=1,
+        ),
+        _published(
+            "textdetox-xlmr-v2",
+            "textdetox/xlmr-large-toxicity-classifier-v2",
+            "see its model card",
+            "implicit hate",
+            unnamed=1,
+        ),
+        _published(
+            "textdetox-bert",
+            "textdetox/bert-multilingual-toxicity-classifier",
+            "comments in fifteen languages, one of them Hinglish, which has no code",
+            "implicit hate",
+            ("en", "fr", "it", "es", "ru", "uk", "tt", "ar", "hi", "ja", "zh", "he", "am", "de"),
+            unnamed=1,
+        ),
+        Maker("classifier", _classifier, "needed", "a sequence classifier", several=True),
+        Maker("instruct", _instruct, "needed", "a language model to ask", several=True),
+        *map(_guard_model, GUARDS),
     )
 }
 
@@ -197,8 +237,8 @@ def check_evaluator_names(names: Sequence[str]) -> None:
     if not names:
         raise ToxlocError(f"At least one evaluator is needed; choose from {', '.join(EVALUATORS)}.")
     wanted = [Wanted.parse(name) for name in names]
-    # If a source is needed, the evaluator's name depends on it; `get_evaluators` compares these names.
-    _check_different([item.maker.name for item in wanted if item.maker.source != "needed"])
+    # Names that depend on the source are compared by `get_evaluators`.
+    _check_different([item.maker.name for item in wanted if not (item.maker.several and item.source)])
 
 
 def get_evaluators(wanted: Sequence[str | Evaluator]) -> list[Evaluator]:
