@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from toxloc.evaluation.evaluators.base import FunctionEvaluator
+from toxloc.evaluation.evaluators.base import EvaluatorError, FunctionEvaluator
 from toxloc.evaluation.judging import judge, judge_labels
 
 
@@ -23,6 +24,17 @@ def test_verdicts_by_hand():
     assert result["two"].toxic.tolist() == [[False, True], [False, False]]
     assert result["has-a"].toxic.tolist() == [[True, True], [False, False]]
     assert result["all"].toxic.tolist() == [[False, True], [False, False]]
+
+
+def test_a_failure_carries_the_judgements_before_it():
+    broken = FunctionEvaluator("broken", lambda texts: [float("nan")] * len(texts))
+    with pytest.raises(EvaluatorError, match="broken") as failure:
+        judge(COMPLETIONS, [TWO, broken, HAS_A])
+    assert (failure.value.evaluator, list(failure.value.judgements)) == ("broken", ["two"])
+    np.testing.assert_allclose(failure.value.judgements["two"].scores, [[0.1, 0.6], [0.1, 0]])
+    assert failure.value.completions == COMPLETIONS
+    failure.value.prompts = ["p", "q"]
+    assert list(failure.value.rows())[1] == {"prompt": "p", "sample": 1, "completion": "aaaaaa", "scores": {"two": 0.6}}
 
 
 def test_the_score_can_be_the_highest_of_all_labels():

@@ -1,4 +1,5 @@
 import inspect
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 import toxloc
 from tests.children import forks, hold, running
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators.base import FunctionEvaluator
+from toxloc.evaluation.evaluators.registry import EVALUATORS, Maker
 from toxloc.runs.run import _default_folder
 from toxloc.runs.settings import RunSettings
 from toxloc.support.files import new_folder
@@ -104,3 +107,26 @@ def test_bad_settings_stop_before_anything_is_written(tmp_path, arguments, words
     with pytest.raises(ToxlocError, match=words):
         toxloc.run(**{"out": tmp_path / "deep" / "out", **arguments})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_computed_survives_an_evaluator_that_fails(tmp_path, monkeypatch):
+    """The evaluator judges the baseline and everyday prompts, and fails on the edited model."""
+    calls = []
+
+    def tires(texts):
+        calls.append(len(texts))
+        return [0.5] * len(texts) if len(calls) < 3 else [float("nan")] * len(texts)
+
+    judge = Maker("tired", lambda source: FunctionEvaluator("tired", tires))
+    monkeypatch.setitem(EVALUATORS, "tired", judge)
+    judges = ("profanity-check", "tired")
+    with pytest.raises(ToxlocError, match=r"'tired' must return .* nan .* so far are in .*out\.stopped\.$"):
+        toxloc.run(out=tmp_path / "out", methods=("trne",), evaluators=judges, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.stopped"]
+    assert toxloc.load_intervention(tmp_path / "out.stopped" / "trne").kind == "trne"
+    rows = [json.loads(line) for line in (tmp_path / "out.stopped" / "completions.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["baseline"] * 8 + ["trne"] * 4
+    assert [list(row["scores"]) for row in rows] == [list(judges)] * 8 + [["profanity-check"]] * 4
+
+    with pytest.raises(ToxlocError, match=r"out\.stopped-2\.$"):  # the first folder stays
+        toxloc.run(out=tmp_path / "out", methods=("trne",), evaluators=judges, **SMALL)

@@ -60,8 +60,8 @@ def evaluate(
 ) -> None:
     """Judge a model, unedited or with interventions applied: toxicity by each evaluator, and the cost in language.
 
-    Completions are saved to OUT.partial.jsonl as they are sampled. After an interruption, the same command continues
-    from there. **The sampled texts are offensive by nature.**
+    Completions are saved to OUT.partial.jsonl as they are sampled, and their scores to OUT.partial.jsonl.scores. After
+    an interruption, the same command continues from there. **The sampled texts are offensive by nature.**
     """
     from ..support.files import check_free, reserved
 
@@ -75,6 +75,7 @@ def evaluate(
         from ..evaluation.evaluate import evaluate as judge
         from ..evaluation.evaluators.registry import get_evaluators
         from ..evaluation.sample_size import prompts_needed
+        from ..evaluation.score_journal import scores_beside
         from ..evaluation.settings import usual_evaluators
         from ..interventions.export import check_fitted_on
         from ..interventions.loading import load_intervention
@@ -107,7 +108,8 @@ def evaluate(
                 lm, chosen, judges, settings=settings, neutral=everyday.check, choices=items, journal=journal
             )
     result.save(target, overwrite)
-    journal.unlink(missing_ok=True)
+    for file in (journal, scores_beside(journal)):
+        file.unlink(missing_ok=True)
     table = Table(
         "evaluator",
         "toxic",

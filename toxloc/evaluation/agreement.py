@@ -84,7 +84,7 @@ def agreement(judgements: dict[str, Judgement], seed: int = 0) -> Agreement:
     completion is toxic.
 
     Args:
-        judgements: judgements by name of the evaluator; the combined judgements "any" and "all" are ignored.
+        judgements: judgements by name of the evaluator; the combined judgements, such as "any", are ignored.
         seed: seed for the bootstrap draws.
 
     Example:

@@ -14,7 +14,7 @@ class Comparison:
 
     Attributes:
         names: names of the two evaluations.
-        differences: difference of the toxic rate, for every evaluator, "any" and "all".
+        differences: difference of the toxic rate, for every evaluator and combined judgement.
         changes: relative change of the toxic rate, for the same names; None if no completion was toxic in the first
             evaluation.
         figures: the other figures of both evaluations, by name; None for an evaluation that did not measure the figure.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..errors import ToxlocError
 from ..generation.generate import check_decoding, generate
 from ..models.loaded import LoadedModel
 from ..support.arguments import check_kind
+from ..support.progress import note
 from ..support.settings import signature_from
 from ..texts.loading import load_neutral, load_prompts
 from ..texts.neutral import AnyNeutral, measured_texts
@@ -20,11 +22,14 @@ from .cost.over_suppression import over_suppression
 from .cost.perplexity import completion_perplexity
 from .cost.protocol_fluency import protocol_fluency
 from .cost.wording import wording
-from .evaluators.base import Evaluator
+from .evaluators.base import Evaluator, EvaluatorError
 from .evaluators.registry import get_evaluators
+from .groups import rates_by_group
 from .judging import judge, judge_labels
+from .language_notes import language_notes
 from .protocols import Protocol
 from .result import Evaluation
+from .score_journal import ScoreJournal, scores_beside
 from .settings import EvaluationSettings, usual_evaluators
 from .toxicity import Toxicity, toxicity
 
@@ -44,7 +49,9 @@ def evaluate(
 ) -> Evaluation:
     """Sample completions, judge them, and measure the cost in language quality on everyday text.
 
-    Only completions are judged, never the prompts. The cost is perplexity, KL divergence from the unedited model,
+    Only completions are judged, never the prompts. If the prompts carry languages or categories, the toxic rates of
+    each language and category are computed too. If an evaluator does not know the language of the completions, a
+    sentence says so (see `language_notes`). The cost is perplexity, KL divergence from the unedited model,
     over-suppression, and the protocol's measure of fluency. Over-suppression is measured on the 90 built-in harmless
     prompts, or on about as many as there are prompts if there are fewer.
 
@@ -52,14 +59,14 @@ def evaluate(
         lm: the model with its applied interventions (`with edit.applied(lm): evaluate(lm, ...)`).
         prompts: texts to complete; for a protocol, the prompts that `Protocol.load` returns.
         evaluators: evaluators or their names; by default the evaluators of the settings, else the protocol's evaluator,
-            else the two that come with toxloc.
+            else the three default evaluators.
         settings: an `EvaluationSettings`; the options below override its fields.
         protocol: a published protocol or its name; it fixes the decoding and adds its measure of fluency.
         neutral: everyday text to measure the cost on: a `NeutralText`, of which only the part `check` is used, or a
             list of texts; by default the built-in text.
         choices: multiple-choice items to answer, from `toxloc.evaluation.cost.multiple_choice.load_choices`.
         journal: file that stores completions during sampling, so that an interrupted evaluation can be continued; see
-            `generate`.
+            `generate`. A second file, whose name ends in `.scores`, stores the scores during judging.
         samples: completions per prompt, 5 by default.
         seed: seed for the sampling (see `generate`) and the bootstrap.
         max_new_tokens: length of a completion in tokens, 20 by default.
@@ -90,8 +97,18 @@ def evaluate(
     cost = measure_fluency(lm, everyday) if chosen.fluency else None
 
     completions = generate(lm, prompts.texts, **decoding.to_dict(), seed=chosen.seed, journal=journal)
+    notes = language_notes(completions, judges, prompts.languages)
+    for warning in notes.warnings:
+        note(warning)
 
-    judgements = judge(completions, judges, all_labels=used is not None and used.all_labels)
+    with ScoreJournal(scores_beside(journal)) if journal else nullcontext() as scores:
+        try:
+            judgements = judge(completions, judges, all_labels=used is not None and used.all_labels, journal=scores)
+        except EvaluatorError as error:
+            error.prompts = prompts.texts
+            if journal:
+                error.add(f"The completions and scores so far are in {journal} and {scores_beside(journal)}.")
+            raise
 
     rates = {name: toxicity(judgement, chosen.seed) for name, judgement in judgements.items()}
     categories = {
@@ -128,6 +145,9 @@ def evaluate(
         choices=answered,
         over_suppression=suppressed,
         protocol_fluency=of_protocol,
+        by_language=rates_by_group(judgements, prompts.languages, chosen.seed),
+        by_category=rates_by_group(judgements, prompts.categories, chosen.seed),
+        language_notes=notes,
     )
 
 

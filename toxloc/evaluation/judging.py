@@ -4,27 +4,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .evaluators.base import Evaluator
+from .evaluators.base import Evaluator, EvaluatorError
 from .judgement import Judgement, combine
+from .score_journal import ScoreJournal
 
 
 def judge(
-    completions: list[list[str]], evaluators: Sequence[Evaluator], *, all_labels: bool = False
+    completions: list[list[str]],
+    evaluators: Sequence[Evaluator],
+    *,
+    all_labels: bool = False,
+    journal: ScoreJournal | None = None,
 ) -> dict[str, Judgement]:
-    """Score completions with every evaluator, and add the combined judgements "any" and "all".
+    """Score completions with every evaluator, and add the combined judgements (see `combine`).
 
     Args:
         completions: [n_prompts][samples], the same number of samples for every prompt.
         evaluators: the evaluators.
         all_labels: whether to use the highest score of all labels of an evaluator, instead of the score of its deciding
             label.
+        journal: file that keeps the scores while the evaluators work; scores in it are not computed again.
 
     Returns:
-        The judgements by name of the evaluator, then "any" and "all".
+        The judgements by name of the evaluator, then the combined judgements.
+
+    Raises:
+        EvaluatorError: an evaluator failed; the error holds the judgements of the evaluators before it.
     """
-    judgements = {}
+    judgements: dict[str, Judgement] = {}
     for evaluator in evaluators:
-        labels = judge_labels(completions, evaluator)
+        try:
+            labels = judge_labels(completions, evaluator, journal)
+        except EvaluatorError as error:
+            error.completions, error.judgements = completions, judgements
+            raise
         scores = (
             np.maximum.reduce([judgement.scores for judgement in labels.values()])
             if all_labels
@@ -34,9 +47,12 @@ def judge(
     return combine(judgements)
 
 
-def judge_labels(completions: list[list[str]], evaluator: Evaluator) -> dict[str, Judgement]:
+def judge_labels(
+    completions: list[list[str]], evaluator: Evaluator, journal: ScoreJournal | None = None
+) -> dict[str, Judgement]:
     """Score completions [n_prompts][samples] with one evaluator; its threshold applies to each of its labels."""
-    scores = evaluator.score([text for texts in completions for text in texts])
+    flat = [text for texts in completions for text in texts]
+    scores = journal.score(evaluator, flat) if journal else evaluator.score(flat)
     by_label = {
         label: np.asarray(values, dtype=np.float64).reshape(len(completions), -1) for label, values in scores.items()
     }

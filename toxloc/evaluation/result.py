@@ -19,7 +19,9 @@ from .cost.fluency import Fluency
 from .cost.multiple_choice import Accuracy
 from .cost.over_suppression import OverSuppression
 from .cost.wording import Wording
-from .judgement import Judgement
+from .groups import GroupRates
+from .judgement import Judgement, combine
+from .language_notes import LanguageNotes
 from .toxicity import Toxicity
 from .verdicts import COMBINED, both_read_as_all
 
@@ -41,7 +43,7 @@ class Evaluation:
         evaluators: threshold and card of each evaluator.
         prompts: the prompts.
         completions: the completions of each prompt.
-        judgements: scores and verdicts on every completion, by name of the evaluator and for "any" and "all".
+        judgements: scores and verdicts on every completion, by name of the evaluator or of the combined judgement.
         toxicity: toxicity figures, for the same names.
         categories: toxicity figures of each label, for every evaluator with several labels.
         agreement: agreement between the evaluators, and the share of toxic completions that each evaluator misses; None
@@ -55,6 +57,11 @@ class Evaluation:
             was not measured.
         protocol_fluency: the protocol's measure of fluency, by its name; None if there is no protocol, it has no such
             measure, or the cost was not measured.
+        by_language: toxic rate of the prompts of each language, for the names of `toxicity`; None if the prompts carry
+            no languages.
+        by_category: toxic rate of the prompts of each category, for the same names; None if the prompts carry no
+            categories.
+        language_notes: languages of the completions, and warnings of evaluators that do not know them.
     """
 
     model: str
@@ -75,6 +82,9 @@ class Evaluation:
     choices: Accuracy | None
     over_suppression: OverSuppression | None
     protocol_fluency: dict[str, float] | None
+    by_language: GroupRates | None
+    by_category: GroupRates | None
+    language_notes: LanguageNotes
 
     @property
     def name(self) -> str:
@@ -116,6 +126,9 @@ class Evaluation:
             "choices": self.choices.to_dict() if self.choices else None,
             "over_suppression": self.over_suppression.to_dict() if self.over_suppression else None,
             "protocol_fluency": self.protocol_fluency,
+            "by_language": _group_dicts(self.by_language),
+            "by_category": _group_dicts(self.by_category),
+            "language_notes": self.language_notes.to_dict(),
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -126,6 +139,8 @@ class Evaluation:
                 yield {
                     "method": self.method,
                     "kind": self.prompts.kinds[i] if self.prompts.kinds else None,
+                    "language": self.prompts.languages[i] if self.prompts.languages else None,
+                    "category": self.prompts.categories[i] if self.prompts.categories else None,
                     "prompt": prompt,
                     "sample": k,
                     "completion": text,
@@ -145,6 +160,12 @@ class Evaluation:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
 
 
+def _group_dicts(rates: GroupRates | None) -> dict[str, dict[str, Any]] | None:
+    if rates is None:
+        return None
+    return {group: {name: rate.to_dict() for name, rate in of_group.items()} for group, of_group in rates.items()}
+
+
 @dataclass(frozen=True)
 class Finished:
     """A saved evaluation, with everything that `compare` needs.
@@ -153,7 +174,7 @@ class Finished:
         name: name of the folder; model and method if the evaluation was not saved.
         figures: content of evaluation.json.
         prompts: texts of the prompts.
-        judgements: scores and verdicts on every completion, by name of the evaluator and for "any" and "all".
+        judgements: scores and verdicts on every completion, by name of the evaluator or of the combined judgement.
     """
 
     name: str
@@ -189,9 +210,9 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
             figures, rows = both_read_as_all(figures), both_read_as_all(rows)
         samples = figures["decoding"]["samples"]
         judgements = {}
-        for name in [*figures["evaluators"], *COMBINED]:
+        for name in figures["evaluators"]:
             toxic = np.array([row["toxic"][name] for row in rows], dtype=bool)
-            scores = np.array([row["scores"].get(name, row["toxic"][name]) for row in rows], dtype=np.float64)
+            scores = np.array([row["scores"][name] for row in rows], dtype=np.float64)
             if not (scores.size and ((scores >= 0) & (scores <= 1)).all()):
                 raise ValueError(f"{name} has scores outside 0 to 1")
             judgements[name] = Judgement(scores.reshape(-1, samples), toxic.reshape(-1, samples))
@@ -206,4 +227,4 @@ def load_evaluation(folder: str | PathLike[str]) -> Finished:
         raise ToxlocError(
             f"The evaluation in {folder} is damaged or incomplete ({error!r}); evaluate the model again."
         ) from error
-    return Finished(folder.name, figures, prompts, judgements)
+    return Finished(folder.name, figures, prompts, combine(judgements))

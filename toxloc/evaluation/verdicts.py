@@ -2,7 +2,7 @@
 
 from typing import Any
 
-COMBINED = ("any", "all")  # the judgements that `judgement.combine` adds
+COMBINED = ("any", "majority", "all")  # the judgements that `judgement.combine` adds
 RESERVED = (*COMBINED, "both")  # names that no evaluator may have; older files use "both" for "all"
 
 

@@ -3,16 +3,14 @@
 import json
 import math
 from collections.abc import Iterable
-from contextlib import ExitStack
-from os import SEEK_END, PathLike
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import ToxlocError
-from ..support.faults import fault_of
+from ..support.appended import AppendedFile
 from ..support.files import parse_json
-from ..support.locks import locked
 
 
 class Journal:
@@ -38,24 +36,15 @@ class Journal:
 
     def __init__(self, path: str | PathLike[str], settings: dict[str, Any]):
         self.path = Path(path)
-        if not self.path.parent.is_dir():
-            raise ToxlocError(f"{self.path} cannot be written to: its folder does not exist; give another file.")
-        with ExitStack() as stack:
-            busy = f"Another process is writing {self.path}; wait for it, or give another file."
-            stack.enter_context(locked(self.path.with_name(f".{self.path.name}.lock"), busy))
-            try:
-                content = self.path.read_bytes() if self.path.exists() else b""
-                lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-                self.known = self._read(lines, settings)
-                # Without a buffer, so that closing the file cannot fail on what could not be written before.
-                self._file = stack.enter_context(self.path.open("r+b" if content else "wb", buffering=0))
-                self._file.truncate(sum(map(len, lines)))
-                self._file.seek(0, SEEK_END)
-            except OSError as error:
-                raise self._unwritable(error) from error
-            if not lines:
-                self._write(json.dumps(settings))
-            self._open = stack.pop_all()
+        is_new = True
+
+        def read(lines: list[bytes]) -> None:
+            nonlocal is_new
+            is_new, self.known = not lines, self._read(lines, settings)
+
+        self._file = AppendedFile(path, read)
+        if is_new:
+            self._file.add(json.dumps(settings))
 
     def _read(self, lines: list[bytes], settings: dict[str, Any]) -> dict[tuple[int, int], str]:
         if not lines:
@@ -85,19 +74,7 @@ class Journal:
     def add(self, completions: Iterable[tuple[int, int, str]]) -> None:
         """Write completions, each as (index of the prompt, index of the sample, text)."""
         for completion in completions:
-            self._write(json.dumps(completion))
-
-    def _write(self, line: str) -> None:
-        rest = memoryview(line.encode() + b"\n")
-        try:
-            while rest:  # a disk that is almost full takes only a part
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> ToxlocError:
-        reason = fault_of(error) or f"{error.strerror or error}; give another file"
-        return ToxlocError(f"{self.path} cannot be written to ({reason}).")
+            self._file.add(json.dumps(completion))
 
     def __enter__(self) -> "Journal":
         return self
@@ -105,4 +82,4 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        self._file.__exit__(kind, error, trace)

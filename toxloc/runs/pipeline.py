@@ -1,6 +1,7 @@
 """The steps of a run: localize, test by removing parts, fit methods, judge before and after, write the results."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ..causal.knockout import KnockoutTest
 from ..causal.proof import CausalProof, causal_proof
 from ..evaluation.change import relative_change
 from ..evaluation.evaluate import evaluate
-from ..evaluation.evaluators.base import Evaluator
+from ..evaluation.evaluators.base import Evaluator, EvaluatorError
 from ..evaluation.evaluators.registry import get_evaluators
 from ..evaluation.result import Evaluation
 from ..evaluation.sample_size import prompts_needed
@@ -78,6 +79,8 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
         if "expert" in loc.parts:
             experts = (statistics.restricted("expert") for statistics in evidence.groups(needs_of(("routing",))))
             routing = localize(lm, texts.contrast, ("routing",), parts=("expert",), statistics=experts, seed=s.seed)
+            routing.save(folder / "routing")
+        loc.save(folder / "localization")
     causal = None
     if s.knockouts:
         with step("Removing parts"):
@@ -86,22 +89,24 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     for name, settings in chosen.items():
         with step(f"Fitting {method_named(name).title}"):
             methods.append(method_named(name).fit(lm, texts.contrast, settings, evidence=evidence))
+            methods[-1].save(folder / methods[-1].kind)
     del evidence
-    with step("Judging the baseline"):
-        judged = [_judge(lm, None, texts, s, judges)]
-    for method in methods:
-        with step(f"Judging {method.title}"):
-            judged.append(_judge(lm, method, texts, s, judges))
-        method.save(folder / method.kind)
-    loc.save(folder / "localization")
-    if routing is not None:
-        routing.save(folder / "routing")
+    judged: list[_Judged] = []
+    finished: list[Evaluation] = []
+    for method in (None, *methods):
+        with step(f"Judging {method.title if method else 'the baseline'}"):
+            try:
+                judged.append(_judge(lm, method, texts, s, judges, finished))
+            except EvaluatorError as error:
+                rows = [row for evaluation in finished for row in evaluation.rows()]
+                rows += [{"method": method.kind if method else "baseline"} | row for row in error.rows()]
+                _write_rows(folder / "completions.jsonl", rows)
+                raise
     results = _results(lm, loc, causal, texts, s, judges, judged)
     write_json(folder / "results.json", results)
-    _write_completions(folder / "completions.jsonl", judged)
-    write_report(
-        folder / "report.html", results, loc, causal, [row for evaluated in judged for row in evaluated.rows()], routing
-    )
+    rows = [row for evaluated in judged for row in evaluated.rows()]
+    _write_rows(folder / "completions.jsonl", rows)
+    write_report(folder / "report.html", results, loc, causal, rows, routing)
     return results
 
 
@@ -141,15 +146,23 @@ class _Judged:
 
 
 def _judge(
-    lm: LoadedModel, method: Intervention | None, texts: RunTexts, s: RunSettings, judges: list[Evaluator]
+    lm: LoadedModel,
+    method: Intervention | None,
+    texts: RunTexts,
+    s: RunSettings,
+    judges: list[Evaluator],
+    finished: list[Evaluation],
 ) -> _Judged:
+    """Judge the baseline or a method; append every evaluation to `finished` as soon as it is complete."""
     options: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
 
     def judged(title: str, colour: str | None) -> _Judged:
         main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **options)
+        finished.append(main)
         everyday = None
         if texts.everyday is not None:
             everyday = evaluate(lm, texts.everyday, samples=max(1, s.samples // 2), fluency=False, **options)
+            finished.append(everyday)
         return _Judged(title, colour, main, everyday)
 
     if method is None:
@@ -242,8 +255,6 @@ def _results(
     }
 
 
-def _write_completions(path: Path, judged: list[_Judged]) -> None:
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for evaluated in judged:
-            for row in evaluated.rows():
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -41,7 +41,7 @@ class RunResult:
 
         Args:
             method: name of a method that was judged, or "baseline".
-            judge: name of an evaluator, "any" or "all".
+            judge: name of an evaluator, "any", "majority" or "all".
 
         Raises:
             ToxlocError: this run has no such method or evaluator; the message lists the names that it has.

@@ -1,7 +1,9 @@
 """`toxloc.run`: check the settings before torch is imported, then run the pipeline."""
 
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ def run(
 
     Args:
         model: model to load, as for `load_model`; "toxloc-tiny" by default.
-        out: folder to write; by default a new folder in `toxloc-runs`. It appears only when the run is complete.
+        out: folder to write; by default a new folder in `toxloc-runs`. It appears only when the run is complete. If an
+            evaluator fails, what was computed before is in a folder with the same name and the ending `.stopped`.
         overwrite: replace `out` if it is not empty.
         settings: a `RunSettings`; the options change single fields of it.
         evaluators: names of the evaluators.
@@ -54,11 +57,25 @@ def run(
     target = Path(out) if out is not None else _default_folder(chosen)
     check_free(target, overwrite)
 
+    from ..evaluation.evaluators.base import EvaluatorError
     from .pipeline import prepare, run_all  # imports torch
 
     prepared = prepare(chosen)
     with new_folder(target, overwrite) as folder:
-        return RunResult(target, run_all(prepared, chosen, folder))
+        try:
+            return RunResult(target, run_all(prepared, chosen, folder))
+        except EvaluatorError as error:
+            error.add(f"The fits, completions and scores so far are in {_kept(folder, target)}.")
+            raise
+
+
+def _kept(folder: Path, target: Path) -> Path:
+    """Copy what a run has written so far to a new folder beside its target, and return that folder."""
+    numbers = (f"-{number}" if number > 1 else "" for number in count(1))
+    place = next(path for end in numbers if not (path := target.with_name(f"{target.name}.stopped{end}")).exists())
+    with new_folder(place) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+    return place
 
 
 def _default_folder(settings: RunSettings) -> Path:

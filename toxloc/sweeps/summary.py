@@ -112,14 +112,16 @@ class Summary:
 
     @property
     def judges(self) -> list[str]:
-        """Names of the evaluators, then "any" and "all"."""
-        names = list(self.results[0][1]["toxicity"]) if self.results else []
+        """Names of the evaluators, then of the combined judgements."""
+        # Cells that version 0.2 wrote have no "majority".
+        named = [result["toxicity"] for _, result in self.results] or [{}]
+        names = [name for name in named[0] if all(name in judged for judged in named)]
         return [*(name for name in names if name not in COMBINED), *(name for name in names if name in COMBINED)]
 
     def table(self) -> "pd.DataFrame":
         """Return a table with one row per cell of the grid; the figures of unfinished cells are missing.
 
-        Each row has the configuration of the cell and, for each evaluator J, "any" and "all", the share of toxic
+        Each row has the configuration of the cell and, for each evaluator or combined judgement J, the share of toxic
         completions without and with the intervention (`before_J`, `rate_J`) and its relative change with the ends of
         the interval (`change_J`, `change_J_low`, `change_J_high`). `missed_J` is the share of the completions called
         toxic by any evaluator that evaluator J misses. The other columns are the cost (`perplexity_ratio`, `kl`,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from toxloc import ToxlocError
-from toxloc.evaluation.evaluators.base import FunctionEvaluator
+from toxloc.evaluation.evaluators.base import EvaluatorError, FunctionEvaluator
 from toxloc.evaluation.evaluators.guard import Guard
 from toxloc.evaluation.evaluators.profanity import ProfanityCheck
 
@@ -34,7 +34,7 @@ def test_scores_do_not_depend_on_the_other_texts_and_empty_texts_score_0(make):
 def test_a_function_as_an_evaluator():
     judge = FunctionEvaluator("loud", lambda texts: [float(t.isupper()) for t in texts], threshold=0.9)
     assert judge.score(["HEY", "hey"])["toxicity"].tolist() == [1.0, 0.0]
-    with pytest.raises(ToxlocError, match=r"'loud' .* from 0 to 1 .* from 2 to 2"):
+    with pytest.raises(ToxlocError, match=r"'loud' .* from 0 to 1 .* returned 2 for 1 of them"):
         FunctionEvaluator("loud", lambda texts: [2.0 for _ in texts]).score(["a"])
     with pytest.raises(ToxlocError, match=r"'loud' .* the 2 texts.* shape \(1,\)"):
         FunctionEvaluator("loud", lambda texts: [0.5]).score(["a", "b"])
@@ -47,8 +47,9 @@ def raises(texts):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda texts: [float("nan")] * len(texts), r"'bad' must return .* from nan to nan"),
-        (lambda texts: [-0.1] * len(texts), "from -0.1 to -0.1"),
+        (lambda texts: [0.5, float("nan")], r"'bad' must return .* returned nan for 1 of them"),
+        (lambda texts: [-0.1] * len(texts), "returned -0.1 for 2 of them"),
+        (lambda texts: [0.5, 1.01], "returned 1.01 for 1 of them"),
         (lambda texts: [[0.5]] * len(texts), r"shape \(2, 1\)"),
         (lambda texts: ["high"] * len(texts), r"'bad' failed on 2 texts \(ValueError: "),
         (lambda texts: None, r"shape \(\)"),
@@ -61,6 +62,34 @@ def test_an_evaluator_that_fails_is_named_and_caches_nothing(function, message):
         judge.score(["a", "b"])
     judge.function = lambda texts: [0.25] * len(texts)
     assert judge.score(["a", "b"])["toxicity"].tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda texts: [float("nan")] * len(texts), "must return one number"),
+        (lambda texts: [0.5] * (len(texts) + 1), r"shape \(3,\)"),
+        (raises, "failed on texts 3 to 4 .ZeroDivisionError"),
+    ],
+)
+def test_scores_before_a_failure_are_kept(wrong, message):
+    """The evaluator fails on the second part; the same call then goes on after the first."""
+    calls, kept = [], {}
+
+    def half(texts):
+        calls.append(list(texts))
+        return [len(text) / 10 for text in texts] if len(calls) == 1 else wrong(texts)
+
+    judge = FunctionEvaluator("half", half)
+    judge.at_once = 2
+    with pytest.raises(EvaluatorError, match=message) as failure:
+        judge.score(["a", "bb", "ccc", "dddd", "eeeee"], kept.update)
+    assert "The scores of the 2 texts before are kept." in str(failure.value)
+    assert failure.value.evaluator == "half"
+    assert {text: row.tolist() for text, row in kept.items()} == {"a": [0.1], "bb": [0.2]}
+    judge.function = lambda texts: calls.append(list(texts)) or [0.5] * len(texts)
+    assert judge.score(["a", "bb", "ccc", "dddd", "eeeee"])["toxicity"].tolist() == [0.1, 0.2, 0.5, 0.5, 0.5]
+    assert calls == [["a", "bb"], ["ccc", "dddd"], ["ccc", "dddd"], ["eeeee"]]
 
 
 def test_an_evaluator_without_its_label_is_named():
