@@ -189,7 +189,13 @@ def few_texts(tmp_path_factory):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         (root / path.relative_to(package.parent)).write_text("".join(lines[::8]), encoding="utf-8")
     binaries = Path(sys.executable).parent
-    return os.environ | {"PYTHONPATH": str(root), "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    return os.environ | {
+        "PYTHONPATH": str(root),
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "HF_MODULES_CACHE": str(root / "modules"),  # evaluate writes to these two, and inspect-ai to the third
+        "HF_METRICS_CACHE": str(root / "metrics"),
+        "XDG_DATA_HOME": str(root / "data"),
+    }
 
 
 @pytest.fixture
