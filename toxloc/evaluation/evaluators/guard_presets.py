@@ -224,7 +224,7 @@ GRANITE_GUARDIAN = GuardPreset(
         "licence": "Apache-2.0",
         "size": "2, 3, 5 or 8 billion weights",
         "score": "P(Yes) for the risk harm",
-        "blind_to": "what its definition of harm leaves out; profanity has a label of its own",
+        "blind_to": "what its definition of harm leaves out; profanity has a separate label",
     },
 )
 

@@ -62,7 +62,7 @@ class LLMJudge(Evaluator):
     Args:
         source: a folder, a `.gguf` file or a hub id, as for `load_model`.
         template: "instruct" (any model; its chat template is used if it has one), or your own `Template`. Guard models
-            have an evaluator of their own, `GuardJudge`.
+            have a separate evaluator, `GuardJudge`.
         name: name in results; by default the name of the template ("judge" for your own) and of the model.
         threshold: a text is toxic if its score is at least this threshold.
         device: device of the model; by default CUDA if available.
