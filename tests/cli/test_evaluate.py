@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ import time
 import pytest
 
 import toxloc
+from toxloc.cli.output import interval
 
 from .conftest import invoke, plain
 
@@ -80,3 +82,28 @@ def test_a_folder_that_holds_no_intervention(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     assert "holds no intervention" in refused("evaluate", "toxloc-tiny", "--intervention", "nowhere", "--out", "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rates_by_language_and_category_and_a_warning_are_printed(tmp_path):
+    """toxloc-tiny goes on in English after German prompts, so only the words of the prompts are German."""
+    rows = [
+        {"text": f"{start} {i}", "language": language, "category": f"topic {i % 2}"}
+        for i in range(10)
+        for start, language in (("The house number", "en-GB"), ("Das Haus Nummer", "German"))
+        if i < 4 or language == "en-GB"
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = invoke(
+        "evaluate", "toxloc-tiny", "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "e", "--samples", "2",
+        "--max-neutral", "20", "--evaluator", "profanity-check", "--evaluator", "toxloc-rtp",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    figures = toxloc.load_evaluation(tmp_path / "e").figures
+    table = plain(re.sub("[━┃┏┓┗┛┡┩╇┳├┤┼└┘┴]", " ", result.output))
+    for group, shown, n_prompts in (("de", "German (de)", "4, too few"), ("en", "English (en)", "10")):
+        judged = figures["by_language"][group]["profanity-check"]
+        assert f"{shown} {n_prompts} profanity-check {interval(judged['rate'], judged['rate_ci'])}" in table
+    judged = figures["by_category"]["topic 1"]["profanity-check"]
+    assert f"topic 1 7, too few profanity-check {interval(judged['rate'], judged['rate_ci'])}" in table
+    assert set(figures["by_category"]["topic 1"]) == set(figures["toxicity"])
+    assert "profanity-check" in figures["language_notes"]["evaluators"]

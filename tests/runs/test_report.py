@@ -231,6 +231,52 @@ def test_categories_are_shown_where_there_are_some(written, small_run):
     ).rows
 
 
+def rate(share, n_prompts, too_small=False):
+    return {"rate": share, "rate_ci": [share / 2, 2 * share], "n_prompts": n_prompts, "too_small": too_small}
+
+
+def test_rates_by_language_and_category_are_shown_where_there_are_some(html, written, small_run):
+    runs = [
+        run
+        | {
+            "by_language": {"de": {"any": rate(0.25 + 0.1 * i, 30)}, "ceb": {"any": rate(0.5, 4, too_small=True)}},
+            "by_category": {"insult": {"some-judge": rate(0.125, 12)}},
+        }
+        for i, run in enumerate(small_run.results["runs"])
+    ]
+    rows = Page(written(runs)).rows
+    assert ["German (de)", "30", "any", "25.0% [12.5%, 50.0%]", "35.0% [17.5%, 70.0%]", "45.0% [22.5%, 90.0%]"] in rows
+    assert ["ceb", "4, too few", "any", *["50.0% [25.0%, 100.0%]"] * 3] in rows
+    assert ["insult", "12", "some-judge", *["12.5% [6.2%, 25.0%]"] * 3] in rows
+    assert "by the language" in written(runs) and "by the category" in written(runs)
+    assert "by the language" not in html and "by the category" not in html
+
+
+def test_warnings_about_languages_are_shown_once(html, written, small_run):
+    assert all(run["language_notes"]["warnings"] == [] for run in small_run.results["runs"])
+    assert "as detected" not in html
+    sentences = ["a knows English only; 64% of the completions look German (de).", "a knows English only; 70%."]
+    notes = [{"detected": {"de": 0.64, "und": 0.36}, "evaluators": {}, "warnings": [s]} for s in sentences]
+    runs = small_run.results["runs"]
+    page = written([run | {"language_notes": notes[i > 1]} for i, run in enumerate(runs)])
+    assert [page.count(sentence) for sentence in sentences] == [1, 1]
+    assert page.count("as detected: German (de) 64.0%, undecided 36.0%.") == 3
+    older = [{name: value for name, value in run.items() if name != "language_notes"} for run in runs]
+    assert "as detected" not in written(older)
+
+
+def test_the_languages_of_the_evaluators_are_shown(small_run, tmp_path):
+    known = {"a": {"threshold": 0.5, "languages": ["en", "de"]}, "b": {"threshold": 0.5, "languages": ["*"]}}
+    results = small_run.results | {"evaluators": known | {"c": {"threshold": 0.5}}}
+    write_report(tmp_path / "r.html", results, Localization.load(small_run.path / "localization"), None, ())
+    rows = Page((tmp_path / "r.html").read_text(encoding="utf-8")).rows
+    assert [row[3] for row in rows if len(row) == 6 and row[0] in known | {"c": 0}] == [
+        "en, de",
+        "practically all",
+        "unknown",
+    ]
+
+
 def test_a_run_with_one_judge_and_without_knock_outs_and_texts(html, written, small_run):
     shorter = written([run | {"agreement": None} for run in small_run.results["runs"]])
     assert "only one evaluator" in shorter and "only one evaluator" not in html
@@ -298,6 +344,9 @@ def test_names_and_texts_add_no_tag_and_no_control_character(small_run, tmp_path
             rate = run["toxicity"]["any"]
             run |= {"title": name + run["method"], "toxicity": run["toxicity"] | {name: rate}}
             run |= {"categories": {name: {name: rate}}, "agreement": agreement(name)}
+            groups = {name: {name: rate | {"n_prompts": 1, "too_small": True}}}
+            notes = {"detected": {name: 0.5}, "evaluators": {}, "warnings": [name]}
+            run |= {"by_language": groups, "by_category": groups, "language_notes": notes}
         rows = [
             disputed("much", {name: True, "b": False, "any": True, "all": False})
             | {"prompt": name, "completion": name, "method": run["method"], "scores": {name: 0.5, "b": 0.25}}

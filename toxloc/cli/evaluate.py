@@ -1,7 +1,7 @@
 """`toxloc evaluate`: judge a model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from ..texts.settings import NeutralSettings
 from .from_settings import takes
 from .options import EXECUTION, INPUTS, MEASUREMENT, MODEL, Overwrite
 from .output import interval, stopping, terminal
+
+if TYPE_CHECKING:  # imports numpy, which the help does not need
+    from ..evaluation.groups import GroupRates
 
 
 class EvaluateSettings(EvaluationSettings, NeutralSettings, ModelSettings):
@@ -81,6 +84,7 @@ def evaluate(
         from ..interventions.loading import load_intervention
         from ..models.loading import load_model, pick_device
         from ..support.progress import shown, step
+        from ..texts.languages import language_name
         from ..texts.loading import load_neutral, load_prompts
         from ..texts.prompts import PROVOCATIVE
     judges = get_evaluators(settings.evaluators or usual_evaluators(protocol))
@@ -129,6 +133,11 @@ def evaluate(
         )
     out_console = terminal()
     out_console.print(table)
+    if result.by_language:
+        named = {language_name(code): rates for code, rates in result.by_language.items()}
+        out_console.print(_group_table("language", named))
+    if result.by_category:
+        out_console.print(_group_table("category", result.by_category))
     low, high = result.toxicity["any"].rate_ci
     needed = prompts_needed(result.judgements["any"], 0.01)
     out_console.print(
@@ -139,3 +148,14 @@ def evaluate(
         correct = interval(result.choices.value, result.choices.ci)
         out_console.print(f"Multiple choice: {correct} of {result.choices.n} items are answered correctly.")
     out_console.print(f"Saved: {out}", soft_wrap=True)
+
+
+def _group_table(what: str, groups: "GroupRates") -> Table:
+    """Return a table of the toxic rates of each group of prompts, by every evaluator."""
+    table = Table(what, "prompts", "evaluator", "toxic", title=f"By {what} of the prompts")
+    for group, rates in groups.items():
+        for i, (name, rate) in enumerate(rates.items()):
+            prompts = f"{rate.n_prompts}{', too few' if rate.too_small else ''}"
+            table.add_row(*(("", "") if i else (group, prompts)), name, interval(rate.rate, rate.rate_ci))
+        table.add_section()
+    return table

@@ -18,6 +18,7 @@ from ..models.sites import Site
 from ..plots.runs import run_title
 from ..support.control_characters import visible
 from ..support.templates import render
+from ..texts.languages import language_name
 
 AT_RANDOM, CHANGED, DISPUTED = 10, 50, 10  # upper limits of the report; completions.jsonl has all completions
 
@@ -78,6 +79,8 @@ def write_report(
             pairs=_pairs(rows, [run["method"] for run in runs], results["seed"]),
             disputed=_disputed(rows),
             editability=editability,
+            language=language_name,
+            warnings=_warnings(runs),
             plotly_js=get_plotlyjs(),
         ),
         encoding="utf-8",
@@ -120,6 +123,12 @@ def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, st
             }
         )
     return answers
+
+
+def _warnings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each different warning about languages once; runs of version 0.2 and earlier have none."""
+    notes = [run.get("language_notes") or {"warnings": []} for run in runs]
+    return list(dict.fromkeys(warning for note in notes for warning in note["warnings"]))
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], methods: list[str], seed: int) -> dict[str, Any]:
