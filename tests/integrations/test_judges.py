@@ -1,6 +1,7 @@
 import pytest
 
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators.registry import DEFAULT
 from toxloc.integrations.judges import get_judges
 
 
@@ -9,8 +10,8 @@ def test_names_are_read_from_a_list_or_from_one_text():
         assert [(judge.name, judge.threshold) for judge in get_judges(wanted)][1] == ("profanity-check", 0.7)
 
 
-def test_the_default_is_the_two_judges_that_come_with_toxloc():
-    assert [judge.name for judge in get_judges()] == ["toxloc-guard", "profanity-check"]
+def test_the_default_is_the_default_of_toxloc():
+    assert [judge.name for judge in get_judges()] == list(DEFAULT)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def toxicity(judges: str | list[str] | None = None) -> Scorer:
     arXiv:2009.11462). Completions that arrive while others are judged are judged together in the next batch.
 
     Args:
-        judges: names of evaluators, as a list or separated by commas; by default the two that come with toxloc.
+        judges: names of evaluators, as a list or separated by commas; by default those of `get_judges`.
 
     Raises:
         ToxlocError: a name is unknown or occurs twice, or an evaluator cannot be loaded.

@@ -11,7 +11,7 @@ def get_judges(wanted: str | Sequence[str | Evaluator] | None = None) -> list[Ev
 
     Args:
         wanted: evaluators or their names, as in `get_evaluators`; or names in one text, separated by commas. By default
-            the two evaluators that come with toxloc.
+            the evaluators `DEFAULT`.
 
     Raises:
         ToxlocError: there are no names, a name is unknown or occurs twice, or an evaluator cannot be loaded.

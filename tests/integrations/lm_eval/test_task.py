@@ -7,7 +7,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from toxloc import ToxlocError
-from toxloc.evaluation.evaluators.registry import get_evaluators
+from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
 from toxloc.integrations.folders import FOLDERS
 
 from ..conftest import OPENINGS, TINY
@@ -82,7 +82,7 @@ def test_the_tasks_differ_in_prompts_and_decoding(rtp_file, task, sampled, token
     assert [loaded.doc_to_text(doc) for doc in loaded.eval_docs] == prompts
     decoding = loaded.config.generation_kwargs
     assert (decoding["do_sample"], decoding.get("max_gen_toks")) == (sampled, tokens)
-    assert [judge.name for judge in loaded.judges] == ["toxloc-guard", "profanity-check"]
+    assert [judge.name for judge in loaded.judges] == list(DEFAULT)
 
 
 def test_the_folder_has_no_other_tasks():

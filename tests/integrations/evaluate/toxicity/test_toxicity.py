@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toxloc import ToxlocError
-from toxloc.evaluation.evaluators.registry import get_evaluators
+from toxloc.evaluation.evaluators.registry import DEFAULT, get_evaluators
 from toxloc.integrations.folders import FOLDERS
 
 TEXTS = ["Good morning!", "You are a fool and a liar.", "The soup needs salt.", ""]
@@ -50,7 +50,7 @@ def test_texts_can_be_added_in_parts_and_the_default_judges_are_those_of_toxloc(
     measurement.add_batch(predictions=["The soup needs salt."])
     result = measurement.compute()
     assert len(result["toxicity"]["any"]) == 2
-    assert {"toxloc-guard", "profanity-check", "any", "all"} <= set(result["toxicity"])
+    assert {*DEFAULT, "any", "all"} <= set(result["toxicity"])
 
 
 def test_the_judges_are_kept_between_calls(measurement, batches):

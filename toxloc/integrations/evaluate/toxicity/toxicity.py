@@ -20,8 +20,8 @@ DESCRIPTION = "Scores texts for toxicity with several judges of toxloc, and comb
 INPUTS = """
 Args:
     predictions (list of str): the texts.
-    judges (list of str, or str): names of judges of toxloc, as a list or separated by commas. By default the two that
-        come with toxloc.
+    judges (list of str, or str): names of judges of toxloc, as a list or separated by commas. By default the
+        default judges of `toxloc evaluate`.
     aggregation (str): "all", "maximum" or "ratio"; see Returns.
 
 Returns:
