@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toxloc import ToxlocError
-from toxloc.evaluation.evaluators.judge_model import JudgeModel
+from toxloc.evaluation.evaluators.judge_model import MAX_TEXT, JudgeModel
 
 from .tiny_guards import save
 
@@ -43,3 +43,9 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(ToxlocError, match=r"cannot be loaded; give a model folder or a \.gguf file"):
         JudgeModel.load(folder, torch.device("cpu"))
+
+
+def test_only_long_texts_are_changed(tmp_path):
+    judge = JudgeModel.load(save("llama-guard", tmp_path)[0], torch.device("cpu"))
+    assert judge.truncated("an unknown word") == "an unknown word"
+    assert judge.truncated("no" + " no" * 400) == "no" + " no" * (MAX_TEXT - 1)

@@ -46,9 +46,9 @@ def test_names_sources_and_thresholds():
 
 @pytest.mark.parametrize("name", ["any", "all", "both"])
 def test_reserved_names(name):
-    with pytest.raises(ToxlocError, match=f"'any', 'all', 'both'.* got {name}"):
+    with pytest.raises(ToxlocError, match=f"'any', 'majority', 'all', 'both'.* got {name}"):
         get_evaluators([FunctionEvaluator(name, lambda texts: [0.0] * len(texts))])
-    with pytest.raises(ToxlocError, match=f"'any', 'all', 'both'.* got {name}"):
+    with pytest.raises(ToxlocError, match=f"'any', 'majority', 'all', 'both'.* got {name}"):
         register(name)
 
 

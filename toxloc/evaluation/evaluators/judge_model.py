@@ -90,9 +90,9 @@ class JudgeModel:
         return cls(source, tokenizer, model.to(device).eval(), fingerprint)
 
     def truncated(self, text: str) -> str:
-        """Return the first `MAX_TEXT` tokens of a text."""
+        """Return the first `MAX_TEXT` tokens of a text, or the text if it has no more."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return str(self.tokenizer.decode(ids[:MAX_TEXT]))
+        return text if len(ids) <= MAX_TEXT else str(self.tokenizer.decode(ids[:MAX_TEXT]))
 
     @torch.inference_mode()
     def logits(
