@@ -129,11 +129,12 @@ def _scope(judge: Evaluator) -> str:
 
 
 def _who_knows(codes: Sequence[str]) -> list[str]:
-    """Return names of evaluators of toxloc that know all these languages; those that list them come first."""
+    """Return names of evaluators of toxloc that know all these languages: at most two that list them come first."""
     makers = [maker for maker in EVALUATORS.values() if maker.source != "needed"]
-    languages = {maker.name: maker(None).languages for maker in makers}
+    languages = {maker.name: maker(None).languages or () for maker in makers}
     able = [name for name in languages if all(knows(languages[name], code) for code in codes)]
-    return sorted(able, key=lambda name: EVERY_LANGUAGE in (languages[name] or ()))[:NAMED]
+    listing = [name for name in able if EVERY_LANGUAGE not in languages[name]]
+    return [*listing[: NAMED - 1], *(name for name in able if name not in listing)][:NAMED]
 
 
 def _listed(names: Sequence[str], last: str = "and") -> str:
