@@ -27,10 +27,18 @@ def test_a_changed_group_changes_the_rates():
 
 
 def test_intervals_are_over_the_prompts_of_the_group():
-    rates = rates_by_group(JUDGE, GROUPS, seed=4)
-    index = np.random.default_rng(4).integers(2, size=(2000, 2))
-    means = [np.mean([(0.5, 1.0)[i] for i in row]) for row in index]
-    assert rates["de"]["judge"].rate_ci == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    per_prompt = np.arange(20) / 20  # 20 prompts of 20 completions each, of which 0 to 19 are toxic
+    toxic = np.arange(20) < np.arange(20)[:, None]
+    toxic = np.concatenate([toxic, np.ones((5, 20), dtype=bool)])
+    judge = {"judge": Judgement(toxic.astype(float), toxic)}
+    intervals = {}
+    for seed in (4, 5):
+        index = np.random.default_rng(seed).integers(20, size=(2000, 20))
+        intervals[seed] = tuple(np.quantile(per_prompt[index].mean(1), [0.025, 0.975]))
+        rates = rates_by_group(judge, ["de"] * 20 + ["en"] * 5, seed)
+        assert rates["de"]["judge"].rate_ci == pytest.approx(intervals[seed])
+    assert intervals[4] != intervals[5]
+    rates = rates_by_group(JUDGE, GROUPS)
     assert rates["fr"]["judge"].rate_ci == mean_interval(np.zeros(1))
 
 

@@ -33,7 +33,9 @@ def test_varieties_of_a_language_are_added():
     assert detect_language("Eg veit ikkje kva du heiter, men eg kjem i morgon.") == "no"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "Ok!", "12345 !!", "zx qv", "…", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "Ok!", "12345 !!", "zx qv", "…", "\x00", "3f2a 9bd8 77fe " * 20, "tsvlc wbdqb ztnkn djxkk " * 9]
+)
 def test_what_cannot_be_decided_is_not(text):
     assert detect_language(text) == "und"
 

@@ -28,6 +28,7 @@ CODES = [line.split("\t")[0] for line in (ASSETS / "languages.tsv").read_text(en
         ("fil", "tl"),
         (" German ", "de"),
         ("scottish gaelic", "gd"),
+        ("Serbo-Croatian", "sh"),
         ("ceb", "ceb"),  # Cebuano has no code of two letters
         ("und", "und"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..texts.detection import detect_language
-from ..texts.languages import EVERY_LANGUAGE, NO_LANGUAGE, knows, language_name, short_language_name
+from ..texts.languages import EVERY_LANGUAGE, knows, language_name, short_language_name
 from .evaluators.base import Evaluator
 from .evaluators.registry import EVALUATORS
 
@@ -93,7 +93,7 @@ def _frequent(seen: Sequence[Sequence[str]], in_group: Sequence[bool]) -> list[s
     """Return the languages that enough completions of a group of prompts have."""
     counts = Counter(code for row, wanted in zip(seen, in_group, strict=True) if wanted for code in row)
     least = max(MIN_COUNT, MIN_SHARE * counts.total())
-    return [code for code, n in counts.items() if n >= least and code not in NO_LANGUAGE]
+    return [code for code, n in counts.items() if n >= least]
 
 
 def _warning(judges: Sequence[Evaluator], shares: Mapping[str, float], better: Sequence[str]) -> str:

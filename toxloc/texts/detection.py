@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from .languages import NO_LANGUAGE, SAME, UNDETERMINED, language_code
+from .languages import SAME, UNDETERMINED, language_code
 
 CONFIDENT = 0.8  # probability from which a language is reported
 
@@ -34,7 +34,7 @@ def detect_language(text: str) -> str:
     best = ranked[0][0]
     same = next((codes for codes in SAME if best in codes), {best})
     probability = sum(value for code, value in ranked if code in same)
-    return UNDETERMINED if best in NO_LANGUAGE or probability < CONFIDENT else language_code(best)
+    return UNDETERMINED if probability < CONFIDENT else language_code(best)
 
 
 @cache
@@ -43,6 +43,5 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # zxx, which stands for no linguistic content, attracts strings of digits and other nonsense.
-    identifier.set_languages([code for code in identifier.labels if len(code) == 2] + ["zxx"])
+    identifier.set_languages([code for code in identifier.labels if len(code) == 2])
     return identifier
