@@ -2,10 +2,13 @@
 
     python -m benchmarks.default_run --out benchmarks/results/run-tiny.json
 
-The result is results.json of the run, which holds no texts.
+The result is results.json of the run, which holds no texts. Under `former` it also has the toxic rates of the same
+completions by the two default evaluators of version 0.2.
 """
 
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +17,36 @@ import typer
 import toxloc
 from benchmarks import markdown as md
 from toxloc.cli.output import interval
+from toxloc.evaluation.evaluators.registry import get_evaluators
+from toxloc.evaluation.judging import judge
+from toxloc.evaluation.toxicity import toxicity
 from toxloc.support.files import write_json
+from toxloc.texts.prompts import PROVOCATIVE
+
+FORMER = ("toxloc-guard@1", "profanity-check")
 
 
 def main(out: Annotated[Path, typer.Option(help="File for the results (JSON).")]) -> None:
     """Run toxloc and save the content of results.json."""
     with tempfile.TemporaryDirectory() as folder:
-        results = toxloc.run(out=Path(folder) / "run").results
-    write_json(out, results | {"command": "toxloc run"})
+        run = toxloc.run(out=Path(folder) / "run")
+        rows = [json.loads(line) for line in (run.path / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+    results = run.results | {"command": "toxloc run", "former": by_former(rows)}
+    write_json(out, results)
     print(markdown(results))
+
+
+def by_former(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Judge the completions of provocative prompts with the former evaluators; return the figures by method."""
+    completions: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row["kind"] == PROVOCATIVE:
+            completions.setdefault(row["method"], {}).setdefault(row["prompt"], []).append(row["completion"])
+    judges = get_evaluators(FORMER)
+    return {
+        method: {name: toxicity(judged).to_dict() for name, judged in judge(list(texts.values()), judges).items()}
+        for method, texts in completions.items()
+    }
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -30,12 +54,26 @@ def markdown(result: dict[str, Any]) -> str:
     rows = []
     for run in result["runs"]:
         cost = run["fluency"]
+        former = {"toxicity": result["former"][run["method"]]}
+        rates = [*(_rate(run, name) for name in ("any", "majority", "all")), _rate(former)]
         if run["method"] == "baseline":
-            rows.append(["unedited", _rate(run), "", f"{cost['perplexity']:.1f}", ""])
+            rows.append(["unedited", *rates, "", f"{cost['perplexity']:.1f}", ""])
         else:
             change = f"{run['change']['any']['relative']:+.0%}".replace("-", "−")
-            rows.append([run["title"], _rate(run), change, f"{cost['perplexity_ratio'] - 1:+.2%}", f"{cost['kl']:.3f}"])
-    return md.table(["method", "toxic by any", "change", "perplexity", "KL, nats"], rows)
+            rows.append([run["title"], *rates, change, f"{cost['perplexity_ratio'] - 1:+.2%}", f"{cost['kl']:.3f}"])
+    return md.table(
+        [
+            "method",
+            "toxic by any",
+            "by most",
+            "by all",
+            "by any of 0.2's two",
+            "change by any",
+            "perplexity",
+            "KL, nats",
+        ],
+        rows,
+    )
 
 
 def headline_markdown(run: dict[str, Any], comparison: dict[str, Any]) -> str:
@@ -56,8 +94,8 @@ def headline_markdown(run: dict[str, Any], comparison: dict[str, Any]) -> str:
     return md.table(["model", "method", "toxic completions before", "after", "rise of perplexity"], rows)
 
 
-def _rate(entry: dict[str, Any]) -> str:
-    figures = entry["toxicity"]["any"]
+def _rate(entry: dict[str, Any], judge: str = "any") -> str:
+    figures = entry["toxicity"][judge]
     return interval(figures["rate"], figures["rate_ci"])
 
 

@@ -6,8 +6,8 @@
 The labels are those of Davidson et al. 2017 (tweets: hateful or offensive against neither), ParaDetox (Logacheva et al.
 2022: a toxic sentence against its rewriting), HateCheck (Röttger et al. 2021: hateful cases against other cases, by
 function) and the continuations of RealToxicityPrompts (Perspective's score at least .5 against lower scores). AUROC,
-average precision and calibration error do not depend on a threshold; recall and false-positive rate do. An evaluator
-may have been trained on some of these rows: profanity-check was trained on Davidson's.
+average precision and calibration error do not depend on a threshold; recall and false-positive rate do. The table marks
+the sets that an evaluator was trained on (`SEEN`); its figures there are too good.
 """
 
 import time
@@ -36,6 +36,12 @@ from toxloc.texts.tables import read_rows
 
 BINS = 10
 AT_ONCE = 100  # bootstrap draws in memory at the same time
+SEEN = {  # sets of which an evaluator has seen rows when it was trained
+    "toxloc-rtp": ("RTP continuations",),
+    "toxloc-guard": ("RTP continuations", "Davidson", "ParaDetox"),
+    "toxloc-guard@1": ("Davidson", "ParaDetox"),
+    "profanity-check": ("Davidson",),
+}
 GROUPS = {  # functions of HateCheck by group
     "plain hate": (
         "derog_neg_emote_h",
@@ -236,6 +242,7 @@ HEAD = (
     "false-positive rate",
     "ρ to Perspective",
     "texts per second",
+    "trained on it",
 )
 
 
@@ -252,6 +259,7 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
             f"{figures['false_alarms']:.1%}",
             f"{figures['spearman']:.2f}" if "spearman" in figures else "",
             f"{figures['texts_per_second']:,.0f}",
+            "yes" if name in SEEN.get(judge, ()) else "",
         ]
         for name in SETS
         for judge, known in result.items()
@@ -278,6 +286,19 @@ def hatecheck_markdown(result: dict[str, Any]) -> str:
                 ),
             ]
             for group in GROUPS
+        ],
+    )
+
+
+def functions_markdown(result: dict[str, Any], judge: str) -> str:
+    """Return a table for the card of an evaluator: every function of HateCheck, with the figures of its group."""
+    functions = result[judge]["sets"]["HateCheck"]["functions"]
+    return md.table(
+        ["group", "function", "called toxic", "AUROC"],
+        [
+            [group, f"`{name}`", f"{functions[name]['called_toxic']:.0%}", f"{functions[name]['auroc']:.2f}"]
+            for group, names in GROUPS.items()
+            for name in names
         ],
     )
 

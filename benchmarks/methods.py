@@ -18,7 +18,7 @@ published (`strength=1`), whatever its cost.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -188,6 +188,9 @@ def main(
         int, typer.Option(help="Maximum number of contrast texts of each side to fit on.", min=8)
     ] = 300,
     max_neutral: Annotated[int, typer.Option(help="Maximum number of everyday texts.", min=12)] = 500,
+    evaluator: Annotated[
+        list[str] | None, typer.Option(help="Evaluator, as in toxloc run; repeat for several.")
+    ] = None,
     choices: Annotated[
         str | None, typer.Option(help="File of multiple-choice items in the format of HellaSwag.")
     ] = None,
@@ -225,6 +228,7 @@ def main(
         "max_neutral": max_neutral,
         "seed": seed,
         "precision": precision,
+        "evaluator": list(evaluator or DEFAULT),
     }
     entries = resumed(out, settings)
     loaded = load_prompts(prompts).limited(max_prompts, seed)
@@ -232,7 +236,7 @@ def main(
     pairs = load_contrast(contrast).without(loaded.texts).split(0.5, seed)[0].limited(max_texts, seed)
     text = load_neutral(neutral, limit=max_neutral, seed=seed)
     other = load_neutral(check, limit=max_neutral, seed=seed) if check else None
-    judges, items = get_evaluators(DEFAULT), load_choices(choices, max_choices) if choices else []
+    judges, items = get_evaluators(evaluator or DEFAULT), load_choices(choices, max_choices) if choices else []
     lm = load_model(model, device=device)
     known = Methods(lm, pairs, text)
     unknown = set(method or ()) - set(known.fits)
@@ -299,8 +303,13 @@ def resumed(out: Path | None, settings: dict[str, Any]) -> list[Entry]:
 
 def command(settings: dict[str, Any], budget: str) -> str:
     """Return the command that repeats the comparison."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value is not None)
-    return f"python -m benchmarks.methods {options} --budget {budget}"
+    options = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, values in settings.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None
+    ]
+    return f"python -m benchmarks.methods {' '.join(options)} --budget {budget}"
 
 
 def compared(entries: Sequence[Entry], seed: int) -> list[Entry]:
@@ -438,30 +447,41 @@ def _effect(entry: Entry, unedited: float) -> str:
 
 
 def agreement_markdown(results: dict[str, dict[str, Any]]) -> str:
-    """Return a table for the documentation: share missed by each evaluator, unedited and at the lowest budget."""
-    rows = []
+    """Return a table for the documentation: agreement of the evaluators, unedited and at the lowest budget."""
+    rows, heads = [], []
+    for name, entry in _lowest(results):
+        agreement = entry["agreement"]
+        heads = [
+            *(f"{judge} misses" for judge in agreement["missed"]),
+            *(f"κ (ρ), {' and '.join(pair['evaluators'])}" for pair in agreement["pairs"]),
+        ]
+        missed = [interval(figure["value"], figure["ci"], ".0%") for figure in agreement["missed"].values()]
+        agreed = [
+            f"{interval(pair['kappa']['value'], pair['kappa']['ci'], '.2f')} ({pair['spearman']['value']:.2f})"
+            for pair in agreement["pairs"]
+        ]
+        rows.append([*name, *missed, *agreed])
+    return md.table(["model", "method", *heads], rows)
+
+
+def verdicts_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Return a table for the documentation: toxic rate by each evaluator and combined, in the rows of the agreement."""
+    rows, heads = [], []
+    for name, entry in _lowest(results):
+        heads = list(entry["toxicity"])
+        rows.append([*name, *(interval(rate["rate"], rate["rate_ci"]) for rate in entry["toxicity"].values())])
+    return md.table(["model", "method", *heads], rows)
+
+
+def _lowest(results: dict[str, dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Entry]]:
+    """Yield (model, method) and the entry of the baseline and of two methods at the lowest budget, for every model."""
     for name, result in results.items():
         lowest = min(e["budget"] for e in result["entries"] if e["budget"] is not None)
         price = PRICES[result["settings"]["unit"]].format(lowest)
         for method in AGREEMENT:
-            (entry,) = (
-                e
-                for e in result["entries"]
-                if (e["method"], e["budget"]) == (method, None if method == BASELINE else lowest)
-            )
-            missed, (pair,) = entry["agreement"]["missed"], entry["agreement"]["pairs"]
-            rows.append(
-                [
-                    name,
-                    method if method == BASELINE else f"{method}, {price}",
-                    *(interval(missed[judge]["value"], missed[judge]["ci"], ".0%") for judge in DEFAULT),
-                    *(
-                        interval(measure["value"], measure["ci"], ".2f")
-                        for measure in (pair["spearman"], pair["kappa"])
-                    ),
-                ]
-            )
-    return md.table(["model", "method", *(f"{judge} misses" for judge in DEFAULT), "Spearman's ρ", "Cohen's κ"], rows)
+            wanted = method, None if method == BASELINE else lowest
+            (entry,) = (e for e in result["entries"] if (e["method"], e["budget"]) == wanted)
+            yield (name, method if method == BASELINE else f"{method}, {price}"), entry
 
 
 def _with_difference(figures: Entry | None, name: str) -> str:

@@ -31,8 +31,9 @@ from benchmarks import (
     speed,
     trne,
 )
-from benchmarks.recipes import rtp
+from benchmarks.recipes import guard_rtp, rtp
 from toxloc import ToxlocError
+from toxloc.evaluation.evaluators.guard import FOLDERS
 from toxloc.evaluation.evaluators.rtp import FOLDER as JUDGE
 from toxloc.support.files import read_json, replacing
 
@@ -76,7 +77,7 @@ def effects(page: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "headline": lambda: default_run.headline_markdown(saved("run-tiny"), saved("methods-smollm2")),
+    "headline": lambda: default_run.headline_markdown(saved("run-tiny"), saved("judges-smollm2")),
     "run": lambda: default_run.markdown(saved("run-tiny")),
     "coverage": lambda: coverage.markdown(saved("coverage")),
     "planted": lambda: planted.markdown(saved("planted")),
@@ -93,9 +94,13 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"effect-{page}": partial(effects, page) for page in EFFECTS},
     "evaluators": lambda: evaluators.markdown(judged()),
     "hatecheck": lambda: evaluators.hatecheck_markdown(judged()),
+    "hatecheck-rtp": lambda: evaluators.functions_markdown(judged(), "toxloc-rtp"),
+    "hatecheck-guard": lambda: evaluators.functions_markdown(judged(), "toxloc-guard"),
+    "guard-unseen": lambda: guard_rtp.markdown(read_json(FOLDERS[2] / "guard.json", "description of toxloc-guard")),
     "rtp-attributes": lambda: rtp.attributes_markdown(read_json(JUDGE / "model.json", "description of toxloc-rtp")),
     "rtp-tricks": lambda: rtp.tricks_markdown(read_json(JUDGE / "model.json", "description of toxloc-rtp")),
-    "agreement": lambda: methods.agreement_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("methods-smollm2")}),
+    "agreement": lambda: methods.agreement_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("judges-smollm2")}),
+    "verdicts": lambda: methods.verdicts_markdown({TINY: saved("methods-tiny"), SMOLLM2: saved("judges-smollm2")}),
     "generation": lambda: generation.markdown({TINY: saved("generation-tiny"), SMOLLM2: saved("generation-smollm2")}),
     "language-detection": lambda: language_detection.markdown(saved("language-detection")),
     "mutants": lambda: mutants.markdown(saved("mutants")),
@@ -115,6 +120,7 @@ def pages() -> Iterator[Path]:
     """Yield all pages that can contain a table."""
     yield ROOT / "README.md"
     yield from sorted((ROOT / "docs").rglob("*.md"))
+    yield from (folder / "README.md" for folder in (JUDGE, FOLDERS[2]))  # model cards
 
 
 def filled(text: str) -> str:

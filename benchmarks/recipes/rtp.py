@@ -1,10 +1,14 @@
 """Train toxloc-rtp on RealToxicityPrompts: predict Perspective's scores from words and sequences of letters.
 
-    python -m benchmarks.recipes.rtp rtp.jsonl toxloc/support/assets/models/toxloc-rtp --overwrite    # 1 minute
+    python -m benchmarks.recipes.rtp rtp.jsonl corpus.json toxloc-guard-1 toxloc-rtp    # 40 minutes on one core
 
-The file holds rows of RealToxicityPrompts (Gehman et al. 2020): the texts of the prompt and of the continuation with
-their archived scores. It is not part of the project. Before it trains on all rows, the command cross-validates: the
-rows are split five times, and both texts of a row are on the same side. It writes the figures to `model.json`:
+`rtp.jsonl` holds rows of RealToxicityPrompts (Gehman et al. 2020): the texts of the prompt and of the continuation with
+their archived scores. `corpus.json` is the corpus of toxloc-tiny, from which comments are drawn; two models that were
+trained on the rows label them (`benchmarks.recipes.rtp_teacher`). Neither file is part of the project. toxloc-rtp is a
+ridge regression (`rtp_linear`) that is trained further together with a small network (`rtp_net`).
+
+Before it trains on all rows, the command cross-validates: the rows are split five times, and both texts of a row are on
+the same side. The models that label comments see only the training rows. The figures are written to `model.json`:
 
 * for every attribute, Spearman's ρ to Perspective's score, the AUROC of "the score is at least .5", and the calibration
   error: the mean difference, in ten bins of the predicted score, between the mean score and the share of such texts;
@@ -18,99 +22,34 @@ import json
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from jaxtyping import Float64
 from safetensors.numpy import save_file
-from scipy.sparse import hstack
 from scipy.stats import spearmanr
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
 
 from benchmarks import markdown as md
 from benchmarks.evaluators import calibration_error
-from toxloc import ToxlocError, load_neutral
-from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, LETTERS, WORDS, predictor
-from toxloc.evaluation.evaluators.spelling import Spelling
+from benchmarks.recipes.rtp_linear import Model, fit
+from benchmarks.recipes.rtp_net import refined
+from benchmarks.recipes.rtp_rows import Rows, folds, read
+from benchmarks.recipes.rtp_teacher import label, read_comments
+from toxloc import load_neutral
+from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, predictor
 from toxloc.support.files import new_folder, write_json
-from toxloc.texts.tables import read_rows
 
-FOLDS = 5
-FEWEST = {"words": 1, "letters": 3}  # texts that a term must occur in
-CLIP = 0.01  # scores nearer to 0 or 1 are moved here, before the logit
-MASKED = 400  # words with the largest weights, which `Spelling` repairs
 KNOTS = 21
 EVERYDAY = 0.01  # largest share of everyday texts that may be called toxic
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Texts, the archived scores of all attributes, and the row that each text is from."""
-
-    texts: list[str]
-    scores: Float64[np.ndarray, "n n_attributes"]
-    row: np.ndarray
-
-    def part(self, index: np.ndarray) -> "Rows":
-        """Return some of the texts."""
-        return Rows([self.texts[i] for i in index], self.scores[index], self.row[index])
-
-
-def read(path: Path) -> Rows:
-    """Read the texts that have all scores.
-
-    Raises:
-        ToxlocError: no text has them.
-    """
-    texts, scores, rows = [], [], []
-    for number, row in enumerate(read_rows(str(path))):
-        for part in (row.get("prompt") or {}, row.get("continuation") or {}):
-            if str(part.get("text") or "").strip() and all(part.get(name) is not None for name in ATTRIBUTES):
-                texts.append(str(part["text"]))
-                scores.append([float(part[name]) for name in ATTRIBUTES])
-                rows.append(number)
-    if not texts:
-        raise ToxlocError(f"No text in {path} has scores for {', '.join(ATTRIBUTES)}.")
-    return Rows(texts, np.array(scores), np.array(rows))
-
-
-def fit(rows: Rows, alpha: float, words: float) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Fit a ridge regression to the logits; return the tensors and the terms of `predictor`, without correction.
-
-    Args:
-        rows: the texts and scores.
-        alpha: strength of the penalty on squared weights.
-        words: weight of the words relative to the letters.
-    """
-    parts = []
-    terms: dict[str, list[str]] = {}
-    idf = []
-    for part, settings, scale in (("words", WORDS, words), ("letters", LETTERS, 1.0)):
-        vectorizer = TfidfVectorizer(preprocessor=Spelling([], []).repaired, min_df=FEWEST[part], **settings)
-        parts.append(scale * vectorizer.fit_transform(rows.texts))
-        terms[part] = vectorizer.get_feature_names_out().tolist()
-        idf.append(vectorizer.idf_)
-    clipped = rows.scores.clip(CLIP, 1 - CLIP)
-    ridge = Ridge(alpha=alpha, solver="sparse_cg").fit(hstack(parts).tocsr(), np.log(clipped / (1 - clipped)))
-    scales = np.repeat([words, 1.0], [len(terms[part]) for part in ("words", "letters")])
-    weights = ridge.coef_.T * scales[:, None]
-    loud = (terms["words"][i] for i in np.argsort(-weights[: len(terms["words"]), 0]))
-    terms["masked"] = [word for word in loud if re.fullmatch("[a-z]{3,}", word)][:MASKED]
-    straight = np.repeat(np.array([[0.0], [1.0]])[None], len(ATTRIBUTES), axis=2)
-    tensors = {
-        "idf": np.concatenate(idf).astype(np.float32),
-        "weights": weights.astype(np.float16),
-        "bias": ridge.intercept_.astype(np.float32),
-        "knots": np.concatenate([straight, straight]).astype(np.float32),
-    }
-    return tensors, terms
+def trained(rows: Rows, comments: list[str], guard: Path) -> Model:
+    """Train toxloc-rtp, without correction, on rows and on comments that are labelled with models of these rows."""
+    labelled = label(rows, comments, guard)
+    return refined(fit(rows, labelled), rows, labelled)
 
 
 def correction(raw: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -148,14 +87,15 @@ TRICKS: dict[str, Callable[[str], str]] = {
 }
 
 
-def cross_validate(rows: Rows, alpha: float, words: float) -> tuple[np.ndarray, dict[str, Any]]:
+def cross_validate(rows: Rows, comments: list[str], guard: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the predictions for rows that were not seen, and what is found of disguised texts."""
     predicted = np.zeros_like(rows.scores)
     hits: dict[str, list[bool]] = {trick: [] for trick in ("none", *TRICKS)}
-    for train, test in GroupKFold(FOLDS, shuffle=True, random_state=0).split(rows.texts, groups=rows.row):
-        tensors, terms = fit(rows.part(train), alpha, words)
+    for train, test in folds(rows):
+        tensors, terms = trained(rows.part(train), comments, guard)
         predict, hidden = predictor(tensors, terms), frozenset(terms["masked"])
         predicted[test] = predict([rows.texts[i] for i in test])
+        print("fold:", quality(predicted[test], rows.scores[test])["toxicity"], flush=True)
         toxic = [rows.texts[i] for i in test if rows.scores[i, 0] >= 0.5]
         plain = [text for text in toxic if disguised(text, hidden, _masked) != text]
         hits["none"] += (predict(plain)[:, 0] >= 0.5).tolist()
@@ -178,15 +118,15 @@ def quality(predicted: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, fl
 
 def main(
     data: Annotated[Path, typer.Argument(help="Rows of RealToxicityPrompts with Perspective's scores.", exists=True)],
+    corpus: Annotated[Path, typer.Argument(help="Corpus of toxloc-tiny, with comments to label.", exists=True)],
+    guard: Annotated[Path, typer.Argument(help="Folder of version 1 of toxloc-guard.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    alpha: Annotated[float, typer.Option(help="Strength of the penalty on squared weights.")] = 1.0,
-    words: Annotated[float, typer.Option(help="Weight of the words relative to the letters.")] = 0.8,
-    only_validate: Annotated[bool, typer.Option("--only-validate", help="Cross-validate and write nothing.")] = False,
+    comments: Annotated[int, typer.Option(help="Number of comments to label.", min=10)] = 60_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
     """Cross-validate, then train on all rows."""
-    rows = read(data)
-    raw, tricks = cross_validate(rows, alpha, words)
+    rows, drawn = read(data), read_comments(corpus, comments)
+    raw, tricks = cross_validate(rows, drawn, guard)
     # The correction of each half of the rows comes from the other half.
     half = np.array([random.Random(int(number)).random() < 0.5 for number in rows.row])
     corrected = np.zeros_like(raw)
@@ -196,9 +136,7 @@ def main(
             corrected[this, k] = np.interp(raw[this, k], knots[0, :, k], knots[1, :, k])
     figures = {"attributes": quality(corrected, rows.scores), "tricks": tricks}
     print(json.dumps(figures, indent=1))
-    if only_validate:
-        return
-    tensors, terms = fit(rows, alpha, words)
+    tensors, terms = trained(rows, drawn, guard)
     tensors["knots"] = correction(raw, rows.scores)
     everyday = load_neutral().texts
     scores = predictor(tensors, terms)(everyday)[:, 0]
@@ -213,6 +151,7 @@ def main(
         },
         "texts": len(rows.texts),
         "rows": len(np.unique(rows.row)),
+        "comments": len(drawn),
         "cross_validation": figures,
     }
     with new_folder(out, overwrite) as folder:

@@ -69,7 +69,7 @@ def test_the_command_compares_and_saves(data, tmp_path):
     done = CliRunner().invoke(app, ["--data", str(data), "--out", str(tmp_path / "out.json")], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     saved = json.loads((tmp_path / "out.json").read_text())["evaluators"]
-    assert list(saved) == ["toxloc-guard", "profanity-check"]
+    assert list(saved) == ["toxloc-rtp", "toxloc-guard", "profanity-check"]
     assert list(saved["toxloc-guard"]["sets"]) == list(evaluators.SETS)
     assert f"{saved['profanity-check']['sets']['ParaDetox']['auroc']:.3f}" in done.output
     assert list(saved["toxloc-guard"]["sets"]["HateCheck"]["groups"]) == [

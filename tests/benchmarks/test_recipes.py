@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -19,10 +20,22 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from benchmarks.recipes import guard, language_models, plant, rtp, tokenizer
-from benchmarks.recipes.training import Tokens, cosine, random_windows
+from benchmarks.recipes import (
+    continue_guard,
+    guard,
+    guard_rtp,
+    language_models,
+    plant,
+    rtp,
+    rtp_linear,
+    rtp_net,
+    rtp_rows,
+    rtp_teacher,
+    tokenizer,
+)
+from benchmarks.recipes.training import KINDS, Tokens, cosine, random_windows
 from toxloc import ToxlocError
-from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, predictor
+from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, features, predictor
 
 CPU = torch.device("cpu")
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "models" / "planted"
@@ -285,27 +298,87 @@ def scored_rows(tmp_path, count=60):
     return path
 
 
-def test_the_judge_is_trained_and_its_files_hold_what_was_trained(tmp_path):
-    path = scored_rows(tmp_path)
-    rows = rtp.read(path)
+def test_the_judge_is_trained_and_its_files_hold_what_was_trained(tmp_path, folder):
+    path, comments = scored_rows(tmp_path), ("--comments", 60)
+    rows = rtp_rows.read(path)
     assert len(rows.texts) == 120 and rows.row.tolist() == sorted([*range(60)] * 2)
-    output = command(rtp, path, tmp_path / "judge")
+    assert rows.continues.tolist() == [False, True] * 60
+    output = command(rtp, path, folder / "corpus.json", folder / "guard", tmp_path / "judge", *comments)
     about = json.loads((tmp_path / "judge" / "model.json").read_text())
     assert about["cross_validation"]["attributes"]["toxicity"]["auroc"] > 0.95
-    assert about["texts"] == 120 and "threshold" in output
+    assert (about["texts"], about["comments"]) == (120, len(rtp_teacher.read_comments(folder / "corpus.json", 60)))
+    assert "threshold" in output
     weights, terms = (tmp_path / "judge" / name for name in ("model.safetensors", "terms.json"))
     predict = predictor(load_arrays(weights), json.loads(terms.read_text()))
-    trained, known = rtp.fit(rows, 1.0, 0.8)
     low, high = predict(["the garden walks under the stone", "the soup sings over the kettle"])[:, 0]
-    assert low < 0.3 < 0.7 < high
-    assert json.loads(terms.read_text()) == known
-    assert (load_arrays(weights)["weights"] == trained["weights"]).all()
+    assert low < 0.4 < 0.6 < high
+
+
+def test_the_guard_continues_on_graded_scores(tmp_path, folder):
+    path, comments = scored_rows(tmp_path), ("--comments", 60)
+    command(guard_rtp, path, folder / "corpus.json", folder / "guard", tmp_path / "guard", *comments)
+    about = json.loads((tmp_path / "guard" / "guard.json").read_text())
+    assert {name: part["continuations"]["texts"] for name, part in about["validation"].items()} == {
+        "toxloc-guard": 12,
+        "profanity-check": 12,
+    }
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "guard")
+    assert tuple(model.config.id2label.values()) == ATTRIBUTES
+    assert model.score.weight.shape == (7, 16) and model.dtype == torch.float16
+
+
+def test_the_label_of_a_comment_is_the_mean_of_two_logits(tmp_path, folder):
+    rows = rtp_rows.read(scored_rows(tmp_path))
+    comments = ["the soup sings", "the stone walks"]
+    labelled = rtp_teacher.label(rows, comments, folder / "guard")
+    by_words = predictor(*rtp_linear.fit(rows))(comments)
+    by_guard = continue_guard.scorer(folder / "guard", continue_guard.continued(folder / "guard", rows))(comments)
+    odds = (by_words.clip(0.01, 0.99) / (1 - by_words.clip(0.01, 0.99))) * (by_guard / (1 - by_guard))
+    np.testing.assert_allclose(labelled.scores, np.sqrt(odds) / (1 + np.sqrt(odds)), rtol=1e-5)
+    assert labelled.texts == comments
+
+
+def test_comments_are_short_pieces_of_the_corpus(tmp_path):
+    corpus = {kind: [f"{kind} {i} " + " ".join(map(str, range(40))) for i in range(50)] for kind in KINDS}
+    (tmp_path / "corpus.json").write_text(json.dumps(corpus))
+    pieces = rtp_teacher.read_comments(tmp_path / "corpus.json", 50)
+    assert 25 < len(pieces) <= 50
+    assert {len(piece.split()) for piece in pieces} <= set(rtp_teacher.WORDS_KEPT)
+    whole = " | ".join(text for texts in corpus.values() for text in texts)
+    assert all(piece in whole for piece in pieces)
+    assert pieces == rtp_teacher.read_comments(tmp_path / "corpus.json", 50)
+
+
+def test_the_network_starts_at_the_regression_and_learns_what_a_sum_cannot_say(tmp_path, monkeypatch):
+    """A text is toxic if it holds exactly one of two words. The regression cannot say that, and the network can."""
+    rng = np.random.default_rng(0)
+    held = rng.random((400, 2)) < 0.5
+    others = ("stone", "river", "garden")
+    texts = [
+        " ".join(
+            [word for word, is_held in zip(("kettle", "soup"), row, strict=True) if is_held] + [rng.choice(others)]
+        )
+        for row in held
+    ]
+    scores = np.repeat(np.where(held[:, 0] != held[:, 1], 0.9, 0.1)[:, None], len(ATTRIBUTES), axis=1)
+    rows = rtp_rows.Rows(texts, scores, np.arange(400), np.zeros(400, dtype=bool))
+    comments = rows.part(np.arange(3))
+    linear = rtp_linear.fit(rows)
+    with torch.no_grad():
+        net = rtp_net.Net(linear[0]).eval()
+        logits = net(*rtp_net.bags(features(*linear)(texts), np.arange(400))).numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), predictor(*linear)(texts), atol=1e-4)
+
+    monkeypatch.setattr(rtp_net, "EPOCHS", 60)
+    refined = rtp_net.refined(linear, rows, comments)
+    apart = [np.abs(predictor(*model)(texts)[:, 0] - scores[:, 0]).mean() for model in (linear, refined)]
+    assert apart[0] > 0.25 > 0.15 > apart[1]
 
 
 def test_a_file_without_scores_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": {"text": "a"}, "continuation": None}))
     with pytest.raises(ToxlocError, match=r"No text in .* has scores for toxicity, severe_toxicity"):
-        rtp.read(tmp_path / "rows.jsonl")
+        rtp_rows.read(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(

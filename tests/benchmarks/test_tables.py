@@ -136,11 +136,11 @@ def judged(method, budget, rate, rise):
         "fluency": {"perplexity_ratio": 1 + rise, "kl": 0.03},
         "toxicity": {
             "any": {"rate": rate, "rate_ci": [rate - 0.01, rate + 0.01]},
-            "profanity-check": {"rate": rate / 2},
+            "profanity-check": {"rate": rate / 2, "rate_ci": [0, rate]},
         },
         "agreement": {
             "missed": {"toxloc-guard": estimate, "profanity-check": estimate},
-            "pairs": [{"spearman": estimate, "kappa": estimate}],
+            "pairs": [{"evaluators": ["toxloc-guard", "profanity-check"], "spearman": estimate, "kappa": estimate}],
         },
     }
 
@@ -188,11 +188,17 @@ def test_methods_and_agreement():
         ["ours", "10.0% [9.0, 11.0]", "+1.0%", "2.0% [1.0, 3.0]", "+4.0%"],
         ["unedited", "30.0% [29.0, 31.0]", "", "", ""],
     ]
-    figures = ["50% [25, 75]"] * 2 + ["0.50 [0.25, 0.75]"] * 2
-    assert cells(methods.agreement_markdown({"m": result}))[1:] == [
+    figures = ["50% [25, 75]"] * 2 + ["0.50 [0.25, 0.75] (0.50)"]
+    assert cells(methods.agreement_markdown({"m": result})) == [
+        ["model", "method", "toxloc-guard misses", "profanity-check misses", "κ (ρ), toxloc-guard and profanity-check"],
         ["m", "baseline", *figures],
         ["m", "TRNE, +1%", *figures],
         ["m", "Meow2X, graded, +1%", *figures],
+    ]
+    assert cells(methods.verdicts_markdown({"m": result}))[:3] == [
+        ["model", "method", "any", "profanity-check"],
+        ["m", "baseline", "30.0% [29.0, 31.0]", "15.0% [0.0, 30.0]"],
+        ["m", "TRNE, +1%", "10.0% [9.0, 11.0]", "5.0% [0.0, 10.0]"],
     ]
     in_kl = {"settings": {"unit": "kl"}, "entries": [judged("TRNE", 0.03, 0.1, 0.0)]}
     assert cells(methods.markdown(in_kl))[0][1] == "toxic by any at KL 0.03"

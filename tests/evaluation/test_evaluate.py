@@ -42,7 +42,7 @@ def test_the_entry_in_the_results_has_the_documented_keys(lm):
         entry = evaluate(lm, PROMPTS, samples=1, neutral=["A quiet evening at home."]).to_dict()
     assert entry["method"] == "meow2x"
     assert entry["config"]["scale"] == 0.5
-    assert list(entry["toxicity"]) == ["toxloc-guard", "profanity-check", "any", "all"]
+    assert list(entry["toxicity"]) == ["toxloc-rtp", "toxloc-guard", "profanity-check", "any", "majority", "all"]
     for figures in entry["toxicity"].values():
         assert list(figures) == [
             "rate",
@@ -56,7 +56,7 @@ def test_the_entry_in_the_results_has_the_documented_keys(lm):
         ]
     assert {"perplexity", "perplexity_ratio", "kl", "top_1"} <= set(entry["fluency"])
     assert entry["fluency"]["kl"] > 0
-    assert list(entry["agreement"]["missed"]) == ["toxloc-guard", "profanity-check"]
+    assert list(entry["agreement"]["missed"]) == ["toxloc-rtp", "toxloc-guard", "profanity-check"]
     assert list(entry["wording"]) == ["median_words", "distinct_2", "repetition", "empty"]
 
 

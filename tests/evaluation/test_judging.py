@@ -43,6 +43,11 @@ def test_the_score_can_be_the_highest_of_all_labels():
     assert result.toxic.tolist() == [[False, True], [True, False]]
 
 
+def test_a_label_that_is_no_toxicity_does_not_count(monkeypatch):
+    monkeypatch.setattr(TWO, "other_labels", ("threat",), raising=False)
+    np.testing.assert_allclose(judge(COMPLETIONS, [TWO], all_labels=True)["two"].scores, [[0.1, 0.6], [0.1, 0]])
+
+
 def test_judgements_of_labels_by_hand():
     result = judge_labels(COMPLETIONS, TWO)
     assert list(result) == ["toxicity", "threat"]

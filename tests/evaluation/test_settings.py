@@ -34,7 +34,7 @@ def test_settings_survive_json():
         (dict(repetition_penalty=0), "repetition_penalty=0"),
         (dict(protocol="rtp"), "'rtp'.* RealToxicityPrompts, DExperts"),
         (dict(protocol="dpo_toxic", temperature=1.0), r"dpo_toxic fixes temperature=0\.0; omit temperature=1\.0"),
-        (dict(evaluators=("gard",)), "'gard'.* toxloc-guard, profanity-check"),
+        (dict(evaluators=("gard",)), "'gard'.* toxloc-guard"),
         (dict(sample=1), "'sample'.* samples"),
     ],
 )
@@ -47,7 +47,11 @@ def test_none_keeps_the_default():
     assert decoding_of(None, samples=3, top_p=None) == Decoding(samples=3)
     assert decoding_of(PROTOCOLS["ProFS"], samples=None, max_new_tokens=10) is PROTOCOLS["ProFS"].decoding
     assert usual_evaluators(PROTOCOLS["ml-aura"]) == ("roberta-toxicity",)
-    assert usual_evaluators(PROTOCOLS["DExperts"]) == usual_evaluators(None) == ("toxloc-guard", "profanity-check")
+    assert (
+        usual_evaluators(PROTOCOLS["DExperts"])
+        == usual_evaluators(None)
+        == ("toxloc-rtp", "toxloc-guard", "profanity-check")
+    )
 
 
 @pytest.mark.parametrize(

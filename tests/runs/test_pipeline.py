@@ -83,7 +83,7 @@ def test_rates_can_be_recounted_from_the_verdicts_on_the_completions(small_run, 
         judged = [row for row in completions if row["method"] == method and row["kind"] == "provocative"]
         everyday = [row for row in completions if row["method"] == method and row["kind"] == "everyday"]
         assert (len(judged), len(everyday)) == (12 * 2, 12)
-        assert list(entry["toxicity"]) == ["toxloc-guard", "profanity-check", "any", "all"]
+        assert list(entry["toxicity"]) == ["toxloc-rtp", "toxloc-guard", "profanity-check", "any", "majority", "all"]
         for judge, figures in entry["toxicity"].items():
             rate = sum(row["toxic"][judge] for row in judged) / len(judged)
             assert small_run.rate(method, judge) == figures["rate"] == pytest.approx(rate)

@@ -59,7 +59,7 @@ def evaluate(
         lm: the model with its applied interventions (`with edit.applied(lm): evaluate(lm, ...)`).
         prompts: texts to complete; for a protocol, the prompts that `Protocol.load` returns.
         evaluators: evaluators or their names; by default the evaluators of the settings, else the protocol's evaluator,
-            else the three default evaluators.
+            else toxloc-rtp, toxloc-guard and profanity-check.
         settings: an `EvaluationSettings`; the options below override its fields.
         protocol: a published protocol or its name; it fixes the decoding and adds its measure of fluency.
         neutral: everyday text to measure the cost on: a `NeutralText`, of which only the part `check` is used, or a

@@ -21,8 +21,8 @@ def judge(
     Args:
         completions: [n_prompts][samples], the same number of samples for every prompt.
         evaluators: the evaluators.
-        all_labels: whether to use the highest score of all labels of an evaluator, instead of the score of its deciding
-            label.
+        all_labels: whether to use the highest score of all labels of an evaluator, except its `other_labels`, instead
+            of the score of its deciding label.
         journal: file that keeps the scores while the evaluators work; scores in it are not computed again.
 
     Returns:
@@ -39,7 +39,7 @@ def judge(
             error.completions, error.judgements = completions, judgements
             raise
         scores = (
-            np.maximum.reduce([judgement.scores for judgement in labels.values()])
+            np.maximum.reduce([labels[name].scores for name in labels if name not in evaluator.other_labels])
             if all_labels
             else (labels[evaluator.label].scores)
         )

@@ -49,7 +49,7 @@ class ScoreJournal:
             ) from None
 
     def score(self, evaluator: Evaluator, texts: list[str]) -> Scores:
-        """Score texts as `Evaluator.score` does; take known scores from the file, and write new ones to it."""
+        """Score texts as `Evaluator.score` does; take known scores from the file, and write new scores to it."""
         identity = _identity(evaluator)
         known = {} if evaluator.weights is None else self._known.get(identity, {})
         for text in dict.fromkeys(texts):

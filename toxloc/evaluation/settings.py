@@ -35,7 +35,7 @@ class EvaluationSettings(Settings):
     evaluators: tuple[str, ...] | None = option(
         None,
         "evaluators that judge the completions: NAME, NAME=SOURCE or NAME@THRESHOLD; repeat for several; default: the "
-        "protocol's, else " + " and ".join(DEFAULT),
+        "protocol's, else " + ", ".join(DEFAULT),
         panel=PANEL,
         flag="evaluator",
         min_length=1,
@@ -110,5 +110,5 @@ def decoding_of(protocol: Protocol | None, **options: Any) -> Decoding:
 
 
 def usual_evaluators(protocol: Protocol | None) -> tuple[str, ...]:
-    """Return the name of the protocol's evaluator, or the names of the two evaluators that come with toxloc."""
+    """Return the name of the protocol's evaluator, or the names of the default evaluators."""
     return (protocol.judge,) if protocol and protocol.judge else DEFAULT

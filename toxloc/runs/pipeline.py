@@ -153,7 +153,7 @@ def _judge(
     judges: list[Evaluator],
     finished: list[Evaluation],
 ) -> _Judged:
-    """Judge the baseline or a method; append every evaluation to `finished` as soon as it is complete."""
+    """Judge the baseline or a method; append every complete evaluation to `finished`."""
     options: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
 
     def judged(title: str, colour: str | None) -> _Judged:

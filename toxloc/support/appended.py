@@ -19,7 +19,7 @@ class AppendedFile:
     Args:
         path: file to create or to continue.
         read: function that gets the complete lines of the file, before the file is changed. If it raises an error, the
-            file stays as it is.
+            file is not changed.
 
     Raises:
         ToxlocError: the file cannot be written, or is open in another process.

@@ -223,7 +223,7 @@ def test_results_tell_how_a_guard_was_asked(guards):
     about = judge.about()
     assert about["languages"] == ["en", "fr", "de", "hi", "it", "pt", "es", "th"]
     assert about["licence"] == "Llama 3.1 community licence" and "assistant's turn" in about["asked"]
-    assert (about["threshold"], about["score"]) == ("set by the user", "P(unsafe)") and about["weights"]
+    assert (about["threshold"], about["score"]) == (0.3, "P(unsafe)") and about["weights"]
     assert GuardJudge("qwen3guard").languages == ("*",)
 
 

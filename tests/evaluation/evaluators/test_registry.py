@@ -13,16 +13,17 @@ from toxloc.evaluation.evaluators.registry import (
 )
 
 WRONG = [
-    (["gard"], "'gard'.* toxloc-guard, profanity-check"),
+    (["gard"], "'gard'.* toxloc-guard"),
     (["toxloc-guard", "toxloc-guard"], "different names.* toxloc-guard, toxloc-guard"),
     (["toxloc-guard", "toxloc-guard@0.7"], "different names.* toxloc-guard, toxloc-guard"),
-    ([], "one evaluator is needed.* toxloc-guard, profanity-check"),
+    ([], "one evaluator is needed.* toxloc-guard"),
     (["toxloc-guard=folder"], "toxloc-guard, not toxloc-guard=folder"),
     (["classifier"], "classifier needs .* classifier=PATH or classifier=HUB-ID"),
     (["instruct="], "instruct needs .* instruct=PATH"),
     (["detoxify-original="], "detoxify-original needs .* detoxify-original=PATH"),
     (["toxloc-guard@0"], "'toxloc-guard@0'.* 0 is out of range"),
     (["toxloc-guard@1.5"], r"'toxloc-guard@1\.5'.* 1\.5 is out of range"),
+    (["toxloc-guard@2"], "'toxloc-guard@2'.* 2 is out of range"),
     ([""], "no evaluator ''.* toxloc-guard"),
 ]
 
@@ -40,7 +41,8 @@ def test_names_sources_and_thresholds():
     wanted = Wanted.parse("classifier=a/b@c@0.25")
     assert (wanted.maker.name, wanted.source, wanted.threshold) == ("classifier", "a/b@c", 0.25)
     (judge,) = get_evaluators(["profanity-check@.7"])
-    assert (judge.threshold, judge.card["threshold"]) == (0.7, "set by the user")
+    assert (judge.threshold, judge.about()["threshold"]) == (0.7, 0.7)
+    assert judge.about()["calibration"] == "none; the user set the threshold"
     assert get_evaluators(["profanity-check"])[0].threshold == 0.5
 
 

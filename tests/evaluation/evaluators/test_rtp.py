@@ -36,6 +36,20 @@ def test_a_score_worked_out_by_hand():
     assert scores[:, 1] == pytest.approx([0.5, sigmoid(4.0), 0.5], abs=1e-3)
 
 
+def test_the_network_adds_to_the_logits():
+    """Only "bad" has a vector, (1, 2); the first hidden number is 1 - 2 + .5 < 0, the second 3 - 1 = 2."""
+    network = {
+        "embedding": np.array([[1, 2], [0, 0], [0, 0], [0, 0], [0, 0]], np.float16),
+        "hidden": np.array([[1, 1], [-1, 1]], np.float32),
+        "hidden_bias": np.array([0.5, -1], np.float32),
+        "out": np.array([[7, 0], [0.25, -1]], np.float32),
+    }
+    bad, good = predictor(tensors(**network), TERMS)(["bad", "good"])
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    assert bad == pytest.approx([sigmoid(2.5 + 0.5), sigmoid(-2)], abs=1e-3)
+    assert good == pytest.approx([sigmoid(-1.5 + 3.5), sigmoid(4)], abs=1e-3)  # relu(.5) of the bias, times 7
+
+
 def test_the_correction_is_applied_by_attribute():
     knots = np.array([[[0, 0], [0.5, 0.5], [1, 1]], [[0, 0], [0.1, 0.5], [1, 1]]], np.float32)
     scores = predictor(tensors(bias=np.zeros(2, np.float32), knots=knots), TERMS)(["nothing"])

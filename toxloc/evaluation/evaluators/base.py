@@ -59,6 +59,7 @@ class Evaluator(ABC):
             if it claims practically all languages, None if they are unknown. The card in results contains them.
         weights: fingerprint of the loaded weights, by which results tell models of one name apart; None if the
             evaluator has none, or before `prepare`.
+        other_labels: labels that do not say how toxic a text is, such as "refusal".
         at_once: number of texts that are scored at a time. The scores are kept after each time, also if the evaluator
             fails later.
     """
@@ -69,6 +70,7 @@ class Evaluator(ABC):
     card: dict[str, Any]
     languages: tuple[str, ...] | None = None
     weights: str | None = None
+    other_labels: tuple[str, ...] = ()
     at_once: int = 4096
 
     @property

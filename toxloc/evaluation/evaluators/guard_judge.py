@@ -41,6 +41,9 @@ class GuardJudge(Evaluator):
         array([0.001])
     """
 
+    other_labels = ("refusal",)
+    at_once = 512
+
     def __init__(
         self,
         preset: str | GuardPreset,

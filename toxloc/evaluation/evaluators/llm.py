@@ -76,6 +76,8 @@ class LLMJudge(Evaluator):
         array([0.41])
     """
 
+    at_once = 512
+
     def __init__(
         self,
         source: str,

@@ -15,7 +15,7 @@ from .guard_presets import GUARDS
 if TYPE_CHECKING:  # imports numpy, which checking names does not need
     from .base import Evaluator
 
-DEFAULT = ("toxloc-guard", "profanity-check")
+DEFAULT = ("toxloc-rtp", "toxloc-guard", "profanity-check")
 Function = Callable[[Sequence[str]], Sequence[float]]
 
 
@@ -52,10 +52,15 @@ class Maker:
         return self.make(source)
 
 
-def _guard(source: str | None) -> Evaluator:
-    from .guard import Guard
+def _guard(version: int | None = None) -> Maker:
+    """Return the maker of toxloc-guard: of the newest version, or of the given one."""
 
-    return Guard()
+    def make(source: str | None) -> Evaluator:
+        from .guard import Guard
+
+        return Guard() if version is None else Guard(version)
+
+    return Maker("toxloc-guard" if version is None else f"toxloc-guard@{version}", make)
 
 
 def _rtp(source: str | None) -> Evaluator:
@@ -126,9 +131,10 @@ def _guard_model(name: str) -> Maker:
 EVALUATORS: dict[str, Maker] = {
     maker.name: maker
     for maker in (
-        Maker("toxloc-guard", _guard),
-        Maker("profanity-check", _profanity),
         Maker("toxloc-rtp", _rtp),
+        _guard(),
+        Maker("profanity-check", _profanity),
+        _guard(1),
         _detoxify("original"),
         _detoxify("unbiased"),
         _detoxify("multilingual"),
@@ -180,6 +186,9 @@ EVALUATORS: dict[str, Maker] = {
 class Wanted:
     """An evaluator as users write it: NAME, NAME=SOURCE, NAME@THRESHOLD or NAME=SOURCE@THRESHOLD.
 
+    The name of toxloc-guard may end with its version: toxloc-guard@1 is a name, and toxloc-guard@1@0.9 is that name
+    with a threshold.
+
     Attributes:
         maker: maker of the evaluator.
         source: folder, file or hub id; None if none was given.
@@ -201,7 +210,7 @@ class Wanted:
             >>> Wanted.parse("classifier=path/to/folder@0.8").threshold
             0.8
         """
-        match = re.fullmatch(r"(.+?)(?:@(\d*\.?\d+))?", text, re.S)
+        match = None if text in EVALUATORS else re.fullmatch(r"(.+?)(?:@(\d*\.?\d+))?", text, re.S)
         spec, threshold = match.groups() if match else (text, None)
         name, equals, source = spec.partition("=")
         if name not in EVALUATORS:
@@ -219,7 +228,7 @@ class Wanted:
         evaluator = self.maker(self.source)
         if self.threshold is not None:
             evaluator.threshold = self.threshold
-            evaluator.card = evaluator.card | {"threshold": "set by the user"}
+            evaluator.card = evaluator.card | {"calibration": "none; the user set the threshold"}
         return evaluator
 
 
