@@ -70,7 +70,9 @@ EFFECTS = {
 def effects(page: str) -> str:
     """Return the table of a method's page."""
     runs = {
-        f"{SMOLLM2}-Instruct, 400 challenging RealToxicityPrompts, 5 completions each": saved("methods-smollm2"),
+        f"{SMOLLM2}-Instruct, 400 challenging RealToxicityPrompts, 5 completions each, judges of 0.2": saved(
+            "methods-smollm2"
+        ),
         f"{TINY}, 130 provocative openings, 12 completions each": saved("methods-tiny"),
     }
     return methods.effects_markdown(runs, EFFECTS[page])
