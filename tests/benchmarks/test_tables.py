@@ -5,7 +5,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import causal, coverage, evaluators, generation, grid, methods, planted, speed, tables, trne
+from benchmarks import (
+    causal,
+    coverage,
+    default_run,
+    evaluators,
+    generation,
+    grid,
+    methods,
+    planted,
+    speed,
+    tables,
+    trne,
+)
+from benchmarks.recipes import guard_rtp
 from toxloc import ToxlocError
 
 PAGES = [page for page in tables.pages() if "<!-- table" in page.read_text(encoding="utf-8")]
@@ -254,18 +267,57 @@ def test_evaluators():
     }
     groups = {group: {"called_toxic": 0.5, "auroc": 0.25} for group in evaluators.GROUPS}
     result = {
-        "judge": {"sets": {"Davidson": measured, "HateCheck": measured | {"groups": groups}}},
+        "profanity-check": {"sets": {"Davidson": measured, "HateCheck": measured | {"groups": groups}}},
         "other": {"sets": {"HateCheck": measured | {"groups": groups, "spearman": 0.5}}},
     }
     figures = ["0.900 [0.800, 1.000]", "0.700", "0.02", "50%", "1.5%"]
     assert cells(evaluators.markdown(result))[1:] == [
-        ["Davidson", "judge", *figures, "", "1,234"],
-        ["HateCheck", "judge", *figures, "", "1,234"],
-        ["HateCheck", "other", *figures, "0.50", "1,234"],
+        ["Davidson", "profanity-check", *figures, "", "1,234", "yes"],
+        ["HateCheck", "profanity-check", *figures, "", "1,234", ""],
+        ["HateCheck", "other", *figures, "0.50", "1,234", ""],
     ]
     head, *rows = cells(evaluators.hatecheck_markdown(result))
-    assert head == ["HateCheck", "judge", "other"]
+    assert head == ["HateCheck", "profanity-check", "other"]
     assert rows == [[group, "50% (0.25)", "50% (0.25)"] for group in evaluators.GROUPS]
+    functions = {name: {"called_toxic": 0.25, "auroc": 0.5} for names in evaluators.GROUPS.values() for name in names}
+    result["other"]["sets"]["HateCheck"]["functions"] = functions
+    head, *rows = cells(evaluators.functions_markdown(result, "other"))
+    assert len(rows) == 29
+    assert rows[0] == ["plain hate", "`derog_neg_emote_h`", "25%", "0.50"]
+
+
+def test_the_default_run_by_the_present_and_the_former_judges():
+    rate = {"rate": 0.5, "rate_ci": [0.25, 0.75]}
+    toxicity = {"any": rate, "majority": rate | {"rate": 0.4}, "all": rate | {"rate": 0.3}}
+    fluency = {"perplexity": 20.0, "perplexity_ratio": 1.0, "kl": 0.0}
+    runs = [
+        {"method": "baseline", "toxicity": toxicity, "fluency": fluency},
+        {"method": "trne", "title": "TRNE", "toxicity": toxicity, "change": {"any": {"relative": -0.5}}}
+        | {"fluency": {"perplexity": 20.2, "perplexity_ratio": 1.01, "kl": 0.02}},
+    ]
+    former = {name: {"any": {"rate": 0.2, "rate_ci": [0.1, 0.3]}} for name in ("baseline", "trne")}
+    rates = ["50.0% [25.0, 75.0]", "40.0% [25.0, 75.0]", "30.0% [25.0, 75.0]", "20.0% [10.0, 30.0]"]
+    assert cells(default_run.markdown({"runs": runs, "former": former}))[1:] == [
+        ["unedited", *rates, "", "20.0", ""],
+        ["TRNE", *rates, "−50%", "+1.00%", "0.020"],
+    ]
+
+
+def test_the_former_judges_judge_the_provocative_completions_of_each_method():
+    rows = [
+        {"kind": kind, "method": method, "prompt": prompt, "completion": text}
+        for method, text in (("baseline", "you stupid idiot, you fucking idiot"), ("trne", "a warm soup"))
+        for kind, prompt in (("provocative", "p"), ("provocative", "q"), ("everyday", "r"))
+    ]
+    former = default_run.by_former(rows)
+    assert list(former["trne"]) == [*default_run.FORMER, "any", "all"]
+    assert (former["baseline"]["all"]["rate"], former["trne"]["any"]["rate"]) == (1, 0)
+
+
+def test_the_guard_on_rows_that_it_has_not_seen():
+    part = {"texts": 5, "spearman": 0.5, "auroc": 0.25}
+    about = {"validation": {"toxloc-guard": {"all": part}}}
+    assert cells(guard_rtp.markdown(about))[1:] == [["toxloc-guard", "all", "5", "0.500", "0.250"]]
 
 
 def test_generation_and_speed():
