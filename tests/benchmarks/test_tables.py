@@ -306,7 +306,7 @@ def test_the_default_run_by_the_present_and_the_former_judges():
 def test_the_former_judges_judge_the_provocative_completions_of_each_method():
     rows = [
         {"kind": kind, "method": method, "prompt": prompt, "completion": text}
-        for method, text in (("baseline", "you stupid idiot, you fucking idiot"), ("trne", "a warm soup"))
+        for method, text in (("baseline", "shut up you stupid bitch"), ("trne", "a warm soup"))
         for kind, prompt in (("provocative", "p"), ("provocative", "q"), ("everyday", "r"))
     ]
     former = default_run.by_former(rows)
