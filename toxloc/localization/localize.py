@@ -39,9 +39,9 @@ def localize(
     Args:
         lm: the model; a HookedTransformer of transformer-lens 3.9 is accepted too.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
-        scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined",
-            "auroc", "editability", and of experts "routing" (formulas: the functions of the same names in
-            `toxloc.localization.scores`).
+        scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution",
+            "counterfactual" (of a paired set), "combined", "auroc", "editability", and of experts "routing" (formulas:
+            the functions of the same names in `toxloc.localization.scores`).
         parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, "mixer" for linear
             recurrences, state spaces and convolutions, "expert" and "shared_expert" for mixtures of experts, or
             several; by default the parts of `statistics`, or else MLPs and experts. The adjusted p-value is for all
@@ -58,8 +58,9 @@ def localize(
             over the model for each group and the same result.
 
     Raises:
-        ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, or missing
-            statistics that a score needs.
+        ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, missing
+            statistics that a score needs, or a set for "counterfactual" that is not paired or has fewer than two pairs
+            that share a prefix and then differ.
 
     Example:
         >>> from toxloc import load_contrast, load_model
@@ -101,6 +102,7 @@ def localize(
                 curvature="curvature" in needs,
                 reliance="reliance" in needs,
                 peaks="peaks" in needs,
+                differences="differences" in needs,
             )
             for group in groups_that_fit(lm, lm.sites(*parts), statistics_memory(lm, memory), needs)
         )

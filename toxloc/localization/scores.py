@@ -124,6 +124,33 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
     )
 
 
+def counterfactual(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
+    """How far a part pushes towards the toxic token where the two texts of a pair begin to differ.
+
+    After the prefix that both texts share, D = log p(toxic token) - log p(neutral token), in nats. Unit: mean over
+    pairs of <dD/da, a - mean_N(a)>, summed over the positions of the prefix and the unit's keys a. It is the
+    first-order fall of D if the unit's activation is replaced by its mean over the neutral texts. Site: the sum over
+    its units. With zero in place of the mean, the score would also contain what the part adds in every text, such as
+    how frequent the two tokens are. Null: the two tokens of a pair swap, so that D and the values of the pair change
+    sign. Source: attribution patching (Syed et al. 2023, arXiv:2310.10348), with mean ablation as the counterfactual.
+    """
+    toxic, _ = both_contributions(s)
+    d = s.differences
+    if d is None:
+        raise ToxlocError(
+            "counterfactual needs the first differences of pairs; gather them with collect_contrast(differences=True)."
+        )
+    n_groups, counts = len(toxic.tokens), d.counts
+
+    def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
+        # Both halves of a group of pairs are in the draw as often as each other; where they swap labels, signs change.
+        sign, times = (combine(w.toxic[:, :n_groups], w.neutral[:, :n_groups]) for combine in (np.subtract, np.add))
+        mean: np.ndarray = (sign @ d.sites[site]) / np.maximum(times @ counts, 1)
+        return mean
+
+    return over_sites(s, weights, site_score, [d.units[site] for site in s.sites])
+
+
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
     """Attribution and reliance combined, to identify the units that learned toxicity.
 
