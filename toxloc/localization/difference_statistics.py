@@ -101,14 +101,14 @@ def prefix_batch(
 
 
 def log_difference(
-    lm: LoadedModel, batch: Batch, toxic: Int[Tensor, " batch"], neutral: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """Return log p(toxic token) - log p(neutral token) after each right-padded row of a batch, in nats.
+    lm: LoadedModel, batch: Batch, toxic: Int[Tensor, " n"], neutral: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Return log p(toxic token) - log p(neutral token) after each of the first n right-padded rows, in nats.
 
     It is differentiable with respect to tensors that hooks on `lm.hooked` put into the graph.
     """
-    rows = torch.arange(len(batch.ids), device=lm.device)
-    hidden = lm.forward_hidden(batch.ids, batch.mask)[rows, batch.mask.sum(1) - 1]
+    rows = torch.arange(len(toxic), device=lm.device)
+    hidden = lm.forward_hidden(batch.ids, batch.mask)[rows, batch.mask[: len(toxic)].sum(1) - 1]
     nll = token_nll(lm, torch.cat([hidden, hidden]), torch.cat([toxic, neutral]))
     difference: Tensor = nll[len(rows) :] - nll[: len(rows)]
     return difference

@@ -89,6 +89,21 @@ def mean_difference(
     return difference
 
 
+def mean_over_pairs(
+    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
+) -> Float64[np.ndarray, "draws d"]:
+    """Mean over pairs of values that change sign if the two texts of a pair swap labels, for every draw.
+
+    Args:
+        sums: sum of the values over the pairs of each group.
+        counts: number of pairs of each group.
+        w: the draws, in which both sides of a group of pairs are drawn together.
+    """
+    toxic, neutral = w.toxic[:, : len(counts)], w.neutral[:, : len(counts)]  # the toxic halves of all groups
+    mean: np.ndarray = (toxic - neutral) @ sums / np.maximum((toxic + neutral) @ counts, 1)[:, None]
+    return mean
+
+
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Divide; 0 where the divisor is 0, as for an element that never varies."""
     out = np.zeros(np.broadcast_shapes(above.shape, below.shape))

@@ -20,7 +20,7 @@ from ..models.sites import Site
 from .auroc import auroc_of_ranks
 from .linalg import factor, steepest_at_cost
 from .moments import Moments
-from .scored import Scored, both_contributions, both_sides, mean_difference, over_sites, ratio
+from .scored import Scored, both_contributions, both_sides, mean_difference, mean_over_pairs, over_sites, ratio
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
@@ -134,21 +134,13 @@ def counterfactual(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Wei
     how frequent the two tokens are. Null: the two tokens of a pair swap, so that D and the values of the pair change
     sign. Source: attribution patching (Syed et al. 2023, arXiv:2310.10348), with mean ablation as the counterfactual.
     """
-    toxic, _ = both_contributions(s)
     d = s.differences
     if d is None:
         raise ToxlocError(
             "counterfactual needs the first differences of pairs; gather them with collect_contrast(differences=True)."
         )
-    n_groups, counts = len(toxic.tokens), d.counts
-
-    def site_score(site: Site, w: Weights) -> Float64[np.ndarray, " draws"]:
-        # Both halves of a group of pairs are in the draw as often as each other; where they swap labels, signs change.
-        sign, times = (combine(w.toxic[:, :n_groups], w.neutral[:, :n_groups]) for combine in (np.subtract, np.add))
-        mean: np.ndarray = (sign @ d.sites[site]) / np.maximum(times @ counts, 1)
-        return mean
-
-    return over_sites(s, weights, site_score, [d.units[site] for site in s.sites])
+    units = [d.units[site] for site in s.sites]
+    return over_sites(s, weights, lambda site, w: mean_over_pairs(d.sites[site][:, None], d.counts, w)[:, 0], units)
 
 
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
