@@ -42,7 +42,7 @@ def difference_of(logits, toxic, neutral):
     return p[toxic].log() - p[neutral].log()
 
 
-def values_of(lm, i, sites, baseline, skip_first=True, pairs=PAIRS):
+def values_of(lm, i, sites, baseline, skip_first=False, pairs=PAIRS):
     """Return dD/da * (a - baseline) of every site [pos, d_in] at the positions that count, and D, from autograd."""
     ids, toxic, neutral = prefix_and_tokens(lm, i, pairs)
     kept, handles = {}, []

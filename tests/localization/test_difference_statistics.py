@@ -22,7 +22,7 @@ from .prefixes_by_hand import PAIRS, USABLE, values_of
 GROUP = np.array([0, 1, 0, 1, 2])
 
 
-def collected(lm, sites, baseline=None, skip_first=True, group=GROUP, pairs=PAIRS):
+def collected(lm, sites, baseline=None, skip_first=False, group=GROUP, pairs=PAIRS):
     found = first_differences(lm, pairs)
     return collect_differences(lm, found, sites=sites, group=group, baseline=baseline, skip_first=skip_first)
 
@@ -31,7 +31,7 @@ def means_of(lm, texts, sites):
     return BySite({site: rows_of(lm, texts, site)[0].mean(0) for site in sites})
 
 
-def by_hand(lm, sites, baseline, skip_first=True):
+def by_hand(lm, sites, baseline, skip_first=False):
     """Return the sums over each group of pairs and the means of units, from autograd on the plain model."""
     groups = {site: np.zeros(3) for site in sites}
     units = {site: np.zeros(lm.at(site).n_units) for site in sites}
@@ -45,7 +45,7 @@ def by_hand(lm, sites, baseline, skip_first=True):
     return groups, units, np.mean(differences)
 
 
-def check(lm, sites, baseline, skip_first=True):
+def check(lm, sites, baseline, skip_first=False):
     s = collected(lm, sites, baseline, skip_first)
     zero = BySite({site: torch.zeros(lm.at(site).d_in, dtype=torch.float64) for site in sites})
     groups, units, difference = by_hand(lm, sites, baseline or zero, skip_first)
@@ -86,7 +86,7 @@ def test_values_of_experts_are_slopes(family):
     """The slope of D as the activations of an expert are scaled down, by a central difference."""
     lm = random_model(family)
     sites = lm.sites("expert")
-    s = collected(lm, sites, skip_first=False)
+    s = collected(lm, sites)
     largest = sorted(sites, key=lambda site: -abs(s.units[site]).max())[:3]
     for site in largest:
         unit = int(np.abs(s.units[site]).argmax())
@@ -103,7 +103,7 @@ def difference_with(lm, site, keys, factor):
 
     with ExitStack() as stack:
         change(lm, keys_of(lm, site), scaled, stack)
-        return collected(lm, lm.sites()[:1], skip_first=False).difference
+        return collected(lm, lm.sites()[:1]).difference
 
 
 def test_only_tokens_routed_to_an_expert_are_compared_with_its_baseline():

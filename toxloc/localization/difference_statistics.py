@@ -57,7 +57,7 @@ def collect_differences(
     sites: Sequence[AnySite],
     group: Int64[np.ndarray, " n"],
     baseline: BySite[Float[Tensor, " _d_in"]] | None = None,
-    skip_first: bool = True,
+    skip_first: bool = False,
 ) -> DifferenceStatistics:
     """Attribute the log-probability difference at the first difference to sites and units, in one pass over the pairs.
 
@@ -68,8 +68,8 @@ def collect_differences(
         group: group of each pair of the contrast set, by its index there.
         baseline: baseline μ of the keys of each site, such as their mean over neutral text; None for zero. Of a routed
             expert, only the tokens that are routed to it are compared with the baseline.
-        skip_first: leave the first position out of the sum over positions. It can be an attention sink, and often is
-            BOS, which is the same in every text.
+        skip_first: leave the first position out of the sum over positions. By default it counts: where it is an
+            attention sink, its activations are huge but the gradients with respect to them are small.
 
     Example:
         >>> from toxloc import load_contrast, load_model

@@ -51,7 +51,8 @@ def localize(
         seed: seed for the draws.
         statistics: result of `collect_contrast`, to save the passes over the model; or the statistics of one group of
             sites after another (`Evidence.groups`).
-        skip_first: leave out the first position of each text, which can be an attention sink.
+        skip_first: leave out the first position of each text, which can be an attention sink. The score
+            "counterfactual" leaves it out of the mean only, and not of the sum over the prefix.
         max_length: number of tokens read from each text.
         memory: bytes that the matrices of all sites may take (G and, for some scores, C and S); by default 4 GiB, or 1
             GiB if the model is offloaded. If they need more, one group of sites is scored after another, with passes

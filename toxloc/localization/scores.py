@@ -128,7 +128,7 @@ def counterfactual(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Wei
     """How far a part pushes towards the toxic token where the two texts of a pair begin to differ.
 
     After the prefix that both texts share, D = log p(toxic token) - log p(neutral token), in nats. Unit: mean over
-    pairs of <dD/da, a - mean_N(a)>, summed over the positions of the prefix and the unit's keys a. It is the
+    pairs of <dD/da, a - mean_N(a)>, summed over all positions of the prefix and the unit's keys a. It is the
     first-order fall of D if the unit's activation is replaced by its mean over the neutral texts. Site: the sum over
     its units. With zero in place of the mean, the score would also contain what the part adds in every text, such as
     how frequent the two tokens are. Null: the two tokens of a pair swap, so that D and the values of the pair change

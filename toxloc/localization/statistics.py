@@ -112,7 +112,8 @@ def collect_contrast(
         sites: sites to gather statistics of; by default every MLP and expert.
         curved: sites whose C and S are gathered; by default all of `sites`.
         moments: gather means, variances and contributions, which scores need and TRNE does not.
-        skip_first: see `collect`.
+        skip_first: see `collect`. With `differences`, the first position is left out of the mean, but not of the sum
+            over the prefix.
         max_length: number of tokens read from each text.
 
     Raises:
@@ -183,9 +184,7 @@ def collect_contrast(
     attributed = None
     if found is not None:
         baseline = BySite({site: neutral.keys[site].mean for site in sites})
-        attributed = collect_differences(
-            lm, found, sites=sites, group=groups[0], baseline=baseline, skip_first=skip_first
-        )
+        attributed = collect_differences(lm, found, sites=sites, group=groups[0], baseline=baseline)
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S, attributed)
 
 
