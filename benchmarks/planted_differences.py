@@ -58,7 +58,7 @@ def layer_tests(lm: LoadedModel, pairs: ContrastSet, layer: int | None, seed: in
     """Test every MLP of a model with every measure."""
     statistics = collect_contrast(lm, pairs, gradients=False, differences=True)
     found = first_differences(lm, pairs)
-    zero = collect_differences(lm, found, sites=statistics.sites, group=statistics.toxic.contributions.group)  # type: ignore[union-attr]
+    zero = collect_differences(lm, found, sites=statistics.sites)
 
     def test(measure: str, values: np.ndarray, u: Uncertainty) -> LayerTest:
         numbers = (tuple(map(float, row)) for row in (values, u.z, u.p_adjusted))

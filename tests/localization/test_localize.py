@@ -263,3 +263,17 @@ def test_the_p_value_of_counterfactual_is_uniform_if_the_sides_are_exchangeable(
         loc = localize(lm, ContrastSet(*sides, paired=True), ("counterfactual",), draws=200)
         ps.append(loc.uncertainty["counterfactual"].p_adjusted.min())
     assert np.median(ps) > 0.05
+
+
+def test_statistics_without_differences_are_a_sentence(tiny):
+    statistics = collect_contrast(tiny, prefixes_by_hand.PAIRS)
+    with pytest.raises(ToxlocError, match=r"collect_contrast\(differences=True\)"):
+        localize(tiny, prefixes_by_hand.PAIRS, ("counterfactual",), statistics=statistics)
+    statistics = collect_contrast(tiny, prefixes_by_hand.PAIRS, differences=True)
+    loc, alone = (
+        localize(tiny, prefixes_by_hand.PAIRS, ("counterfactual",), statistics=given, draws=50)
+        for given in (statistics, None)
+    )
+    np.testing.assert_allclose(
+        loc.uncertainty["counterfactual"].z, alone.uncertainty["counterfactual"].z, rtol=1e-3, atol=1e-4
+    )

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from tests.conftest import TEXTS, random_model
 from toxloc import ContrastSet, ToxlocError, collect_contrast, localize, patch
 from toxloc.interventions.methods.trne import TRNE
-from toxloc.localization.difference_statistics import collect_differences
+from toxloc.localization.difference_statistics import collect_differences, groups_of_pairs
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.linalg import factor, steepest, steepest_at_cost
 from toxloc.localization.score_table import SCORES
@@ -305,7 +305,7 @@ def values_per_pair(model):
 
 def test_counterfactual_by_hand(model, compared):
     """Mean over pairs; a neuron is a key, and a head the sum over its keys."""
-    scored = SCORES["counterfactual"].formula(model, compared, [Weights.observed(5, 5)])
+    scored = SCORES["counterfactual"].formula(model, compared, [Weights.observed(4, 4)])
     values = values_per_pair(model)
     for site in model.sites():
         per_key = np.mean([pair[site].sum(0).numpy() for pair in values], axis=0)
@@ -319,12 +319,12 @@ def test_counterfactual_by_hand(model, compared):
 def test_draws_of_counterfactual_repeat_pairs_or_change_their_signs(model, compared):
     values = values_per_pair(model)
     totals = np.array([[pair[site].sum().item() for site in compared.sites] for pair in values])
-    group = compared.toxic.contributions.group[list(prefixes_by_hand.USABLE)]
+    group = groups_of_pairs(4)  # in which each pair is alone
     times = np.array([2.0, 0.0, 1.0, 1.0])
-    counts, stays = np.ones(5), np.ones(5)
+    counts, stays = np.zeros(4), np.zeros(4)
     counts[group] = times
     stays[group] = [1, 0, 0, 1]
-    none = np.zeros(5)
+    none = np.zeros(4)
     repeated = Weights(np.r_[counts, none][None], np.r_[none, counts][None], null=False)
     swapped = Weights(np.r_[stays, 1 - stays][None], np.r_[1 - stays, stays][None], null=True)
     scored = SCORES["counterfactual"].formula(model, compared, [repeated, swapped])
@@ -337,10 +337,7 @@ def test_swapping_the_sides_changes_the_sign_of_the_difference_and_of_the_values
     """With a baseline of zero, which both directions share."""
     there = prefixes_by_hand.PAIRS
     back = ContrastSet(there.neutral, there.toxic, paired=True)
-    a, b = (
-        collect_differences(model, first_differences(model, pairs), sites=model.sites(), group=np.arange(5))
-        for pairs in (there, back)
-    )
+    a, b = (collect_differences(model, first_differences(model, pairs), sites=model.sites()) for pairs in (there, back))
     assert a.difference == pytest.approx(-b.difference, rel=1e-5)
     for site in model.sites():
         np.testing.assert_allclose(a.units[site], -b.units[site], rtol=1e-3, atol=1e-6)
@@ -362,9 +359,8 @@ def test_the_mean_baseline_leaves_out_what_a_layer_adds_in_every_text():
         mlp.c_fc.bias[neuron] = 3
         mlp.c_proj.weight *= 0.1
         mlp.c_proj.weight[neuron] = 2 * frequent / frequent.norm()
-    zero = collect_differences(lm, found, sites=[1], group=np.arange(5))
-    per_pair = zero.sites[1][zero.counts > 0]
-    assert (per_pair < 0).all()
+    zero = collect_differences(lm, found, sites=[1])
+    assert (zero.sites[1] < 0).all()
     assert zero.units[1].argmin() == neuron
     loc = localize(lm, pairs, ("counterfactual",), draws=0)
     assert loc.neuron_scores("counterfactual")[1, neuron] == pytest.approx(0, abs=1e-4 * abs(zero.units[1][neuron]))

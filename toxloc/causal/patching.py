@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 
 from ..errors import ToxlocError
-from ..localization.contributions import random_groups
+from ..localization.difference_statistics import groups_of_pairs
 from ..localization.first_difference import first_differences
 from ..localization.scored import mean_over_pairs
 from ..localization.uncertainty import DRAWS, Uncertainty, Weights
@@ -156,7 +156,7 @@ def patch(
     if by == "mean":
         read_means(lm, replaced, pairs.neutral, skip_first=skip_first, max_length=max_length)
     reader = PairReader(lm, found, by, over, seed=seed, skip_first=skip_first)
-    group = random_groups(len(found), len(found), paired=True)[0]
+    group = groups_of_pairs(len(found))
     counts = np.bincount(group).astype(np.float64)
     sums, total = np.zeros((len(counts), len(replaced))), 0.0
     with torch.inference_mode():

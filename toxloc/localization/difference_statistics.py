@@ -27,6 +27,7 @@ from ..models.loaded import LoadedModel
 from ..models.site_view import Hook, SiteView
 from ..models.sites import AnySite, BySite, Site
 from ..support.progress import track
+from .contributions import GROUPS_OF_PAIRS, random_groups
 from .first_difference import FirstDifference, FirstDifferences
 from .text_statistics import before_changes, frozen
 
@@ -55,7 +56,7 @@ def collect_differences(
     differences: FirstDifferences,
     *,
     sites: Sequence[AnySite],
-    group: Int64[np.ndarray, " n"],
+    group: Int64[np.ndarray, " n"] | None = None,
     baseline: BySite[Float[Tensor, " _d_in"]] | None = None,
     skip_first: bool = False,
 ) -> DifferenceStatistics:
@@ -65,7 +66,7 @@ def collect_differences(
         lm: the model, which is left unchanged.
         differences: the pairs.
         sites: the sites.
-        group: group of each pair of the contrast set, by its index there.
+        group: group of each usable pair; by default random, at most 512 groups of nearly equal size.
         baseline: baseline μ of the keys of each site, such as their mean over neutral text; None for zero. Of a routed
             expert, only the tokens that are routed to it are compared with the baseline.
         skip_first: leave the first position out of the sum over positions. By default it counts: where it is an
@@ -76,19 +77,26 @@ def collect_differences(
         >>> from toxloc.localization.first_difference import first_differences
         >>> lm, pairs = load_model(), load_contrast().limited(20)
         >>> found = first_differences(lm, pairs)
-        >>> s = collect_differences(lm, found, sites=[3], group=np.arange(20))
+        >>> s = collect_differences(lm, found, sites=[3])
         >>> s.units[3].shape, bool(np.isclose(s.units[3].sum(), s.sites[3].sum() / s.n_pairs, rtol=1e-3))
         ((1024,), True)
     """
     views = [lm.at(site) for site in sites]
     found = differences.usable
+    if group is None:
+        group = groups_of_pairs(len(found))
     reader = _Pass(lm, views, baseline, int(group.max()) + 1, skip_first)
     with reader.hooked():
         batches = groups_of_rows(lm, [len(difference.prefix) for difference in found], gradients=True)
         for index in track(batches, "first differences"):
             batch, toxic, neutral = prefix_batch(lm, found, index)
-            reader.read(batch, toxic, neutral, group[[found[i].pair for i in index]])
+            reader.read(batch, toxic, neutral, group[index])
     return reader.result(len(found))
+
+
+def groups_of_pairs(n_pairs: int) -> Int64[np.ndarray, " n_pairs"]:
+    """Return a random group for each of some pairs; at most 512 groups of nearly equal size."""
+    return random_groups(n_pairs, n_pairs, paired=True, limit=GROUPS_OF_PAIRS)[0]
 
 
 def prefix_batch(

@@ -113,8 +113,8 @@ def localize(
     sizes: list[np.ndarray] = []
     groups: list[dict[str, Scored]] = []
     for s in gathered:
-        weights = _weights(s, draws, seed) if draws else []
-        groups.append({name: SCORES[name].formula(lm, s, weights) for name in names})
+        weights = {of_pairs: _weights(s, draws, seed, of_pairs) for of_pairs in {SCORES[name].paired for name in names}}
+        groups.append({name: SCORES[name].formula(lm, s, weights[SCORES[name].paired]) for name in names})
         sites += s.sites
         sizes += [_unit_sizes(lm, s, site) for site in s.sites]
         del s  # before the next group is gathered
@@ -160,9 +160,17 @@ def _part_scores(
     )
 
 
-def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:
-    toxic, neutral = both_contributions(s)
-    sizes = len(toxic.tokens), len(neutral.tokens)
+def _weights(s: ContrastStatistics, draws: int, seed: int, of_pairs: bool) -> list[Weights]:
+    """Return the draws of the groups of texts or, for a score of pairs, of the groups of pairs that it compares."""
+    if not draws:
+        return []
+    if of_pairs:
+        if s.differences is None:
+            return []  # the formula says what is missing
+        sizes = len(s.differences.counts), len(s.differences.counts)
+    else:
+        toxic, neutral = both_contributions(s)
+        sizes = len(toxic.tokens), len(neutral.tokens)
     return [Weights.bootstrap(*sizes, s.paired, draws, seed), Weights.shuffled(*sizes, s.paired, draws, seed)]
 
 

@@ -132,15 +132,21 @@ def counterfactual(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Wei
     first-order fall of D if the unit's activation is replaced by its mean over the neutral texts. Site: the sum over
     its units. With zero in place of the mean, the score would also contain what the part adds in every text, such as
     how frequent the two tokens are. Null: the two tokens of a pair swap, so that D and the values of the pair change
-    sign. Source: attribution patching (Syed et al. 2023, arXiv:2310.10348), with mean ablation as the counterfactual.
+    sign. `weights` are those of the groups of pairs. Source: attribution patching (Syed et al. 2023,
+    arXiv:2310.10348), with the mean in place of a counterfactual prompt.
     """
     d = s.differences
     if d is None:
         raise ToxlocError(
             "counterfactual needs the first differences of pairs; gather them with collect_contrast(differences=True)."
         )
-    units = [d.units[site] for site in s.sites]
-    return over_sites(s, weights, lambda site, w: mean_over_pairs(d.sites[site][:, None], d.counts, w)[:, 0], units)
+    sums = np.stack([d.sites[site] for site in s.sites], axis=1)
+    observed = Weights.observed(len(sums), len(sums))
+    return Scored(
+        mean_over_pairs(sums, d.counts, observed)[0],
+        [d.units[site] for site in s.sites],
+        [mean_over_pairs(sums, d.counts, w) for w in weights],
+    )
 
 
 def combined(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:

@@ -184,7 +184,7 @@ def collect_contrast(
     attributed = None
     if found is not None:
         baseline = BySite({site: neutral.keys[site].mean for site in sites})
-        attributed = collect_differences(lm, found, sites=sites, group=groups[0], baseline=baseline)
+        attributed = collect_differences(lm, found, sites=sites, baseline=baseline)
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S, attributed)
 
 
