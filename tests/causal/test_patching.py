@@ -1,3 +1,4 @@
+import gc
 import itertools
 
 import numpy as np
@@ -167,12 +168,11 @@ def test_swapping_the_two_sides_changes_the_sign(tiny, by, over):
         return
     texts = [PAIRS.toxic[i] for i in USABLE], [PAIRS.neutral[i] for i in USABLE]
     pairs = ContrastSet(texts[0] + texts[1], texts[1] + texts[0], paired=True)
-    half = len(USABLE)
     whole = patch(tiny, pairs, tiny.sites(), by, over=over, draws=0)
     if by != "resample":  # which draws another text for either half
         np.testing.assert_allclose(whole.effect, 0, atol=1e-5)
     assert whole.difference == pytest.approx(0, abs=1e-5)
-    assert whole.n_pairs == 2 * half
+    assert whole.n_pairs == 2 * len(USABLE)
 
 
 def test_without_the_first_position_left_out_it_is_replaced_too(tiny):
@@ -226,6 +226,25 @@ def test_batches_do_not_change_the_result_and_the_model_is_unchanged(tiny, monke
     assert patch(tiny, PAIRS, [0], draws=0).difference == pytest.approx(
         effect_at_first_difference(tiny, by, Site(0))[1]
     )
+
+
+@pytest.mark.parametrize("by", ["mean", "resample", "counterfactual"])
+def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch, by):
+    """All tensors together take as many bytes at the last batch as at the third."""
+    alive = []
+    original = PairReader.batch
+
+    def watched(*args):
+        gc.collect()
+        alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+        return original(*args)
+
+    monkeypatch.setattr(PairReader, "batch", watched)
+    monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
+    pairs = ContrastSet(["You are a fool"] * 9, ["You are a friend"] * 9, paired=True)
+    patch(tiny, pairs, tiny.sites(), by, draws=0)
+    assert len(alive) == 9
+    assert alive[-1] == alive[2]
 
 
 def test_the_seed_chooses_the_other_pairs(tiny):

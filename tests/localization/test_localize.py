@@ -221,6 +221,7 @@ def test_counterfactual_has_uncertainty_by_site_and_survives_saving(tiny, tmp_pa
         np.testing.assert_allclose(loc.neuron_scores("counterfactual", part).sum(1), scores, rtol=1e-3, atol=1e-5)
     loc.save(tmp_path / "loc")
     again = Localization.load(tmp_path / "loc")
+    assert again.about["n_pairs_compared"] == len(prefixes_by_hand.USABLE)
     np.testing.assert_array_equal(again.layer_scores("counterfactual"), loc.layer_scores("counterfactual"))
     np.testing.assert_array_equal(
         again.uncertainty["counterfactual"].p_adjusted, loc.uncertainty["counterfactual"].p_adjusted

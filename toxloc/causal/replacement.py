@@ -240,10 +240,8 @@ class PairReader:
     def groups(self) -> list[list[int]]:
         """Return the indices of the pairs of each batch."""
         copies = 2 if self.by == "resample" else 1
-        lengths = [
-            copies * len(rows) * max(map(len, rows)) for i in range(len(self.pairs)) for rows in [self.rows([i])]
-        ]
-        return groups_of_rows(self.lm, lengths)
+        per_pair = [self.rows([i]) for i in range(len(self.pairs))]
+        return groups_of_rows(self.lm, [copies * len(rows) * max(map(len, rows)) for rows in per_pair])
 
     def batch(self, index: list[int]) -> PairBatch:
         """Return some pairs as one batch."""

@@ -111,12 +111,15 @@ def localize(
         gathered = iter([statistics] if isinstance(statistics, ContrastStatistics) else statistics)
     sites: list[Site] = []
     sizes: list[np.ndarray] = []
+    n_compared: int | None = None
     groups: list[dict[str, Scored]] = []
     for s in gathered:
         weights = {of_pairs: _weights(s, draws, seed, of_pairs) for of_pairs in {SCORES[name].paired for name in names}}
         groups.append({name: SCORES[name].formula(lm, s, weights[SCORES[name].paired]) for name in names})
         sites += s.sites
         sizes += [_unit_sizes(lm, s, site) for site in s.sites]
+        if s.differences is not None:
+            n_compared = s.differences.n_pairs
         del s  # before the next group is gathered
     if set(parts) != (collected := {site.part for site in sites}):
         raise ToxlocError(
@@ -138,6 +141,7 @@ def localize(
         "contrast": pairs.name,
         "n_toxic": len(pairs.toxic),
         "n_neutral": len(pairs.neutral),
+        **({} if n_compared is None else {"n_pairs_compared": n_compared}),
     }
     return Localization({part: _part_scores(part, sites, scored, sizes, uncertainty) for part in localized}, about)
 

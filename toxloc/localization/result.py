@@ -55,7 +55,8 @@ class Localization:
 
     Attributes:
         by_part: scores by part: "mlp", "attention", "mixer", "expert", "shared_expert".
-        about: the model, its fingerprint, and the name and sizes of the contrast set.
+        about: the model, its fingerprint, the name and sizes of the contrast set, and, for the score `counterfactual`,
+            the number of pairs that it compares.
     """
 
     by_part: Mapping[str, PartScores]
