@@ -57,12 +57,12 @@ class LayerTest:
 def layer_tests(lm: LoadedModel, pairs: ContrastSet, layer: int | None, seed: int = 0) -> Iterator[LayerTest]:
     """Test every MLP of a model with every measure."""
     statistics = collect_contrast(lm, pairs, gradients=False, differences=True)
-    found = first_differences(lm, pairs)
-    zero = collect_differences(lm, found, sites=statistics.sites)
+    differences = first_differences(lm, pairs)
+    zero = collect_differences(lm, differences, sites=statistics.sites)
 
     def test(measure: str, values: np.ndarray, u: Uncertainty) -> LayerTest:
         numbers = (tuple(map(float, row)) for row in (values, u.z, u.p_adjusted))
-        return LayerTest(lm.name, layer, measure, len(found.usable), *numbers)
+        return LayerTest(lm.name, layer, measure, len(differences.usable), *numbers)
 
     for measure, s in (("counterfactual", statistics), ("zero", replace(statistics, differences=zero))):
         loc = localize(lm, pairs, ("counterfactual",), statistics=s, seed=seed)
@@ -118,7 +118,9 @@ def _cell(test: dict[str, Any]) -> str:
     """Return z and p of the planted layer (of a control, the top layer), and the highest z of the other layers."""
     layer = int(np.argmax(test["z"])) if test["layer"] is None else test["layer"]
     others = max(np.delete(test["z"], layer))
-    shown = md.SIDE_BY_SIDE.join((f"{test['z'][layer]:+.1f}", f"{others:+.1f}", f"{test['p_adjusted'][layer]:.3f}"))
+    p = test["p_adjusted"][layer]
+    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}"[1:]
+    shown = md.SIDE_BY_SIDE.join(of_layer)
     return shown if test["layer"] is not None else f"layer {layer}: {shown}"
 
 

@@ -27,10 +27,12 @@ def test_every_measure_names_a_planted_layer():
 
 def test_the_table_by_hand():
     plant = [LayerTest("layer1", 1, m, 9, (0.1, 0.5), (2.0, 1.0), (0.2, 0.04)) for m in planted_differences.MEASURES]
-    clean = [LayerTest("clean", None, m, 9, (0.1, 0.5), (-2.0, 1.0), (0.2, 0.5)) for m in planted_differences.MEASURES]
+    clean = [
+        LayerTest("clean", None, m, 9, (0.1, 0.5), (-2.0, 1.0), (0.2, 0.0005)) for m in planted_differences.MEASURES
+    ]
     table = markdown({"tests": [vars(test) for test in [*plant, *clean]]}).replace("\u00a0", " ").splitlines()
-    assert table[2] == "| layer1 | +1.0 · +2.0 · 0.040 | +1.0 · +2.0 · 0.040 | +1.0 · +2.0 · 0.040 |"
-    assert table[3].startswith("| clean | layer 1: +1.0 · -2.0 · 0.500 |")
+    assert table[2] == "| layer1 | +1.0 · +2.0 · .040 | +1.0 · +2.0 · .040 | +1.0 · +2.0 · .040 |"
+    assert table[3].startswith("| clean | layer 1: +1.0 · -2.0 · <.001 |")
 
 
 @pytest.mark.slow

@@ -91,8 +91,8 @@ def new_values(lm, by, part, ids, other):
 
 
 def others(lm, over="first", seed=0):
-    found = first_differences(lm, PAIRS).usable
-    return PairReader(lm, found, "resample", over, seed=seed, skip_first=True).other
+    usable = first_differences(lm, PAIRS).usable
+    return PairReader(lm, usable, "resample", over, seed=seed, skip_first=True).other
 
 
 def effect_at_first_difference(lm, by, part):

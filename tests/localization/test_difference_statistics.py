@@ -23,8 +23,8 @@ GROUP = np.array([0, 1, 1, 2])  # of the usable pairs
 
 
 def collected(lm, sites, baseline=None, skip_first=False, group=GROUP, pairs=PAIRS):
-    found = first_differences(lm, pairs)
-    return collect_differences(lm, found, sites=sites, group=group, baseline=baseline, skip_first=skip_first)
+    differences = first_differences(lm, pairs)
+    return collect_differences(lm, differences, sites=sites, group=group, baseline=baseline, skip_first=skip_first)
 
 
 def means_of(lm, texts, sites):

@@ -9,19 +9,19 @@ PAIRS = ContrastSet(TOXIC, NEUTRAL, paired=True)
 
 
 def test_prefixes_and_endings_are_the_tokens_of_the_texts(lm):
-    found = first_differences(lm, PAIRS)
-    assert [d.pair for d in found.usable] == [0, 4]
-    for d in found.usable:
+    differences = first_differences(lm, PAIRS)
+    assert [d.pair for d in differences.usable] == [0, 4]
+    for d in differences.usable:
         toxic, neutral = ([0, *lm.tokenizer(side[d.pair])["input_ids"]] for side in (TOXIC, NEUTRAL))
         assert list(d.prefix + d.toxic) == toxic
         assert list(d.prefix + d.neutral) == neutral
         assert d.toxic[0] != d.neutral[0]
-    assert lm.tokenizer.decode(found.usable[0].prefix[1:]) == "They are all"
+    assert lm.tokenizer.decode(differences.usable[0].prefix[1:]) == "They are all"
 
 
 def test_pairs_without_a_first_difference_are_counted(lm):
-    found = first_differences(lm, PAIRS)
-    assert (found.differ_early, found.without_difference) == (1, 2)
+    differences = first_differences(lm, PAIRS)
+    assert (differences.differ_early, differences.without_difference) == (1, 2)
 
 
 def test_a_prefix_of_two_tokens_is_enough_and_of_one_is_not(lm):
@@ -52,5 +52,10 @@ def test_an_unpaired_set_is_refused(lm):
 
 def test_most_built_in_pairs_are_usable(lm):
     pairs = load_contrast("builtin")
-    found = first_differences(lm, pairs)
-    assert (len(pairs.toxic), len(found.usable), found.differ_early, found.without_difference) == (520, 362, 158, 0)
+    differences = first_differences(lm, pairs)
+    assert (len(pairs.toxic), len(differences.usable), differences.differ_early, differences.without_difference) == (
+        520,
+        362,
+        158,
+        0,
+    )

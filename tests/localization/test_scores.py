@@ -350,16 +350,16 @@ def test_the_mean_baseline_leaves_out_what_a_layer_adds_in_every_text():
     """
     lm = random_model("gpt2")
     pairs, neuron = prefixes_by_hand.PAIRS, 7
-    found = first_differences(lm, pairs)
+    differences = first_differences(lm, pairs)
     table = lm.hf.get_output_embeddings().weight
     with torch.no_grad():
-        frequent = sum(table[pair.neutral[0]] - table[pair.toxic[0]] for pair in found.usable)
+        frequent = sum(table[pair.neutral[0]] - table[pair.toxic[0]] for pair in differences.usable)
         mlp = lm.hf.transformer.h[1].mlp
         mlp.c_fc.weight[:, neuron] = 0
         mlp.c_fc.bias[neuron] = 3
         mlp.c_proj.weight *= 0.1
         mlp.c_proj.weight[neuron] = 2 * frequent / frequent.norm()
-    zero = collect_differences(lm, found, sites=[1])
+    zero = collect_differences(lm, differences, sites=[1])
     assert (zero.sites[1] < 0).all()
     assert zero.units[1].argmin() == neuron
     loc = localize(lm, pairs, ("counterfactual",), draws=0)

@@ -152,11 +152,11 @@ def patch(
         )
     draws, seed = whole_number(draws, "draws"), whole_number(seed, "seed")
     replaced = replaced_parts(lm, sites, by)
-    found = first_differences(lm, pairs, max_length).usable
+    usable = first_differences(lm, pairs, max_length).usable
     if by == "mean":
         read_means(lm, replaced, pairs.neutral, skip_first=skip_first, max_length=max_length)
-    reader = PairReader(lm, found, by, over, seed=seed, skip_first=skip_first)
-    group = groups_of_pairs(len(found))
+    reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first)
+    group = groups_of_pairs(len(usable))
     counts = np.bincount(group).astype(np.float64)
     sums, total = np.zeros((len(counts), len(replaced))), 0.0
     with torch.inference_mode():
@@ -179,9 +179,9 @@ def patch(
         tuple(part.part for part in replaced),
         by,
         over,
-        len(found),
-        len(pairs.toxic) - len(found),
-        total / len(found),
+        len(usable),
+        len(pairs.toxic) - len(usable),
+        total / len(usable),
         effect,
         uncertainty,
     )

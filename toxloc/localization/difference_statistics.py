@@ -76,22 +76,22 @@ def collect_differences(
         >>> from toxloc import load_contrast, load_model
         >>> from toxloc.localization.first_difference import first_differences
         >>> lm, pairs = load_model(), load_contrast().limited(20)
-        >>> found = first_differences(lm, pairs)
-        >>> s = collect_differences(lm, found, sites=[3])
+        >>> differences = first_differences(lm, pairs)
+        >>> s = collect_differences(lm, differences, sites=[3])
         >>> s.units[3].shape, bool(np.isclose(s.units[3].sum(), s.sites[3].sum() / s.n_pairs, rtol=1e-3))
         ((1024,), True)
     """
     views = [lm.at(site) for site in sites]
-    found = differences.usable
+    usable = differences.usable
     if group is None:
-        group = groups_of_pairs(len(found))
+        group = groups_of_pairs(len(usable))
     reader = _Pass(lm, views, baseline, int(group.max()) + 1, skip_first)
     with reader.hooked():
-        batches = groups_of_rows(lm, [len(difference.prefix) for difference in found], gradients=True)
+        batches = groups_of_rows(lm, [len(difference.prefix) for difference in usable], gradients=True)
         for index in track(batches, "first differences"):
-            batch, toxic, neutral = prefix_batch(lm, found, index)
+            batch, toxic, neutral = prefix_batch(lm, usable, index)
             reader.read(batch, toxic, neutral, group[index])
-    return reader.result(len(found))
+    return reader.result(len(usable))
 
 
 def groups_of_pairs(n_pairs: int) -> Int64[np.ndarray, " n_pairs"]:
@@ -100,11 +100,11 @@ def groups_of_pairs(n_pairs: int) -> Int64[np.ndarray, " n_pairs"]:
 
 
 def prefix_batch(
-    lm: LoadedModel, found: Sequence[FirstDifference], index: list[int]
+    lm: LoadedModel, usable: Sequence[FirstDifference], index: list[int]
 ) -> tuple[Batch, Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Return the right-padded prefixes of some pairs, and the tokens of both texts at the first difference."""
-    batch = pad(lm, [found[i].prefix for i in index], index, "right")
-    toxic, neutral = ([getattr(found[i], side)[0] for i in index] for side in ("toxic", "neutral"))
+    batch = pad(lm, [usable[i].prefix for i in index], index, "right")
+    toxic, neutral = ([getattr(usable[i], side)[0] for i in index] for side in ("toxic", "neutral"))
     return batch, torch.tensor(toxic, device=lm.device), torch.tensor(neutral, device=lm.device)
 
 

@@ -66,8 +66,8 @@ def first_differences(lm: AnyModel, pairs: ContrastSet, max_length: int = 128) -
     Example:
         >>> from toxloc import ContrastSet, load_model
         >>> toxic, neutral = ["They are all fools.", "Go away, liar"], ["They are all here.", "Go away now"]
-        >>> found = first_differences(load_model(), ContrastSet(toxic, neutral, paired=True))
-        >>> [len(difference.prefix) for difference in found.usable]
+        >>> differences = first_differences(load_model(), ContrastSet(toxic, neutral, paired=True))
+        >>> [len(difference.prefix) for difference in differences.usable]
         [4, 4]
     """
     lm = LoadedModel.of(lm)

@@ -132,7 +132,7 @@ def collect_contrast(
     sites = lm.sites_of_choice("mlp") if sites is None else sites_of(sites)
     if differences and not moments:
         raise ToxlocError("differences=True needs the mean of the keys over the neutral texts; leave moments=True.")
-    found = first_differences(lm, pairs, max_length) if differences else None
+    compared = first_differences(lm, pairs, max_length) if differences else None
     groups = random_groups(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     options: dict[str, Any] = {
         "gradients": gradients,
@@ -182,9 +182,9 @@ def collect_contrast(
         for factor in "CS"
     )
     attributed = None
-    if found is not None:
+    if compared is not None:
         baseline = BySite({site: neutral.keys[site].mean for site in sites})
-        attributed = collect_differences(lm, found, sites=sites, baseline=baseline)
+        attributed = collect_differences(lm, compared, sites=sites, baseline=baseline)
     return ContrastStatistics(toxic, neutral, pairs.paired, C, S, attributed)
 
 
