@@ -251,7 +251,6 @@ class PairReader:
             rows += [row[:width] for row in self.rows([int(self.other[i]) for i in index])]
         tokens = pad(self.lm, rows, index, "right")
         where = _without_first(tokens.real) if self.skip_first else tokens.real.clone()
-        where[n_rows:] = False
         place = torch.arange(width, device=self.lm.device).expand(len(rows), -1)
         row = torch.arange(len(rows), device=self.lm.device)[:, None].expand(-1, width)
         if self.by == "resample":

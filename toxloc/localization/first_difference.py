@@ -68,7 +68,7 @@ def first_differences(lm: AnyModel, pairs: ContrastSet, max_length: int = 128) -
         >>> toxic, neutral = ["They are all fools.", "Go away, liar"], ["They are all here.", "Go away now"]
         >>> differences = first_differences(load_model(), ContrastSet(toxic, neutral, paired=True))
         >>> [len(difference.prefix) for difference in differences.usable]
-        [4, 4]
+        [4, 3]
     """
     lm = LoadedModel.of(lm)
     check_kind(pairs, ContrastSet, "the contrast set")
