@@ -199,14 +199,14 @@ class PairBatch:
                 torch.tensor([getattr(pair, side)[0] for pair in self.pairs], device=lm.device)
                 for side in ("toxic", "neutral")
             )
-            return log_difference(lm, self.tokens, toxic, neutral).double().cpu().numpy()
+            return log_difference(lm, self.tokens, toxic, neutral).cpu().double().numpy()
         ids, real = self.tokens.ids[: 2 * n], self.tokens.real[: 2 * n]
         begins = torch.tensor([len(pair.prefix) for pair in self.pairs] * 2, device=lm.device)
         predicted = (torch.arange(1, ids.shape[1], device=lm.device) >= begins[:, None]) & real[:, 1:]
         hidden = lm.forward_hidden(self.tokens.ids, self.tokens.mask)[: 2 * n, :-1][predicted]
         losses = torch.zeros(predicted.shape, device=lm.device)
         losses[predicted] = token_nll(lm, hidden, ids[:, 1:][predicted])
-        mean = (losses.double().cpu().sum(1) / predicted.sum(1).cpu()).numpy()
+        mean = (losses.cpu().double().sum(1) / predicted.sum(1).cpu()).numpy()
         difference: np.ndarray = mean[n:] - mean[:n]
         return difference
 

@@ -197,7 +197,7 @@ class _Pass:
         np.add.at(self.counts, group, 1)
         difference = log_difference(self.lm, batch, toxic, neutral)
         difference.sum().backward()
-        self.total += difference.detach().double().sum().item()
+        self.total += difference.detach().cpu().double().sum().item()
         self.keys.clear()
         self.shares.clear()
 
@@ -262,8 +262,8 @@ class _Pass:
         W, baseline = view.W.float().to(delta.device), self.baseline[view.site].to(delta.device)
         values = (delta.float() @ W.T).mul_(keys.float() - baseline)
         per_text = torch.zeros(len(self.kept), device=values.device).index_add_(0, texts, values.sum(1))
-        np.add.at(self.sites[view.site], self.group, per_text.double().cpu().numpy())
-        self.units[view.site] += view.per_unit(values.sum(0)).double().cpu().numpy()
+        np.add.at(self.sites[view.site], self.group, per_text.cpu().double().numpy())
+        self.units[view.site] += view.per_unit(values.sum(0)).cpu().double().numpy()
 
     def result(self, n_pairs: int) -> DifferenceStatistics:
         for units in self.units.values():
