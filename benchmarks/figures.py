@@ -16,6 +16,7 @@ import typer
 from toxloc import collect_contrast, load_contrast, load_model, localize, plots, token_view
 from toxloc.localization.result import Localization
 from toxloc.localization.score_names import ScoreName
+from toxloc.localization.score_table import SCORES
 
 WIDTH, SCALE = 800, 1.5
 SCORE: ScoreName = "attribution"  # score of the figures that show a single score
@@ -37,8 +38,9 @@ def main(
         lm = load_model(name)
         first = not locs
         # The layer score of `combined` equals that of attribution.
-        scores = tuple(name for name in get_args(ScoreName) if name != "combined") if first else (SCORE,)
-        statistics = collect_contrast(lm, contrast, curvature=first, peaks=first)
+        every = tuple(name for name in get_args(ScoreName) if name != "combined" and SCORES[name].only is None)
+        scores = every if first else (SCORE,)
+        statistics = collect_contrast(lm, contrast, curvature=first, peaks=first, differences=first)
         locs[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
         if first:
             shown = load_contrast().toxic[text]

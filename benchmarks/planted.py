@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from benchmarks import markdown as md
 from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
+from toxloc.localization.first_difference import first_differences
 from toxloc.localization.score_names import ScoreName
 from toxloc.localization.score_table import SCORES
 from toxloc.models.loaded import LoadedModel
@@ -164,12 +165,24 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
 
 
+def scores_for(lm: LoadedModel, contrast: ContrastSet, scores: Sequence[str]) -> tuple[ScoreName, ...]:
+    """Return the scores that a contrast set allows: those of pairs only if enough pairs share a prefix."""
+    try:
+        first_differences(lm, contrast)
+    except ToxlocError as error:
+        scores = [name for name in scores if not SCORES[name].paired]
+        print(f"{lm.name}, without the scores of pairs: {error}")
+    return cast("tuple[ScoreName, ...]", tuple(scores))
+
+
 def summary(results: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
     """Summarise the findings over all plants, in one row per contrast set and score."""
     rows: list[dict[str, float | int | str | None]] = []
     for contrast in dict.fromkeys(f.contrast for f in results):
         for score in dict.fromkeys(f.score for f in results):
             selected = [f for f in results if f.contrast == contrast and f.score == score]
+            if not selected:
+                continue
             layers = [f for f in selected if f.rank is not None and f.precision is None]
             neurons = [f for f in selected if f.precision is not None]
             rows.append(
@@ -230,7 +243,7 @@ def main(
             except ToxlocError as error:  # the clean model hardly ever writes toxic text
                 print(f"{name}, {kind}: {error}")
                 continue
-            loc = localize(lm, contrast, cast("tuple[ScoreName, ...]", tuple(score or DENSE_SCORES)), seed=seed)
+            loc = localize(lm, contrast, scores_for(lm, contrast, score or DENSE_SCORES), seed=seed)
             results += findings(loc, name, kind, known.get(name))
             if kind == "builtin" and name in known and known[name].neurons is None:
                 drawn[name] = loc
@@ -283,14 +296,16 @@ def controls_markdown(result: dict[str, Any]) -> str:
     columns = dict.fromkeys((f["model"], f["contrast"]) for f in controls)
     by_key = {(f["model"], f["contrast"], f["score"]): f for f in controls}
     rows = [
-        [f"`{score}`", *(_named(by_key[*column, score]) for column in columns)]
+        [f"`{score}`", *(_named(by_key.get((*column, score))) for column in columns)]
         for score in dict.fromkeys(f["score"] for f in controls)
     ]
     names = (f"{model}, {contrast.replace('builtin', 'built-in')}" for model, contrast in columns)
     return md.table(["score", *names], rows)
 
 
-def _named(finding: dict[str, Any]) -> str:
+def _named(finding: dict[str, Any] | None) -> str:
+    if finding is None:
+        return "–"
     p = finding["p_adjusted"]
     return f"layer {finding['top']}" + ("" if p is None else f", p {p:.3f}")
 

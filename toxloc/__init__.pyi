@@ -4,6 +4,8 @@ from .causal.curve import knockout_curve as knockout_curve
 from .causal.knockout import Knockout as Knockout
 from .causal.knockout import KnockoutTest as KnockoutTest
 from .causal.knockout import knockout as knockout
+from .causal.patching import Patching as Patching
+from .causal.patching import patch as patch
 from .causal.proof import CausalProof as CausalProof
 from .causal.proof import causal_proof as causal_proof
 from .errors import ToxlocError as ToxlocError

@@ -147,6 +147,7 @@ def test_when_trne_uses_shared_statistics(settings, shares):
         (Meow2X, {"parts": "layers"}, {"moments", "gradients"}),
         (Meow2X, {"score": "combined", "per_cost": False}, {"moments", "gradients", "reliance"}),
         (Meow2X, {"score": "auroc", "per_cost": False}, {"moments", "gradients", "peaks"}),
+        (Meow2X, {"score": "counterfactual", "per_cost": False}, {"moments", "gradients", "differences"}),
         (Meow2X, {"score": "editability", "per_cost": False}, {"moments", "gradients", "curvature"}),
         *(
             (METHODS[name], {}, set())

@@ -4,13 +4,14 @@ import torch
 
 from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
-from toxloc import ContrastSet, ToxlocError, localize
+from toxloc import ContrastSet, Localization, ToxlocError, localize
 from toxloc.localization.score_table import SCORES
 from toxloc.localization.statistics import collect_contrast
 from toxloc.localization.uncertainty import Weights
 from toxloc.models.batching import batches
 from toxloc.models.sites import Site
 
+from . import prefixes_by_hand
 from .by_hand import norm_of_heads, rows_of, slope_of
 
 BOTH = ("mlp", "attention")
@@ -206,3 +207,74 @@ def test_a_real_contrast_is_significant_and_random_labels_are_not(lm, pairs):
     none = localize(lm, ContrastSet(*sides, paired=True)).uncertainty
     for score in ("activation", "gradient_norm", "attribution"):
         assert none[score].p_adjusted.min() > 0.01, score
+
+
+def test_counterfactual_has_uncertainty_by_site_and_survives_saving(tiny, tmp_path):
+    pairs = prefixes_by_hand.PAIRS
+    loc = localize(tiny, pairs, ("counterfactual", "attribution"), parts=BOTH, draws=100)
+    for part in BOTH:
+        uncertainty = loc.part_uncertainty("counterfactual", part)
+        scores = loc.layer_scores("counterfactual", part)
+        assert uncertainty.p_adjusted.shape == scores.shape == (2,)
+        assert ((uncertainty.p_adjusted >= uncertainty.p) & (uncertainty.p > 0)).all()
+        np.testing.assert_allclose(uncertainty.null_mean, 0, atol=1e-9)
+        np.testing.assert_allclose(loc.neuron_scores("counterfactual", part).sum(1), scores, rtol=1e-3, atol=1e-5)
+    loc.save(tmp_path / "loc")
+    again = Localization.load(tmp_path / "loc")
+    assert again.about["n_pairs_compared"] == len(prefixes_by_hand.USABLE)
+    np.testing.assert_array_equal(again.layer_scores("counterfactual"), loc.layer_scores("counterfactual"))
+    np.testing.assert_array_equal(
+        again.uncertainty["counterfactual"].p_adjusted, loc.uncertainty["counterfactual"].p_adjusted
+    )
+    assert loc.heatmap().data
+    alone = localize(tiny, pairs, ("counterfactual",), draws=100)
+    np.testing.assert_allclose(alone.layer_scores("counterfactual"), loc.layer_scores("counterfactual"), rtol=1e-4)
+
+
+def test_counterfactual_is_the_same_with_sites_in_groups(tiny):
+    whole, groups = (
+        localize(tiny, prefixes_by_hand.PAIRS, ("counterfactual", "attribution"), memory=memory, draws=50)
+        for memory in (None, 1)
+    )
+    np.testing.assert_allclose(
+        whole.layer_scores("counterfactual"), groups.layer_scores("counterfactual"), rtol=1e-4, atol=1e-7
+    )
+    for name in ("p_adjusted", "low"):
+        a, b = (getattr(loc.uncertainty["counterfactual"], name) for loc in (whole, groups))
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_counterfactual_needs_pairs(tiny):
+    pairs = prefixes_by_hand.PAIRS
+    with pytest.raises(ToxlocError, match="is not paired"):
+        localize(tiny, ContrastSet(pairs.toxic, pairs.neutral), ("counterfactual",))
+
+
+def test_the_p_value_of_counterfactual_is_uniform_if_the_sides_are_exchangeable(lm, pairs):
+    """Swapping the texts of random pairs gives p-values that are not small; the real order may."""
+    rng = np.random.default_rng(5)
+    few = pairs.limited(40)
+    ps = []
+    for _ in range(4):
+        swap = rng.random(len(few.toxic)) < 0.5
+        sides = [
+            [b if s else a for a, b, s in zip(x, y, swap, strict=True)]
+            for x, y in ((few.toxic, few.neutral), (few.neutral, few.toxic))
+        ]
+        loc = localize(lm, ContrastSet(*sides, paired=True), ("counterfactual",), draws=200)
+        ps.append(loc.uncertainty["counterfactual"].p_adjusted.min())
+    assert np.median(ps) > 0.05
+
+
+def test_statistics_without_differences_are_a_sentence(tiny):
+    statistics = collect_contrast(tiny, prefixes_by_hand.PAIRS)
+    with pytest.raises(ToxlocError, match=r"collect_contrast\(differences=True\)"):
+        localize(tiny, prefixes_by_hand.PAIRS, ("counterfactual",), statistics=statistics)
+    statistics = collect_contrast(tiny, prefixes_by_hand.PAIRS, differences=True)
+    loc, alone = (
+        localize(tiny, prefixes_by_hand.PAIRS, ("counterfactual",), statistics=given, draws=50)
+        for given in (statistics, None)
+    )
+    np.testing.assert_allclose(
+        loc.uncertainty["counterfactual"].z, alone.uncertainty["counterfactual"].z, rtol=1e-3, atol=1e-4
+    )

@@ -49,6 +49,7 @@ def test_top_units_of_attentions_and_top_sites(by_hand):
         (Site(0, "attention"), 1),
     ]
     assert by_hand.top_units("s", 1) == [(Site(1), 0)]
+    assert by_hand.top_heads("s", 3) == by_hand.top_units("s", 3, "attention")
     assert by_hand.top_sites("s", 4) == [Site(0, "attention"), Site(1), Site(0), Site(1, "attention")]
     assert by_hand.site_scores("s")["1.attention"] == -1.0
     assert by_hand.unit_sizes()[0].tolist() == [0.0, 3.0, 5.0]

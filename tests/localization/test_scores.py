@@ -4,14 +4,17 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import TEXTS, random_model
-from toxloc import ContrastSet, ToxlocError, collect_contrast
+from toxloc import ContrastSet, ToxlocError, collect_contrast, localize, patch
 from toxloc.interventions.methods.trne import TRNE
+from toxloc.localization.difference_statistics import collect_differences, groups_of_pairs
+from toxloc.localization.first_difference import first_differences
 from toxloc.localization.linalg import factor, steepest, steepest_at_cost
 from toxloc.localization.score_table import SCORES
 from toxloc.localization.scores import RIDGE, editability, removal_costs
 from toxloc.localization.uncertainty import Weights
 from toxloc.models.sites import BySite, Site
 
+from . import prefixes_by_hand
 from .by_hand import norm_of_heads, rows_of, statistics_of
 
 TOXIC, NEUTRAL = TEXTS[:3], TEXTS[2:]
@@ -75,8 +78,8 @@ def test_a_site_has_the_same_scores_from_statistics_of_one_part_and_of_both(mode
     for part in ("mlp", "attention"):
         sites = model.sites(part)
         alone = collect_contrast(model, PAIRS, peaks=True, curvature=True, reliance=True, sites=sites)
-        # These depend on all sites, or on draws, or are for experts.
-        for name in set(SCORES) - {"combined", "gradient_calibrated", "routing"}:
+        # These depend on all sites, or on draws, or are for pairs or for experts.
+        for name in set(SCORES) - {"combined", "counterfactual", "gradient_calibrated", "routing"}:
             single, both = (SCORES[name].formula(model, s, []) for s in (alone, gathered))
             for values, expected in ((single.sites, both.sites), (single.units, both.units)):
                 of_all = by_site(gathered, expected)
@@ -285,3 +288,88 @@ def test_a_cholesky_factor_of_the_ridged_matrix():
     M = torch.diag(torch.tensor([4.0, 0.0, 2.0]))  # mean eigenvalue 2
     torch.testing.assert_close(factor(M, 0.5), torch.diag(torch.tensor([5.0, 1.0, 3.0]).double().sqrt()))
     assert factor(torch.zeros(2, 2), 1.0).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def compared(model):
+    """The statistics of the first differences of pairs, at all MLPs and attentions."""
+    return collect_contrast(model, prefixes_by_hand.PAIRS, sites=model.sites(), gradients=False, differences=True)
+
+
+def values_per_pair(model):
+    """The values of every site for every usable pair, and those of units, from autograd on the plain model."""
+    pairs = prefixes_by_hand.PAIRS
+    means = {site: rows_of(model, pairs.neutral, site)[0].mean(0) for site in model.sites()}
+    return [prefixes_by_hand.values_of(model, i, model.sites(), means)[0] for i in prefixes_by_hand.USABLE]
+
+
+def test_counterfactual_by_hand(model, compared):
+    """Mean over pairs; a neuron is a key, and a head the sum over its keys."""
+    scored = SCORES["counterfactual"].formula(model, compared, [Weights.observed(4, 4)])
+    values = values_per_pair(model)
+    for site in model.sites():
+        per_key = np.mean([pair[site].sum(0).numpy() for pair in values], axis=0)
+        width = 1 if site.part == "mlp" else 8
+        assert by_site(compared, scored.sites)[site] == pytest.approx(per_key.sum(), rel=2e-3, abs=1e-5)
+        expected = per_key.reshape(-1, width).sum(1)
+        np.testing.assert_allclose(by_site(compared, scored.units)[site], expected, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(scored.draws[0][0], scored.sites)
+
+
+def test_draws_of_counterfactual_repeat_pairs_or_change_their_signs(model, compared):
+    values = values_per_pair(model)
+    totals = np.array([[pair[site].sum().item() for site in compared.sites] for pair in values])
+    group = groups_of_pairs(4)  # in which each pair is alone
+    times = np.array([2.0, 0.0, 1.0, 1.0])
+    counts, stays = np.zeros(4), np.zeros(4)
+    counts[group] = times
+    stays[group] = [1, 0, 0, 1]
+    none = np.zeros(4)
+    repeated = Weights(np.r_[counts, none][None], np.r_[none, counts][None], null=False)
+    swapped = Weights(np.r_[stays, 1 - stays][None], np.r_[1 - stays, stays][None], null=True)
+    scored = SCORES["counterfactual"].formula(model, compared, [repeated, swapped])
+    np.testing.assert_allclose(scored.draws[0], [times @ totals / 4], rtol=2e-3, atol=1e-5)
+    signs = np.array([1, -1, -1, 1]) @ totals / 4
+    np.testing.assert_allclose(scored.draws[1], [signs, -signs], rtol=2e-3, atol=1e-5)
+
+
+def test_swapping_the_sides_changes_the_sign_of_the_difference_and_of_the_values(model):
+    """With a baseline of zero, which both directions share."""
+    there = prefixes_by_hand.PAIRS
+    back = ContrastSet(there.neutral, there.toxic, paired=True)
+    a, b = (collect_differences(model, first_differences(model, pairs), sites=model.sites()) for pairs in (there, back))
+    assert a.difference == pytest.approx(-b.difference, rel=1e-5)
+    for site in model.sites():
+        np.testing.assert_allclose(a.units[site], -b.units[site], rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_baseline_leaves_out_what_a_layer_adds_in_every_text():
+    """A neuron with the same activation in every text favours the more frequent words, which are neutral.
+
+    With a baseline of zero, the layer seems to push against toxicity in every pair. Its mean takes that away.
+    """
+    lm = random_model("gpt2")
+    pairs, neuron = prefixes_by_hand.PAIRS, 7
+    differences = first_differences(lm, pairs)
+    table = lm.hf.get_output_embeddings().weight
+    with torch.no_grad():
+        frequent = sum(table[pair.neutral[0]] - table[pair.toxic[0]] for pair in differences.usable)
+        mlp = lm.hf.transformer.h[1].mlp
+        mlp.c_fc.weight[:, neuron] = 0
+        mlp.c_fc.bias[neuron] = 3
+        mlp.c_proj.weight *= 0.1
+        mlp.c_proj.weight[neuron] = 2 * frequent / frequent.norm()
+    zero = collect_differences(lm, differences, sites=[1])
+    assert (zero.sites[1] < 0).all()
+    assert zero.units[1].argmin() == neuron
+    loc = localize(lm, pairs, ("counterfactual",), draws=0)
+    assert loc.neuron_scores("counterfactual")[1, neuron] == pytest.approx(0, abs=1e-4 * abs(zero.units[1][neuron]))
+    assert abs(loc.layer_scores("counterfactual")[1]) < abs(zero.units[1].sum()) / 2
+    # Zeroing the neuron by hand agrees with the zero baseline: it does favour the neutral words.
+    assert patch(lm, pairs, [(1, neuron)], "zero", draws=0).effect[0] < 0
+    assert patch(lm, pairs, [(1, neuron)], "mean", draws=0).effect[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_counterfactual_without_differences_is_a_sentence(model, gathered):
+    with pytest.raises(ToxlocError, match=r"collect_contrast\(differences=True\)"):
+        SCORES["counterfactual"].formula(model, gathered, [])

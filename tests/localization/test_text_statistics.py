@@ -225,8 +225,9 @@ def test_experts_without_tokens_have_zeros_and_no_nan(family):
 
 def test_an_idle_expert_has_scores_of_zero_and_finite_intervals():
     lm = random_model("mixtral", num_local_experts=24)
-    loc = localize(lm, ContrastSet(["No."] * 3, ["Yes."] * 3), list(SCORES), parts=("expert",), draws=20)
-    idle = [loc.sites("expert").index(site) for site in idle_experts(lm, ["No.", "Yes."])]
+    pairs = ContrastSet(["No no yes."] * 3, ["No no no."] * 3, paired=True)
+    loc = localize(lm, pairs, list(SCORES), parts=("expert",), draws=20)
+    idle = [loc.sites("expert").index(site) for site in idle_experts(lm, ["No no yes.", "No no no."])]
     assert idle
     for score in SCORES:
         assert np.isfinite(loc.layer_scores(score)).all(), score

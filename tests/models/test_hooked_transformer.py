@@ -10,6 +10,7 @@ import torch
 import toxloc
 from benchmarks.families import DENSE
 from tests.conftest import TEXTS, bits, random_hf, same_bits, tokenizer
+from tests.localization.prefixes_by_hand import PAIRS as SHARED
 from toxloc import ContrastSet, LoadedModel, Meow2X, NeutralText, ToxlocError
 from toxloc.interventions.methods.trne import TRNE
 from toxloc.models.batching import batches
@@ -89,6 +90,20 @@ def test_scores_and_edits_equal_those_of_the_bridge(family):
             torch.testing.assert_close(hooked, bridge.W_out(site), rtol=0, atol=1e-4)
     turned_down = [Meow2X.fit(lm, PAIRS, budget=0.5, sites="all", neutral=NEUTRAL) for lm in (transformer, bridge)]
     assert turned_down[0].units.keys() == turned_down[1].units.keys()
+
+
+@with_class
+@pytest.mark.parametrize("family", KNOWN)
+def test_first_differences_equal_those_of_the_bridge(family):
+    transformer, bridge = both_ways(family)
+    results = [toxloc.localize(lm, SHARED, ("counterfactual",), parts=PARTS, draws=0) for lm in (transformer, bridge)]
+    for part in PARTS:
+        values, expected = (result.neuron_scores("counterfactual", part) for result in results)
+        np.testing.assert_allclose(values, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
+    for parts in (transformer.sites(), [(0, 3), (Site(1, "attention"), 1)]):
+        for by in ("mean", "counterfactual", "resample", "zero"):
+            values, expected = (toxloc.patch(lm, SHARED, parts, by, draws=0).effect for lm in (transformer, bridge))
+            np.testing.assert_allclose(values, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @with_class

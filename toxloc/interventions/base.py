@@ -116,8 +116,8 @@ class Intervention(ABC):
     def needs(cls, settings: Any) -> frozenset[str]:
         """Return the names of the statistics that a fit with these settings takes from `Evidence.statistics`.
 
-        The names are "moments", "gradients", "curvature", "reliance" and "peaks". A run, a sweep or a benchmark gathers
-        the statistics of all its methods and scores in one pass.
+        The names are "moments", "gradients", "curvature", "reliance", "peaks" and "differences". A run, a sweep or a
+        benchmark gathers the statistics of all its methods and scores in one pass.
         """
         return frozenset()
 

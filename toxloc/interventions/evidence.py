@@ -120,7 +120,8 @@ class Evidence:
         """Return the statistics of some sites; they are gathered at the first call that needs them.
 
         Args:
-            needs: names of the statistics: "moments", "gradients", "curvature", "reliance", "peaks".
+            needs: names of the statistics: "moments", "gradients", "curvature", "reliance", "peaks",
+                "differences".
             sites: the sites; by default every MLP and expert.
         """
         if self._given is not None:
@@ -161,7 +162,8 @@ class Evidence:
             curvature="curvature" in needs,
             reliance="reliance" in needs,
             peaks="peaks" in needs,
-            moments=bool(needs & {"moments", "peaks"}),
+            differences="differences" in needs,
+            moments=bool(needs & {"moments", "peaks", "differences"}),
             more_neutral=self.neutral.fit if "curvature" in needs else (),
         )
 

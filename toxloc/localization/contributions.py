@@ -20,21 +20,23 @@ from ..models.site_view import SiteView
 from ..models.sites import AnySite, BySite, Site
 
 GROUPS = 128
+GROUPS_OF_PAIRS = 512  # of pairs whose sites have a single number each
 BITS = 14  # mantissa bits kept of each peak
 SKETCH = 48  # rows and columns of the sketch of a gradient
 
 
 def random_groups(
-    n_toxic: int, n_neutral: int, paired: bool, seed: int = 0
+    n_toxic: int, n_neutral: int, paired: bool, seed: int = 0, limit: int = GROUPS
 ) -> tuple[Int64[np.ndarray, " n_toxic"], Int64[np.ndarray, " n_neutral"]]:
     """Assign the texts of both sides to random groups of nearly equal size; both texts of a pair get the same number.
 
     The group size is the same on both sides, so that toxic and neutral groups can be exchanged in a permutation test.
+    A side has at most `limit` groups.
 
     Returns:
         The group of each toxic text and of each neutral text.
     """
-    size = -(-max(n_toxic, n_neutral) // GROUPS)
+    size = -(-max(n_toxic, n_neutral) // limit)
     rng = np.random.default_rng(seed)
     toxic = rng.permutation(n_toxic) % -(-n_toxic // size)
     return toxic, toxic if paired else rng.permutation(n_neutral) % -(-n_neutral // size)

@@ -39,9 +39,9 @@ def localize(
     Args:
         lm: the model; a HookedTransformer of transformer-lens 3.9 is accepted too.
         pairs: toxic and neutral texts. If they are paired, pairs are resampled and shuffled as pairs.
-        scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined",
-            "auroc", "editability", and of experts "routing" (formulas: the functions of the same names in
-            `toxloc.localization.scores`).
+        scores: names of scores: any of "activation", "gradient_norm", "gradient_calibrated", "attribution",
+            "counterfactual" (of a paired set), "combined", "auroc", "editability", and of experts "routing" (formulas:
+            the functions of the same names in `toxloc.localization.scores`).
         parts: "mlp" for layers and neurons, "attention" for attention outputs and heads, "mixer" for linear
             recurrences, state spaces and convolutions, "expert" and "shared_expert" for mixtures of experts, or
             several; by default the parts of `statistics`, or else MLPs and experts. The adjusted p-value is for all
@@ -51,15 +51,17 @@ def localize(
         seed: seed for the draws.
         statistics: result of `collect_contrast`, to save the passes over the model; or the statistics of one group of
             sites after another (`Evidence.groups`).
-        skip_first: leave out the first position of each text, which can be an attention sink.
+        skip_first: leave out the first position of each text, which can be an attention sink. The score
+            "counterfactual" leaves it out of the mean only, and not of the sum over the prefix.
         max_length: number of tokens read from each text.
         memory: bytes that the matrices of all sites may take (G and, for some scores, C and S); by default 4 GiB, or 1
             GiB if the model is offloaded. If they need more, one group of sites is scored after another, with passes
             over the model for each group and the same result.
 
     Raises:
-        ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, or missing
-            statistics that a score needs.
+        ToxlocError: an unknown score or part, negative `draws`, an empty set, statistics of other parts, missing
+            statistics that a score needs, or a set for "counterfactual" that is not paired or has fewer than two pairs
+            that share a prefix and then differ.
 
     Example:
         >>> from toxloc import load_contrast, load_model
@@ -101,6 +103,7 @@ def localize(
                 curvature="curvature" in needs,
                 reliance="reliance" in needs,
                 peaks="peaks" in needs,
+                differences="differences" in needs,
             )
             for group in groups_that_fit(lm, lm.sites(*parts), statistics_memory(lm, memory), needs)
         )
@@ -108,12 +111,15 @@ def localize(
         gathered = iter([statistics] if isinstance(statistics, ContrastStatistics) else statistics)
     sites: list[Site] = []
     sizes: list[np.ndarray] = []
+    n_compared: int | None = None
     groups: list[dict[str, Scored]] = []
     for s in gathered:
-        weights = _weights(s, draws, seed) if draws else []
-        groups.append({name: SCORES[name].formula(lm, s, weights) for name in names})
+        weights = {of_pairs: _weights(s, draws, seed, of_pairs) for of_pairs in {SCORES[name].paired for name in names}}
+        groups.append({name: SCORES[name].formula(lm, s, weights[SCORES[name].paired]) for name in names})
         sites += s.sites
         sizes += [_unit_sizes(lm, s, site) for site in s.sites]
+        if s.differences is not None:
+            n_compared = s.differences.n_pairs
         del s  # before the next group is gathered
     if set(parts) != (collected := {site.part for site in sites}):
         raise ToxlocError(
@@ -135,6 +141,7 @@ def localize(
         "contrast": pairs.name,
         "n_toxic": len(pairs.toxic),
         "n_neutral": len(pairs.neutral),
+        **({} if n_compared is None else {"n_pairs_compared": n_compared}),
     }
     return Localization({part: _part_scores(part, sites, scored, sizes, uncertainty) for part in localized}, about)
 
@@ -157,9 +164,17 @@ def _part_scores(
     )
 
 
-def _weights(s: ContrastStatistics, draws: int, seed: int) -> list[Weights]:
-    toxic, neutral = both_contributions(s)
-    sizes = len(toxic.tokens), len(neutral.tokens)
+def _weights(s: ContrastStatistics, draws: int, seed: int, of_pairs: bool) -> list[Weights]:
+    """Return the draws of the groups of texts or, for a score of pairs, of the groups of pairs that it compares."""
+    if not draws:
+        return []
+    if of_pairs:
+        if s.differences is None:
+            return []  # the formula says what is missing
+        sizes = len(s.differences.counts), len(s.differences.counts)
+    else:
+        toxic, neutral = both_contributions(s)
+        sizes = len(toxic.tokens), len(neutral.tokens)
     return [Weights.bootstrap(*sizes, s.paired, draws, seed), Weights.shuffled(*sizes, s.paired, draws, seed)]
 
 

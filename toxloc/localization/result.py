@@ -55,7 +55,8 @@ class Localization:
 
     Attributes:
         by_part: scores by part: "mlp", "attention", "mixer", "expert", "shared_expert".
-        about: the model, its fingerprint, and the name and sizes of the contrast set.
+        about: the model, its fingerprint, the name and sizes of the contrast set, and, for the score `counterfactual`,
+            the number of pairs that it compares.
     """
 
     by_part: Mapping[str, PartScores]
@@ -142,6 +143,21 @@ class Localization:
                 neurons.
         """
         return [(site.layer, unit) for site, unit in self.top_units(score, k, MLP)]
+
+    def top_heads(self, score: str, k: int) -> list[Unit]:
+        """Return the k attention heads of the whole model with the highest score, as (site, head), highest first.
+
+        Knock-outs, Meow2X and `patch` take them in this form; (3, 2) would mean neuron 2 of layer 3.
+
+        Raises:
+            ToxlocError: attentions were not localized, the score was not computed, or k is not between 1 and the number
+                of heads.
+
+        Example:
+            >>> loc.top_heads("counterfactual", 2)     # doctest: +SKIP
+            [(Site(layer=3, part='attention'), 2), (Site(layer=5, part='attention'), 0)]
+        """
+        return self.top_units(score, k, "attention")
 
     def top_sites(self, score: str, k: int) -> list[Site]:
         """Return the k sites of all parts with the highest score, highest first."""

@@ -3,5 +3,13 @@
 from typing import Literal
 
 ScoreName = Literal[
-    "activation", "gradient_norm", "gradient_calibrated", "attribution", "combined", "auroc", "editability", "routing"
+    "activation",
+    "gradient_norm",
+    "gradient_calibrated",
+    "attribution",
+    "counterfactual",
+    "combined",
+    "auroc",
+    "editability",
+    "routing",
 ]

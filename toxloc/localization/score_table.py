@@ -11,7 +11,17 @@ from ..models.loaded import LoadedModel
 from ..support.arguments import as_list
 from .score_names import ScoreName
 from .scored import Scored
-from .scores import activation, attribution, auroc, combined, editability, gradient_calibrated, gradient_norm, routing
+from .scores import (
+    activation,
+    attribution,
+    auroc,
+    combined,
+    counterfactual,
+    editability,
+    gradient_calibrated,
+    gradient_norm,
+    routing,
+)
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
@@ -27,12 +37,14 @@ class Score:
         unit: unit of the score of a site.
         question: question that the score answers.
         formula: function that computes the score.
-        needs: statistics that the formula needs besides moments: "gradients", "curvature", "reliance", "peaks".
+        needs: statistics that the formula needs besides moments: "gradients", "curvature", "reliance", "peaks",
+            "differences".
         signed: whether negative values are meaningful.
         bounds: smallest and largest possible score of a site.
         centre: neutral value, which is evidence neither for nor against toxicity.
         neuron_title: name of the score in figures of neurons, if it differs from `title`.
         only: part that the score is for; None for all parts.
+        paired: whether the score compares the two texts of a pair, so that it needs a paired contrast set.
     """
 
     title: str
@@ -45,6 +57,7 @@ class Score:
     centre: float = 0.0
     neuron_title: str = ""
     only: str | None = None
+    paired: bool = False
 
 
 _GRADIENTS = frozenset({"gradients"})
@@ -73,6 +86,16 @@ SCORES: dict[str, Score] = {
         _GRADIENTS,
         signed=True,
         bounds=(-np.inf, np.inf),
+    ),
+    "counterfactual": Score(
+        "counterfactual attribution",
+        "nats",
+        "does it push towards the toxic token where two texts begin to differ?",
+        counterfactual,
+        frozenset({"differences"}),
+        signed=True,
+        bounds=(-np.inf, np.inf),
+        paired=True,
     ),
     "combined": Score(
         "attribution and reliance",

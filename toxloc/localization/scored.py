@@ -21,8 +21,8 @@ class Scored(NamedTuple):
     Attributes:
         sites: score of each site, float64 [n_sites].
         units: scores of the units of each site, float64 [n_units].
-        draws: scores of the sites under each draw of each given `Weights`, float64 [draws, n_sites]; None if the score
-            cannot be computed from the contributions of groups.
+        draws: scores of the sites under each draw of each given `Weights`, float64 [draws, n_sites] (twice as many
+            under shuffled labels, for scores of pairs); None if the score cannot be computed from groups of texts.
     """
 
     sites: Float64[np.ndarray, " n_sites"]
@@ -87,6 +87,24 @@ def mean_difference(
     shares = [side / np.maximum(side @ counts, 1)[:, None] for side in (w.toxic, w.neutral)]
     difference: np.ndarray = (shares[0] - shares[1]) @ sums
     return difference
+
+
+def mean_over_pairs(
+    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], w: Weights
+) -> Float64[np.ndarray, "_draws d"]:
+    """Mean over pairs of values that change sign if the two texts of a pair swap labels, for every draw.
+
+    Under shuffled labels, the draws are followed by the same draws with all labels swapped, which are as likely. So the
+    null distribution is symmetric around 0, also with few pairs.
+
+    Args:
+        sums: sum of the values over the pairs of each group.
+        counts: number of pairs of each group.
+        w: the draws, in which both sides of a group of pairs are drawn together.
+    """
+    toxic, neutral = w.toxic[:, : len(counts)], w.neutral[:, : len(counts)]  # the toxic halves of all groups
+    mean: np.ndarray = (toxic - neutral) @ sums / np.maximum((toxic + neutral) @ counts, 1)[:, None]
+    return np.concatenate([mean, -mean]) if w.null else mean
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..models.sites import Site
 from .auroc import auroc_of_ranks
 from .linalg import factor, steepest_at_cost
 from .moments import Moments
-from .scored import Scored, both_contributions, both_sides, mean_difference, over_sites, ratio
+from .scored import Scored, both_contributions, both_sides, mean_difference, mean_over_pairs, over_sites, ratio
 from .statistics import ContrastStatistics
 from .uncertainty import Weights
 
@@ -121,6 +121,31 @@ def attribution(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weight
             both_sides(toxic.attribution[site], neutral.attribution[site])[:, None], predicted, w
         )[:, 0],
         units,
+    )
+
+
+def counterfactual(lm: LoadedModel, s: ContrastStatistics, weights: Sequence[Weights]) -> Scored:
+    """How far a part pushes towards the toxic token where the two texts of a pair begin to differ.
+
+    After the prefix that both texts share, D = log p(toxic token) - log p(neutral token), in nats. Unit: mean over
+    pairs of <dD/da, a - mean_N(a)>, summed over all positions of the prefix and the unit's keys a. It is the
+    first-order fall of D if the unit's activation is replaced by its mean over the neutral texts. Site: the sum over
+    its units. With zero in place of the mean, the score would also contain what the part adds in every text, such as
+    how frequent the two tokens are. Null: the two tokens of a pair swap, so that D and the values of the pair change
+    sign. `weights` are those of the groups of pairs. Source: attribution patching (Syed et al. 2023,
+    arXiv:2310.10348), with the mean in place of a counterfactual prompt.
+    """
+    d = s.differences
+    if d is None:
+        raise ToxlocError(
+            "counterfactual needs the first differences of pairs; gather them with collect_contrast(differences=True)."
+        )
+    sums = np.stack([d.sites[site] for site in s.sites], axis=1)
+    observed = Weights.observed(len(sums), len(sums))
+    return Scored(
+        mean_over_pairs(sums, d.counts, observed)[0],
+        [d.units[site] for site in s.sites],
+        [mean_over_pairs(sums, d.counts, w) for w in weights],
     )
 
 

@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ToxlocError
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, BySite, Site, sites_of
 from ..support.arguments import check_kind
 from ..texts.contrast import ContrastSet
 from ..texts.drawing import check_texts
 from .contributions import random_groups
+from .difference_statistics import DifferenceStatistics, collect_differences
+from .first_difference import first_differences
 from .text_statistics import Fisher, TextStatistics, collect
 
 MEMORY = 4 << 30  # bytes that the matrices of sites that are gathered together may take
@@ -30,6 +33,8 @@ class ContrastStatistics:
         paired: whether groups with the same number on both sides hold the two halves of the same pairs.
         C: second moment [d_in, d_in] of the keys on neutral text, by site; empty if not gathered.
         S: second moment [d_model, d_model] of the output gradients on neutral text, by site; empty if not gathered.
+        differences: what the sites add to the log-probability difference at the first difference of each pair; None if
+            not gathered.
     """
 
     toxic: TextStatistics
@@ -37,6 +42,7 @@ class ContrastStatistics:
     paired: bool
     C: BySite[Float[Tensor, "_d_in _d_in"]]
     S: BySite[Float[Tensor, "d_model d_model"]]
+    differences: DifferenceStatistics | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -52,7 +58,15 @@ class ContrastStatistics:
         def side(s: TextStatistics) -> TextStatistics:
             return replace(s, keys=kept(s.keys), routed=kept(s.routed), G=kept(s.G), C=kept(s.C), S=kept(s.S))
 
-        return ContrastStatistics(side(self.toxic), side(self.neutral), self.paired, kept(self.C), kept(self.S))
+        d = self.differences
+        return ContrastStatistics(
+            side(self.toxic),
+            side(self.neutral),
+            self.paired,
+            kept(self.C),
+            kept(self.S),
+            None if d is None else replace(d, sites=kept(d.sites), units=kept(d.units)),
+        )
 
     def routed(self, site: AnySite) -> int | None:
         """Return how many tokens are routed to an expert on the side with fewer; None for other sites."""
@@ -73,6 +87,7 @@ def collect_contrast(
     curvature: bool = False,
     reliance: bool = False,
     peaks: bool = False,
+    differences: bool = False,
     more_neutral: Sequence[str] = (),
     fisher: Fisher = "empirical",
     sites: Iterable[AnySite] | None = None,
@@ -90,16 +105,20 @@ def collect_contrast(
         curvature: gather C and S on the neutral side and on `more_neutral`.
         reliance: also gather S of the toxic side, which the score `combined` needs.
         peaks: gather the largest activations of every text, which the score `auroc` needs.
+        differences: attribute the log-probability difference at the first difference of each pair, which the score
+            `counterfactual` needs, with the mean over the neutral texts as the baseline.
         more_neutral: further neutral texts, used only for C and S, weighted by their tokens.
         fisher: "empirical" or "sampled", see `collect`; with "sampled" the neutral texts are read twice.
         sites: sites to gather statistics of; by default every MLP and expert.
         curved: sites whose C and S are gathered; by default all of `sites`.
         moments: gather means, variances and contributions, which scores need and TRNE does not.
-        skip_first: see `collect`.
+        skip_first: see `collect`. With `differences`, the first position is left out of the mean, but not of the sum
+            over the prefix.
         max_length: number of tokens read from each text.
 
     Raises:
-        ToxlocError: in the same cases as `collect`.
+        ToxlocError: in the same cases as `collect`; or, with `differences`, there are no moments, or the pairs have no
+            first differences (see `first_differences`).
 
     Example:
         >>> from toxloc import load_contrast, load_model
@@ -111,6 +130,9 @@ def collect_contrast(
     check_kind(pairs, ContrastSet, "the contrast set")
     more_neutral = check_texts(more_neutral, "more_neutral")
     sites = lm.sites_of_choice("mlp") if sites is None else sites_of(sites)
+    if differences and not moments:
+        raise ToxlocError("differences=True needs the mean of the keys over the neutral texts; leave moments=True.")
+    compared = first_differences(lm, pairs, max_length) if differences else None
     groups = random_groups(len(pairs.toxic), len(pairs.neutral), pairs.paired)
     options: dict[str, Any] = {
         "gradients": gradients,
@@ -159,7 +181,11 @@ def collect_contrast(
         )
         for factor in "CS"
     )
-    return ContrastStatistics(toxic, neutral, pairs.paired, C, S)
+    attributed = None
+    if compared is not None:
+        baseline = BySite({site: neutral.keys[site].mean for site in sites})
+        attributed = collect_differences(lm, compared, sites=sites, baseline=baseline)
+    return ContrastStatistics(toxic, neutral, pairs.paired, C, S, attributed)
 
 
 def statistics_memory(lm: LoadedModel, memory: int | None) -> int:

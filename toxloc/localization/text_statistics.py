@@ -213,7 +213,7 @@ class _Collector:
             if view.has_norm and self.gradients:
                 hooks.append((view.write_hook, self._on_write(view)))
         with ExitStack() as stack:
-            stack.enter_context(_frozen(self.lm))
+            stack.enter_context(frozen(self.lm))
             # The keys are what W reads, with the changes of applied interventions, and m is what W writes, before them.
             stack.enter_context(self.lm.hooks(keys))
             stack.enter_context(self.lm.hooks(hooks, first=True))
@@ -292,7 +292,7 @@ class _Collector:
             site, own = share.view.site, delta[share.rows]
             if share.scale is not None:
                 own = own / share.scale
-            own = _before_changes(bank, site, own)
+            own = before_changes(bank, site, own)
             if self.gradients:
                 counted = own * share.kept[:, None]
                 self.G[site].addmm_(share.keys.T, counted)
@@ -403,7 +403,7 @@ class _Share:
     scale: Tensor | None
 
 
-def _before_changes(bank: Bank, site: Site, delta: Tensor) -> Tensor:
+def before_changes(bank: Bank, site: Site, delta: Tensor) -> Tensor:
     """Convert the gradient with respect to an expert's output to that before the changes of applied interventions.
 
     All such changes are linear, up to a constant, so they commute with the router weight.
@@ -419,7 +419,7 @@ def _zero(view: SiteView, *shape: int) -> Tensor:
 
 
 @contextmanager
-def _frozen(lm: LoadedModel) -> Iterator[None]:
+def frozen(lm: LoadedModel) -> Iterator[None]:
     """Switch weight gradients off for the duration of the block."""
     trained = [p for tree in (lm.hf, lm.hooked) if tree is not None for p in tree.parameters() if p.requires_grad]
     for p in trained:

@@ -104,21 +104,37 @@ def batches(
             number of positions then also suits the size of the model.
         describe: label of the progress bar.
     """
+    rows = encode(lm, texts, max_length)
+    for group in track(groups_of_rows(lm, [len(row) for row in rows], tokens, gradients), describe):
+        yield pad(lm, [rows[i] for i in group], group, "right")
+
+
+def groups_of_rows(
+    lm: LoadedModel, lengths: Sequence[int], tokens: int | None = None, gradients: bool = False
+) -> list[list[int]]:
+    """Group rows of token ids into batches, longest rows first.
+
+    Args:
+        lm: the model.
+        lengths: number of tokens of each row.
+        tokens: see `batches`.
+        gradients: see `batches`.
+
+    Returns:
+        The indices of the rows of each batch.
+    """
     if tokens is None:
         kind = "cpu" if lm.device.type == "cpu" else "cuda"
         tokens = min(TOKENS_PER_BATCH[kind], LOGITS_PER_BATCH[kind] // lm.d_vocab)
         if gradients:
             limit = ACTIVATIONS_PER_BATCH["offloaded" if lm.is_offloaded else kind]
             tokens = min(tokens, max(FEWEST_TOKENS, limit // activation_bytes(lm)))
-    rows = encode(lm, texts, max_length)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     groups: list[list[int]] = []
-    for i in order:
-        if not groups or (len(groups[-1]) + 1) * len(rows[groups[-1][0]]) > tokens:
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > tokens:
             groups.append([])
         groups[-1].append(i)
-    for group in track(groups, describe):
-        yield pad(lm, [rows[i] for i in group], group, "right")
+    return groups
 
 
 def activation_bytes(lm: LoadedModel) -> int:

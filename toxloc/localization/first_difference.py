@@ -1,0 +1,100 @@
+"""First differences: the tokens that the two texts of a pair share, and the first token in which they differ.
+
+After the shared prefix, a model gives one log-probability to the toxic text's next token and another to that of the
+neutral text. Both are predicted from the same tokens, so their difference depends on nothing but this choice.
+"""
+
+from dataclasses import dataclass
+
+from ..errors import ToxlocError
+from ..models.batching import encode
+from ..models.loaded import AnyModel, LoadedModel
+from ..support.arguments import check_kind
+from ..texts.contrast import ContrastSet
+
+FEWEST_SHARED = 2  # tokens of a usable prefix; the BOS token does not count
+FEWEST_PAIRS = 2
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """A pair of texts as tokens: what both share, and what follows in each.
+
+    Attributes:
+        pair: index of the pair in the contrast set.
+        prefix: the tokens that both texts begin with, including BOS if the model's texts begin with it.
+        toxic: the further tokens of the toxic text, at least one.
+        neutral: the further tokens of the neutral text, at least one; the first is not that of `toxic`.
+    """
+
+    pair: int
+    prefix: tuple[int, ...]
+    toxic: tuple[int, ...]
+    neutral: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FirstDifferences:
+    """The usable pairs of a contrast set, in its order, and the number of pairs that are left out.
+
+    Attributes:
+        usable: the pairs whose texts share a prefix and then differ.
+        differ_early: number of pairs that share fewer than two tokens (BOS not counted).
+        without_difference: number of other pairs in which a text ends, or is cut at the largest length, before the
+            texts differ.
+    """
+
+    usable: tuple[FirstDifference, ...]
+    differ_early: int
+    without_difference: int
+
+
+def first_differences(lm: AnyModel, pairs: ContrastSet, max_length: int = 128) -> FirstDifferences:
+    """Find the first token in which the two texts of each pair differ.
+
+    A pair is left out if its texts share fewer than two tokens, not counting BOS, or if one text ends before they
+    differ.
+
+    Args:
+        lm: the model, whose tokenizer splits the texts.
+        pairs: a paired contrast set.
+        max_length: number of tokens read from each text.
+
+    Raises:
+        ToxlocError: the set is not paired, or fewer than two pairs are usable.
+
+    Example:
+        >>> from toxloc import ContrastSet, load_model
+        >>> toxic, neutral = ["They are all fools.", "Go away, liar"], ["They are all here.", "Go away now"]
+        >>> differences = first_differences(load_model(), ContrastSet(toxic, neutral, paired=True))
+        >>> [len(difference.prefix) for difference in differences.usable]
+        [4, 3]
+    """
+    lm = LoadedModel.of(lm)
+    check_kind(pairs, ContrastSet, "the contrast set")
+    if not pairs.paired:
+        raise ToxlocError(
+            f"The contrast set {pairs.name!r} is not paired, so its texts have no first difference; give pairs of "
+            "texts that begin alike, with paired=True."
+        )
+    usable: list[FirstDifference] = []
+    early = ended = 0
+    bos = lm.tokenizer.bos_token_id
+    rows = zip(encode(lm, pairs.toxic, max_length), encode(lm, pairs.neutral, max_length), strict=True)
+    for pair, (toxic, neutral) in enumerate(rows):
+        shorter = min(len(toxic), len(neutral))
+        shared = next((i for i in range(shorter) if toxic[i] != neutral[i]), shorter)
+        prefix = tuple(toxic[:shared])
+        if shared < shorter and shared - (bos is not None and prefix[:1] == (bos,)) < FEWEST_SHARED:
+            early += 1
+        elif shared == shorter:
+            ended += 1
+        else:
+            usable.append(FirstDifference(pair, prefix, tuple(toxic[shared:]), tuple(neutral[shared:])))
+    if len(usable) < FEWEST_PAIRS:
+        raise ToxlocError(
+            f"Only {len(usable)} of the {len(pairs.toxic)} pairs of {pairs.name!r} can be compared at their first "
+            f"difference, and {FEWEST_PAIRS} are needed: {early} share fewer than {FEWEST_SHARED} tokens, and in "
+            f"{ended} a text ends before the two differ. Give pairs of texts that begin with the same words."
+        )
+    return FirstDifferences(tuple(usable), early, ended)
