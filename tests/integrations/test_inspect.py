@@ -1,4 +1,5 @@
 import importlib
+import subprocess
 import sys
 from importlib.metadata import entry_points
 
@@ -87,14 +88,19 @@ def test_an_unknown_judge_is_refused_before_anything_is_generated():
         toxicity("nobody")
 
 
-def test_inspect_finds_the_scorer_by_its_name():
-    """Inspect loads the entry point of a package when it meets a name with the package's prefix."""
+def test_inspect_finds_the_scorer_by_its_name(tmp_path):
+    """Inspect loads the entry point of a package when it meets a name with the package's prefix.
+
+    A process in another folder imports the installed package, not this checkout, which Inspect takes for a user's file.
+    """
     assert [entry.value for entry in entry_points(group="inspect_ai", name="toxloc")] == ["toxloc.integrations.inspect"]
-    from inspect_ai.util import registry_info
-
-    from toxloc.integrations.inspect import toxicity
-
-    assert registry_info(toxicity("profanity-check")).name == "toxloc/toxicity"
+    code = (
+        "from inspect_ai.util import registry_info\n"
+        "from toxloc.integrations.inspect import toxicity\n"
+        "print(registry_info(toxicity('profanity-check')).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "toxloc/toxicity", done.stderr
 
 
 def test_without_the_extra_the_error_names_what_to_install(monkeypatch):
