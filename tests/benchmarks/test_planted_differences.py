@@ -40,7 +40,7 @@ def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(planted_differences.main)
     out = tmp_path / "planted-differences.json"
-    done = CliRunner().invoke(app, ["layer4", "--out", str(out)])
+    done = CliRunner().invoke(app, ["layer4", "--out", str(out)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert [test["measure"] for test in json.loads(out.read_text())["tests"]] == list(planted_differences.MEASURES)
     assert "layer4" in done.output
