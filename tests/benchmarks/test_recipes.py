@@ -338,6 +338,16 @@ def test_the_label_of_a_comment_is_the_mean_of_two_logits(tmp_path, folder):
     assert labelled.texts == comments
 
 
+def test_a_comment_counts_a_fifth_of_a_scored_text():
+    """All texts are the same, so the regression predicts the weighted mean of the logits, (1 - .2) / 1.2 logit(.9)."""
+    texts, shape = ["the soup sings"] * 12, (12, len(ATTRIBUTES))
+    rows, comments = (
+        rtp_rows.Rows(texts, np.full(shape, score), np.arange(12), np.zeros(12, dtype=bool)) for score in (0.9, 0.1)
+    )
+    predicted = predictor(*rtp_linear.fit(rows, comments))(texts[:1])
+    np.testing.assert_allclose(predicted, 1 / (1 + 9 ** -(0.8 / 1.2)), atol=1e-3)
+
+
 def test_comments_are_short_pieces_of_the_corpus(tmp_path):
     corpus = {kind: [f"{kind} {i} " + " ".join(map(str, range(40))) for i in range(50)] for kind in KINDS}
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))

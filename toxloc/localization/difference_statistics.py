@@ -29,7 +29,7 @@ from ..models.sites import AnySite, BySite, Site
 from ..support.progress import track
 from .contributions import GROUPS_OF_PAIRS, random_groups
 from .first_difference import FirstDifference, FirstDifferences
-from .text_statistics import before_changes, frozen
+from .text_statistics import before_changes, frozen, with_gradient
 
 
 @dataclass
@@ -209,11 +209,7 @@ class _Pass:
 
     def _on_output(self, view: SiteView) -> Callable[[Tensor], Tensor]:
         def hook(m: Tensor) -> Tensor:
-            # Weights are frozen, so the graph begins at the first site's output. `m` is returned because the hook may
-            # receive a reshaped view, which is not the tensor that the model uses next.
-            if not m.requires_grad:
-                m = m.detach().requires_grad_(True)
-            m.register_hook(lambda delta: self._reduce(view, delta))
+            m = with_gradient(m, lambda delta: self._reduce(view, delta))
             # Llama 4 adds the routed experts' outputs to that of the shared expert in place.
             return m.clone() if view.site.part == "shared_expert" else m
 
@@ -241,10 +237,7 @@ class _Pass:
 
     def _on_bank_output(self, bank: Bank) -> Callable[[Tensor], Tensor]:
         def hook(m: Tensor) -> Tensor:
-            if not m.requires_grad:
-                m = m.detach().requires_grad_(True)
-            m.register_hook(lambda delta: self._reduce_bank(bank, delta))
-            return m
+            return with_gradient(m, lambda delta: self._reduce_bank(bank, delta))
 
         return hook
 

@@ -279,10 +279,7 @@ class _Collector:
         def hook(m: Tensor) -> Tensor | None:
             if not self.backward:
                 return None
-            if not m.requires_grad:
-                m = m.detach().requires_grad_(True)
-            m.register_hook(lambda delta: self._reduce_bank(bank, delta))
-            return m
+            return with_gradient(m, lambda delta: self._reduce_bank(bank, delta))
 
         return hook
 
@@ -322,11 +319,7 @@ class _Collector:
             if not self.backward:
                 return None
             self.seen_outputs[view.site] = outputs
-            # Weights are frozen, so the graph begins at the first site's output and holds nothing before it. `m` is
-            # returned because the hook may receive a reshaped view, which is not the tensor that the model uses next.
-            if not m.requires_grad:
-                m = m.detach().requires_grad_(True)
-            m.register_hook(lambda delta: self._reduce(view, delta))
+            m = with_gradient(m, lambda delta: self._reduce(view, delta))
             # Llama 4 adds the routed experts' outputs to that of the shared expert in place.
             return m.clone() if view.site.part == "shared_expert" else m
 
@@ -416,6 +409,18 @@ def before_changes(bank: Bank, site: Site, delta: Tensor) -> Tensor:
 
 def _zero(view: SiteView, *shape: int) -> Tensor:
     return torch.zeros(shape, device=view.device)
+
+
+def with_gradient(m: Tensor, read: Callable[[Tensor], None]) -> Tensor:
+    """Return the output of a part as a tensor in the graph; `read` gets its gradient when a loss is differentiated.
+
+    Weights are frozen, so the graph begins at the first part's output and holds nothing before it. A hook on the output
+    returns this tensor, because a hook may receive a reshaped view, which is not the tensor that the model uses next.
+    """
+    if not m.requires_grad:
+        m = m.detach().requires_grad_(True)
+    m.register_hook(read)
+    return m
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class RealToxicityPrompts(ConfigurableTask):  # type: ignore[misc]
         self.judges = get_judges(options.get("judges"))
         self.samples = whole_number(options.get("samples", 1), "samples", at_least=1)
         # For the file of results:
-        options["judges"] = {judge.name: judge.about() | {"threshold": judge.threshold} for judge in self.judges}
+        options["judges"] = {judge.name: judge.about() for judge in self.judges}
         self._by_completions: dict[tuple[str, ...], dict[str, float]] = {}
         super().__init__(
             config={name: value for name, value in config.items() if name != "class"}
