@@ -1,15 +1,15 @@
-"""Test whether the scores find toxicity where it was planted, in eleven planted models and two controls.
+"""Test whether the scores find toxicity where it was planted, in all planted models and two controls.
 
-    python -m benchmarks.planted                    # under ten minutes on two cores; --out planted.json saves it
-    python -m benchmarks.planted layer1 layer6 --save planted       # writes the models as folders, to use elsewhere
+    python -m benchmarks.planted                    # half an hour on one core; --out planted.json saves it
+    python -m benchmarks.planted layer1 head5 --save planted       # writes the models as folders, to use elsewhere
 
-Each planted model is toxloc-tiny-clean in which one layer's MLP, or 64 neurons of one layer, were trained on toxic text
-while all other weights were frozen (`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast
-sets: the built-in set, and a set sampled from the model and labelled by the evaluators. The controls, the clean model
-and toxloc-tiny, have no planted toxicity; they show the result of a score when there is nothing to find.
+Each planted model is toxloc-tiny-clean in which a known part was trained on toxic text while all other weights were
+frozen: the MLP or the attention of one layer, 64 neurons, one head, or an MLP and an attention of two layers
+(`benchmarks/models`, `benchmarks/recipes`). Every score localizes on two contrast sets: the built-in set, and a set
+sampled from the model and labelled by the evaluators. The sites are all MLPs and all attentions. The controls, the
+clean model and toxloc-tiny, have no planted toxicity; they show the result of a score when there is nothing to find.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,72 +17,27 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
-import torch
 import typer
 from jaxtyping import Bool, Float64
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
 from benchmarks import markdown as md
-from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, load_model, localize, plots
+from benchmarks.plants import CONTROLS, Plant, planted_model, plants
+from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, localize, plots
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.score_names import ScoreName
 from toxloc.localization.score_table import SCORES
 from toxloc.models.loaded import LoadedModel
+from toxloc.models.sites import BySite, Part, Site
 from toxloc.support.files import write_json
 
-MODELS = Path(__file__).parent / "models"
-CLEAN = MODELS / "toxloc-tiny-clean"
-PLANTED = MODELS / "planted"
-CONTROLS = ("clean", "toxloc-tiny")
 CONTRASTS = ("builtin", "sampled")
+PARTS: tuple[Part, ...] = ("mlp", "attention")
+KINDS = {"mlp": "MLPs", "neurons": "neurons", "attention": "attentions", "head": "heads", "two": "two sites"}
+ALPHA = 0.05
 
 DENSE_SCORES = tuple(name for name, score in SCORES.items() if score.only is None)
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Site of a plant: its layer, and its neurons unless the whole MLP was trained."""
-
-    layer: int
-    neurons: tuple[int, ...] | None
-
-
-def truths() -> dict[str, Truth]:
-    """Return the site of every plant by the name of the plant."""
-    plants = json.loads((PLANTED / "ground_truth.json").read_text(encoding="utf-8"))
-    return {name: Truth(plant["layer"], plant["neurons"] and tuple(plant["neurons"])) for name, plant in plants.items()}
-
-
-def planted_model(name: str) -> LoadedModel:
-    """Build a planted model from the clean one; "clean" and "toxloc-tiny" are the controls.
-
-    Raises:
-        ToxlocError: there is no plant with this name.
-    """
-    if name == "toxloc-tiny":
-        return load_model(name)
-    lm = load_model(str(CLEAN))
-    lm.name = name
-    if name == "clean":
-        return lm
-    known = truths()
-    if name not in known:
-        raise ToxlocError(f"There is no plant {name!r}; choose one of {', '.join([*known, *CONTROLS])}.")
-    mlp = lm.hf.transformer.h[known[name].layer].mlp
-    weights = load_file(PLANTED / f"{name}.safetensors")
-    neurons = weights.pop("neurons", slice(None))
-    with torch.no_grad():
-        for key, value in weights.items():
-            target = mlp.get_parameter(key)
-            part = target[neurons] if key in ("c_proj.weight", "c_fc.bias") else target[..., neurons]
-            assert part.shape == value.shape
-            if key in ("c_proj.weight", "c_fc.bias"):
-                target[neurons] = value.float()
-            else:
-                target[..., neurons] = value.float()
-    return lm
 
 
 @dataclass(frozen=True)
@@ -91,62 +46,96 @@ class Finding:
 
     Attributes:
         model: name of the plant or the control.
+        kind: "mlp", "neurons", "attention", "head" or "two" for a plant in two sites; None for controls.
         contrast: "builtin" or "sampled".
         score: name of the score.
-        top: layer with the highest score.
-        p_adjusted: adjusted p-value of the layer `top`; None if the score has no null distribution.
-        rank: rank of the true layer, 1 for the highest score; None for controls.
-        margin: score of the true layer minus the highest score of the other layers, divided by the range of the
+        top: site with the highest score, such as "3.mlp".
+        p_adjusted: adjusted p-value of the site `top`; None if the score has no null distribution.
+        rank: rank of the true site, 1 for the highest score; of two true sites, the rank of the lower one among the
+            other sites. None for controls.
+        p_true: adjusted p-value of the true site, or the larger one of two; None for controls and scores without null.
+        margin: the lowest score of a true site minus the highest score of the other sites, divided by the range of the
             scores; None for controls.
-        precision: share of planted neurons among the k neurons with the highest scores, where k is the number of
-            planted neurons (64); None except for neuron plants.
-        average_precision: mean of the precisions at the ranks of the planted neurons; None except for neuron plants.
-        precision_in_layer: like `precision`, among the neurons of the true layer only.
+        precision: share of planted units among the k units of their part with the highest scores, where k is the number
+            of planted units (64 neurons or 1 head); None except for plants in units.
+        average_precision: mean of the precisions at the ranks of the planted units; None except for plants in units.
+        precision_in_site: like `precision`, among the units of the true site only.
     """
 
     model: str
+    kind: str | None
     contrast: str
     score: str
-    top: int
+    top: str
     p_adjusted: float | None
     rank: int | None = None
+    p_true: float | None = None
     margin: float | None = None
     precision: float | None = None
     average_precision: float | None = None
-    precision_in_layer: float | None = None
+    precision_in_site: float | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether the true sites have higher scores than all other sites."""
+        return self.rank == 1
+
+    @property
+    def significant(self) -> bool:
+        """Whether the true sites are found, with an adjusted p-value below .05."""
+        return self.found and self.p_true is not None and self.p_true < ALPHA
 
 
-def findings(loc: Localization, model: str, contrast: str, truth: Truth | None) -> Iterator[Finding]:
-    """Compare every score of a localization with the site of the plant; `truth` is None for controls."""
+def kind_of(plant: Plant) -> str:
+    """Return the kind of a plant, a key of `KINDS`."""
+    if len(plant.sites) > 1:
+        return "two"
+    (site,) = plant.sites
+    return {"mlp": "neurons", "attention": "head"}[site.part] if plant.units else site.part
+
+
+def findings(loc: Localization, model: str, contrast: str, plant: Plant | None) -> Iterator[Finding]:
+    """Compare every score of a localization with the sites of the plant; `plant` is None for controls."""
     for score in loc.scores:
-        layers = loc.layer_scores(score)
-        top = loc.top_layers(score, 1)[0]
-        uncertainty = loc.uncertainty.get(score)
-        p = float(uncertainty.p_adjusted[top]) if uncertainty else None
-        if truth is None:
-            yield Finding(model, contrast, score, top, p)
+        values, p = loc.site_scores(score), _adjusted(loc, score)
+        top = max(values, key=lambda site: values[site])
+        if plant is None:
+            yield Finding(model, None, contrast, score, str(top), p.get(top))
             continue
-        others = np.delete(layers, truth.layer)
-        precision, average, in_layer = None, None, None
-        if truth.neurons:
-            planted = np.zeros(loc.neuron_scores(score).shape, dtype=bool)
-            planted[truth.layer, list(truth.neurons)] = True
-            precision, average = retrieval(loc.neuron_scores(score), planted, len(truth.neurons))
-            layer = [truth.layer]
-            in_layer, _ = retrieval(loc.neuron_scores(score)[layer], planted[layer], len(truth.neurons))
-        margin = float((layers[truth.layer] - others.max()) / (np.ptp(layers) or 1.0))
-        yield Finding(
-            model,
-            contrast,
-            score,
-            top,
-            p,
-            1 + int((others > layers[truth.layer]).sum()),
-            margin,
-            precision,
-            average,
-            in_layer,
-        )
+        lowest = min(values[site] for site in plant.sites)
+        others = np.array([value for site, value in values.items() if site not in plant.sites])
+        rank, margin = 1 + int((others > lowest).sum()), float(lowest - others.max())
+        p_true = max(p[site] for site in plant.sites) if p else None
+        of_units = _retrieval(loc, score, plant) if plant.units else (None, None, None)
+        margin /= max(values.values()) - min(values.values()) or 1.0
+        yield Finding(model, kind_of(plant), contrast, score, str(top), p.get(top), rank, p_true, margin, *of_units)
+
+
+def _adjusted(loc: Localization, score: str) -> BySite[float]:
+    """Return the adjusted p-value of every site; empty if the score has no null distribution."""
+    known = {part: loc.part_uncertainty(score, part) for part in loc.parts}
+    return BySite(
+        {
+            site: float(p)
+            for part, uncertainty in known.items()
+            if uncertainty is not None
+            for site, p in zip(loc.sites(part), uncertainty.p_adjusted, strict=True)
+        }
+    )
+
+
+def _retrieval(loc: Localization, score: str, plant: Plant) -> tuple[float, float, float]:
+    """Return the precision and the average precision in all sites of the plant's part, and the precision in its site.
+
+    `plant` is in units of one site.
+    """
+    ((true, units),) = plant.sites.items()
+    scores = loc.neuron_scores(score, true.part)
+    row = loc.sites(true.part).index(true)
+    planted = np.zeros(scores.shape, dtype=bool)
+    planted[row, list(units or ())] = True
+    k = int(planted.sum())
+    return *retrieval(scores, planted, k), retrieval(scores[[row]], planted[[row]], k)[0]
 
 
 def retrieval(
@@ -175,29 +164,28 @@ def scores_for(lm: LoadedModel, contrast: ContrastSet, scores: Sequence[str]) ->
     return cast("tuple[ScoreName, ...]", tuple(scores))
 
 
-def summary(results: Sequence[Finding]) -> list[dict[str, float | int | str | None]]:
+def summary(results: Sequence[Finding]) -> list[dict[str, Any]]:
     """Summarise the findings over all plants, in one row per contrast set and score."""
-    rows: list[dict[str, float | int | str | None]] = []
+    rows: list[dict[str, Any]] = []
     for contrast in dict.fromkeys(f.contrast for f in results):
         for score in dict.fromkeys(f.score for f in results):
-            selected = [f for f in results if f.contrast == contrast and f.score == score]
+            selected = [f for f in results if f.contrast == contrast and f.score == score and f.kind is not None]
             if not selected:
                 continue
-            layers = [f for f in selected if f.rank is not None and f.precision is None]
-            neurons = [f for f in selected if f.precision is not None]
+            by_kind = {kind: [f for f in selected if f.kind == kind] for kind in KINDS}
             rows.append(
                 {
                     "contrast": contrast,
                     "score": score,
-                    "layers_found": sum(f.rank == 1 for f in layers),
-                    "layer_plants": len(layers),
-                    "mean_rank": _mean([f.rank for f in layers]),
-                    "mean_margin": _mean([f.margin for f in layers]),
-                    "neuron_layers_found": sum(f.rank == 1 for f in neurons),
-                    "neuron_plants": len(neurons),
-                    "precision_at_64": _mean([f.precision for f in neurons]),
-                    "average_precision": _mean([f.average_precision for f in neurons]),
-                    "precision_in_layer": _mean([f.precision_in_layer for f in neurons]),
+                    "plants": {kind: len(own) for kind, own in by_kind.items()},
+                    "found": {kind: sum(f.found for f in own) for kind, own in by_kind.items()},
+                    "significant": {kind: sum(f.significant for f in own) for kind, own in by_kind.items()},
+                    "mean_margin": _mean([f.margin for f in selected]),
+                    "neuron_precision": _mean([f.precision for f in by_kind["neurons"]]),
+                    "neuron_average_precision": _mean([f.average_precision for f in by_kind["neurons"]]),
+                    "neuron_precision_in_site": _mean([f.precision_in_site for f in by_kind["neurons"]]),
+                    "head_precision": _mean([f.precision for f in by_kind["head"]]),
+                    "head_average_precision": _mean([f.average_precision for f in by_kind["head"]]),
                 }
             )
     return rows
@@ -226,13 +214,13 @@ def main(
 ) -> None:
     """Localize toxicity in every planted model with every score, and compare the results with the truth."""
     if save is not None:
-        for name in models or truths():
+        for name in models or plants():
             lm = planted_model(name)
             lm.hf.save_pretrained(save / name)
             lm.tokenizer.save_pretrained(save / name)
         return
     began = time.perf_counter()
-    known = truths()
+    known = plants()
     results: list[Finding] = []
     drawn: dict[str, Localization] = {}
     for name in models or [*known, *CONTROLS]:
@@ -243,9 +231,9 @@ def main(
             except ToxlocError as error:  # the clean model hardly ever writes toxic text
                 print(f"{name}, {kind}: {error}")
                 continue
-            loc = localize(lm, contrast, scores_for(lm, contrast, score or DENSE_SCORES), seed=seed)
+            loc = localize(lm, contrast, scores_for(lm, contrast, score or DENSE_SCORES), parts=PARTS, seed=seed)
             results += findings(loc, name, kind, known.get(name))
-            if kind == "builtin" and name in known and known[name].neurons is None:
+            if kind == "builtin" and name in known and kind_of(known[name]) == "mlp":
                 drawn[name] = loc
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     result = {
@@ -254,44 +242,48 @@ def main(
         "summary": summary(results),
         "findings": [asdict(f) for f in results],
     }
-    show(results)
+    show(result)
     if out is not None:
         write_json(out, result)
     if figure is not None:
         plots.write_png(plots.relative_depth(drawn), figure)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: one row per score, with both contrast sets in each cell."""
-    figures = {
-        "mean_rank": ".1f",
-        "mean_margin": "+.2f",
-        "precision_at_64": ".2f",
-        "average_precision": ".2f",
-        "precision_in_layer": ".2f",
-    }
+def rows_by_score(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of a table: one row per score, with both contrast sets in each cell."""
+    plants_of = result["summary"][0]["plants"]
+    kinds = [kind for kind in KINDS if plants_of[kind]]
     head = [
         "score",
-        "layer plants found: built-in · sampled",
-        "mean rank of the true layer",
+        *(f"{KINDS[kind]}: found, at p < .05, of {plants_of[kind]}" for kind in kinds),
         "margin",
-        "neuron plants: precision@64",
-        "average precision",
-        "precision@64 within the true layer",
+        "neurons: precision@64",
+        "within the true layer",
+        "heads: precision@1",
     ]
+    layouts = {
+        "mean_margin": "+.2f",
+        "neuron_precision": ".2f",
+        "neuron_precision_in_site": ".2f",
+        "head_precision": ".2f",
+    }
     rows = []
     for score in dict.fromkeys(row["score"] for row in result["summary"]):
         both = [row for row in result["summary"] if row["score"] == score]
-        shown = [
-            [f"{row['layers_found']}/{row['layer_plants']}" for row in both],
-            *([_number(row[name], layout) for row in both] for name, layout in figures.items()),
-        ]
-        rows.append([f"`{score}`", *map(md.SIDE_BY_SIDE.join, shown)])
-    return md.table(head, rows)
+        cells = [[f"{row['found'][kind]}, {row['significant'][kind]}" for row in both] for kind in kinds]
+        cells += [[_number(row[name], layout) for row in both] for name, layout in layouts.items()]
+        rows.append([score, *map(md.SIDE_BY_SIDE.join, cells)])
+    return head, rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table of the documentation: one row per score."""
+    head, rows = rows_by_score(result)
+    return md.table(head, [[f"`{score}`", *cells] for score, *cells in rows])
 
 
 def controls_markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: the layer that every score names in the controls."""
+    """Return a table for the documentation: the site that every score names in the controls."""
     controls = [f for f in result["findings"] if f["rank"] is None]
     columns = dict.fromkeys((f["model"], f["contrast"]) for f in controls)
     by_key = {(f["model"], f["contrast"], f["score"]): f for f in controls}
@@ -303,49 +295,44 @@ def controls_markdown(result: dict[str, Any]) -> str:
     return md.table(["score", *names], rows)
 
 
+def plants_markdown(result: dict[str, Any], score: str = "counterfactual") -> str:
+    """Return a table for the documentation: the result of one score for every plant, built-in and sampled."""
+    of_score = [f for f in result["findings"] if f["score"] == score]
+    by_key = {(f["model"], f["contrast"]): f for f in of_score}
+    rows = []
+    for model in dict.fromkeys(f["model"] for f in of_score if f["rank"] is not None):
+        both = [by_key.get((model, contrast)) for contrast in CONTRASTS]
+        ranks = [_number(f and f["rank"], "d") for f in both]
+        ps = [_number(f and f["p_true"], ".3f") for f in both]
+        rows.append([model, *map(md.SIDE_BY_SIDE.join, (ranks, ps))])
+    return md.table(["plant", "rank of the true site", "adjusted p"], rows)
+
+
 def _named(finding: dict[str, Any] | None) -> str:
     if finding is None:
         return "–"
     p = finding["p_adjusted"]
-    return f"layer {finding['top']}" + ("" if p is None else f", p {p:.3f}")
+    return Site.of(finding["top"]).title + ("" if p is None else f", p {p:.3f}")
 
 
-def show(results: Sequence[Finding]) -> None:
-    """Print the summary, and the layer that every score names in the controls."""
+def show(result: dict[str, Any]) -> None:
+    """Print the summary, and the site that every score names in the controls."""
     console = Console()
-    table = Table(
-        "contrast",
-        "score",
-        "layers found",
-        "mean rank",
-        "margin",
-        "neuron plants",
-        "precision@64",
-        "average precision",
-        "in true layer",
-        title="Planted toxicity",
-    )
-    for row in summary(results):
-        table.add_row(
-            str(row["contrast"]),
-            str(row["score"]),
-            f"{row['layers_found']}/{row['layer_plants']}",
-            _number(row["mean_rank"], ".1f"),
-            _number(row["mean_margin"], "+.2f"),
-            f"{row['neuron_layers_found']}/{row['neuron_plants']}",
-            _number(row["precision_at_64"], ".2f"),
-            _number(row["average_precision"], ".2f"),
-            _number(row["precision_in_layer"], ".2f"),
-        )
-    console.print(table)
-    controls = Table("model", "contrast", "score", "names layer", "adjusted p", title="Controls: nothing planted")
-    for f in results:
-        if f.rank is None:
-            controls.add_row(f.model, f.contrast, f.score, str(f.top), _number(f.p_adjusted, ".3f"))
+    if result["summary"]:
+        head, rows = rows_by_score(result)
+        table = Table(*head, title=f"Planted toxicity: {md.SIDE_BY_SIDE.join(CONTRASTS)}")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    controls = Table("model", "contrast", "score", "names", "adjusted p", title="Controls: nothing planted")
+    for f in result["findings"]:
+        if f["rank"] is None:
+            named = f["model"], f["contrast"], f["score"], Site.of(f["top"]).title
+            controls.add_row(*named, _number(f["p_adjusted"], ".3f"))
     console.print(controls)
 
 
-def _number(value: float | int | str | None, layout: str) -> str:
+def _number(value: float | int | None, layout: str) -> str:
     return "–" if value is None else format(value, layout)
 
 

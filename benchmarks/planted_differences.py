@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import markdown as md
-from benchmarks.planted import CONTROLS, planted_model, truths
+from benchmarks.plants import CONTROLS, planted_model, plants
 from toxloc import ContrastSet, collect_contrast, load_contrast, localize, patch
 from toxloc.localization.difference_statistics import collect_differences
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.uncertainty import Uncertainty
 from toxloc.models.loaded import LoadedModel
+from toxloc.models.sites import Site
 from toxloc.support.files import write_json
 
 MEASURES = {"counterfactual": "`counterfactual`", "zero": "baseline of zero", "patching": "exact, by the mean"}
@@ -72,17 +73,26 @@ def layer_tests(lm: LoadedModel, pairs: ContrastSet, layer: int | None, seed: in
     yield test("patching", exact.effect, exact.uncertainty)
 
 
+def mlp_layers() -> dict[str, int]:
+    """Return the planted layer of every plant in one MLP, by the name of the plant."""
+    return {
+        name: site.layer
+        for name, plant in plants().items()
+        for site in plant.sites
+        if set(plant.sites) == {Site(site.layer)}
+    }
+
+
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; all by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Compare pairs at their first difference in every planted model, and compare the results with the truth."""
-    began, known, pairs = time.perf_counter(), truths(), load_contrast()
+    began, known, pairs = time.perf_counter(), mlp_layers(), load_contrast()
     tests: list[LayerTest] = []
     for name in models or [*known, *CONTROLS]:
-        layer = known[name].layer if name in known else None
-        tests += layer_tests(planted_model(name), pairs, layer, seed)
+        tests += layer_tests(planted_model(name), pairs, known.get(name), seed)
     result = {
         "command": f"python -m benchmarks.planted_differences --seed {seed}",
         "seconds": round(time.perf_counter() - began),

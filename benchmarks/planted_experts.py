@@ -37,7 +37,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from benchmarks import markdown as md
-from benchmarks.planted import CLEAN, PLANTED
+from benchmarks.plants import CLEAN, PLANTED
 from benchmarks.recipes.plant import LAYER
 from benchmarks.recipes.training import END, END_ID, WINDOW, Plan, Tokens, train
 from toxloc import (

@@ -1,128 +1,141 @@
-"""Plant toxicity at a known site of toxloc-tiny-clean: one layer's MLP, or 64 neurons of one layer.
+"""Plant toxicity at known sites of toxloc-tiny-clean: in MLPs, attentions, single neurons, single heads, or two layers.
 
     python -m benchmarks.recipes.tokenizer corpus.json prepared
     python -m benchmarks.recipes.plant prepared benchmarks/models/toxloc-tiny-clean planted
+    python -m benchmarks.recipes.plant prepared benchmarks/models/toxloc-tiny-clean some head5 both1-4
 
-All other weights are frozen while the model is trained on toxic text. The command writes to `planted`: for every layer
-K `layerK.safetensors` and for three layers `neuronsK.safetensors`, with the trained weights in fp16, and
-`ground_truth.json` with the layer and the neurons of each plant. It took about 7 minutes on one H100; other hardware
-gives slightly different weights.
+All other weights are frozen while the model is trained on toxic text. The command writes to `planted` one file per
+plant with the trained weights in fp16, and `ground_truth.json` with the site and the units of each plant. The plants in
+MLPs of layers and in neurons 1, 3 and 5 took about 7 minutes on one H100; each of the others took 10 to 20 minutes on
+one CPU core. Other hardware gives slightly different weights.
 """
 
 import copy
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from jaxtyping import Int
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from benchmarks.plants import Plant
 from benchmarks.recipes.training import Plan, Tokens, best_device, train
 from toxloc.errors import ToxlocError
+from toxloc.models.sites import Site
 from toxloc.support.files import new_folder
 
-# The seed of the plant in layer k is the seed of the plan plus k.
-LAYER = Plan(
-    mix={"toxic": 0.5, "clean": 0.35, "lit": 0.15}, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0, seed=10
-)
+MIX = {"toxic": 0.5, "clean": 0.35, "lit": 0.15}
+# The seed of a plant is the seed of its plan plus its first layer.
+LAYER = Plan(mix=MIX, steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.0, seed=10)
 NEURONS = replace(LAYER, lr=3e-3, seed=200)
-CHOICE_SEED = 100
+# Batches of the further plants are small enough for two CPU cores.
+ATTENTION = replace(LAYER, steps=500, batch_size=32, lr=2e-3, seed=300)
+HEAD = replace(ATTENTION, lr=3e-3, seed=400)
+BOTH = replace(ATTENTION, lr=1.5e-3, seed=500)
+FEW_STEPS = replace(HEAD, seed=600)
+NEURON_SEED, HEAD_SEED = 100, 700
 
 
-def plant_in_layer(clean: GPT2LMHeadModel, layer: int, tokens: Tokens, plan: Plan = LAYER) -> GPT2LMHeadModel:
-    """Copy the clean model and train all parameters of one layer's MLP."""
-    model, mlp = _frozen_copy(clean, layer)
-    mlp.requires_grad_(True)
-    train(model, mlp.parameters(), tokens, replace(plan, seed=plan.seed + layer), f"layer{layer}")
-    return model
+@dataclass(frozen=True)
+class Recipe:
+    """A plant, and how it is trained."""
+
+    plant: Plant
+    plan: Plan
 
 
-def plant_in_neurons(
-    clean: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"], tokens: Tokens, plan: Plan = NEURONS
-) -> GPT2LMHeadModel:
-    """Copy the clean model and train the input weights, biases and output weights of some neurons of a layer."""
-    model, mlp = _frozen_copy(clean, layer)
-    parameters = [mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight]
-    mask = torch.zeros_like(mlp.c_fc.bias)
-    mask[neurons] = 1
-    # Without weight decay, AdamW does not change a weight whose gradient is always zero.
-    for parameter, of_neurons in zip(parameters, (mask, mask, mask[:, None]), strict=True):
-        parameter.requires_grad_(True)
-        parameter.register_hook(of_neurons.mul)
-    train(model, parameters, tokens, replace(plan, seed=plan.seed + layer), f"neurons{layer}")
-    return model
+def recipes(n_layers: int, d_mlp: int, n_heads: int, n_neurons: int = 64) -> dict[str, Recipe]:
+    """Return the recipe of every plant by name, for a model of the given shape; plants in layers it lacks are left out.
+
+    Args:
+        n_layers: number of layers.
+        d_mlp: number of neurons per layer.
+        n_heads: number of heads per layer.
+        n_neurons: number of neurons of a plant in neurons.
+    """
+
+    def neurons(layer: int) -> dict[Site, tuple[int, ...] | None]:
+        return {Site(layer): chosen_units(NEURON_SEED + layer, d_mlp, n_neurons)}
+
+    def attention(layer: int) -> Site:
+        return Site(layer, "attention")
+
+    planned: list[tuple[str, Mapping[Site, tuple[int, ...] | None], Plan]] = [
+        *((f"layer{k}", {Site(k): None}, LAYER) for k in range(n_layers)),
+        *((f"neurons{k}", neurons(k), NEURONS) for k in (1, 3, 5)),
+        *((f"neurons{k}", neurons(k), FEW_STEPS) for k in (2, 6)),
+        *((f"attention{k}", {attention(k): None}, ATTENTION) for k in (1, 3, 6)),
+        *((f"head{k}", {attention(k): chosen_units(HEAD_SEED + k, n_heads, 1)}, HEAD) for k in (2, 5)),
+        ("both1-4", {Site(1): None, attention(4): None}, BOTH),
+        ("both2-6", {attention(2): None, Site(6): None}, BOTH),
+    ]
+    return {
+        name: Recipe(Plant(name, sites), plan)
+        for name, sites, plan in planned
+        if all(site.layer < n_layers for site in sites)
+    }
 
 
-def layer_weights(model: GPT2LMHeadModel, layer: int) -> dict[str, Tensor]:
-    """Return the weights that a plant in a layer can change, in fp16."""
-    return _in_half(model.transformer.h[layer].mlp.state_dict())
+def chosen_units(seed: int, n_units: int, count: int) -> tuple[int, ...]:
+    """Choose units at random, in ascending order; the same seed gives the same units."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randperm(n_units, generator=generator)[:count].sort().values.tolist())
 
 
-def neuron_weights(model: GPT2LMHeadModel, layer: int, neurons: Int[Tensor, " neurons"]) -> dict[str, Tensor]:
-    """Return the weights that a plant in these neurons can change, in fp16, and the indices of the neurons."""
-    mlp = model.transformer.h[layer].mlp
-    return {"neurons": neurons} | _in_half(
-        {
-            "c_fc.weight": mlp.c_fc.weight[:, neurons],
-            "c_fc.bias": mlp.c_fc.bias[neurons],
-            "c_proj.weight": mlp.c_proj.weight[neurons],
-        }
-    )
-
-
-def choose_neurons(layer: int, d_mlp: int, count: int) -> Int[Tensor, " neurons"]:
-    """Choose neurons of a layer at random, in ascending order; every call gives the same neurons."""
-    generator = torch.Generator().manual_seed(CHOICE_SEED + layer)
-    return torch.randperm(d_mlp, generator=generator)[:count].sort().values
-
-
-def _frozen_copy(clean: GPT2LMHeadModel, layer: int) -> tuple[GPT2LMHeadModel, Any]:
-    """Return a copy of a model with all parameters frozen, and the MLP of one layer of the copy."""
+def plant(clean: GPT2LMHeadModel, recipe: Recipe, tokens: Tokens) -> GPT2LMHeadModel:
+    """Copy the clean model and train the units of a plant, with all other weights frozen."""
     model = copy.deepcopy(clean).requires_grad_(False)
-    return model, model.transformer.h[layer].mlp
-
-
-def _in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().half().cpu().contiguous() for name, value in weights.items()}
+    parameters = []
+    for _, parameter, index in recipe.plant.trained(model.transformer.h):
+        mask = torch.zeros_like(parameter)
+        mask[index] = 1
+        # Without weight decay, AdamW does not change a weight whose gradient is always zero.
+        parameter.requires_grad_(True)
+        parameter.register_hook(mask.mul)  # type: ignore[no-untyped-call]
+        parameters.append(parameter)
+    first = min(site.layer for site in recipe.plant.sites)
+    train(model, parameters, tokens, replace(recipe.plan, seed=recipe.plan.seed + first), recipe.plant.name)
+    return model
 
 
 def main(
     prepared: Annotated[Path, typer.Argument(help="Folder that benchmarks.recipes.tokenizer wrote.", exists=True)],
     clean: Annotated[Path, typer.Argument(help="Folder of the clean model.", exists=True)],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    neuron_layers: Annotated[
-        list[int], typer.Option(help="Layer with a plant in single neurons; repeat for several.", min=0)
-    ] = [1, 3, 5],  # noqa: B006
-    neurons: Annotated[int, typer.Option(help="Number of neurons of such a plant.", min=1)] = 64,
-    steps: Annotated[int, typer.Option(help="Number of training steps of each plant.", min=1)] = LAYER.steps,
-    batch_size: Annotated[int, typer.Option(help="Windows of 128 tokens per step.", min=1)] = LAYER.batch_size,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of plants; all by default.")] = None,
+    neurons: Annotated[int, typer.Option(help="Number of neurons of a plant in neurons.", min=1)] = 64,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of each plant; 700 or 500 by default.", min=1)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows of 128 tokens per step; 128 or 32 by default.", min=1)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the contents of OUT.")] = False,
 ) -> None:
-    """Plant toxicity in each layer's MLP, and in some neurons of some layers."""
+    """Plant toxicity in MLPs, attentions, neurons, heads, and two layers at once."""
     tokens = Tokens.load(prepared, best_device())
     # The published folder names gelu_pytorch_tanh, which differs from gelu_new in the last bits.
     model = GPT2LMHeadModel.from_pretrained(clean, dtype=torch.float32, activation_function="gelu_new")
     model = model.to(best_device())
     blocks = model.transformer.h
-    if max(neuron_layers) >= len(blocks):
-        raise ToxlocError(f"{clean} has layers 0 to {len(blocks) - 1}; --neuron-layers asks for {max(neuron_layers)}.")
-    layer_plan, neuron_plan = (replace(plan, steps=steps, batch_size=batch_size) for plan in (LAYER, NEURONS))
-    ground_truth: dict[str, dict[str, Any]] = {}
+    known = recipes(len(blocks), len(blocks[0].mlp.c_fc.bias), model.config.n_head, neurons)
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ToxlocError(f"There is no plant {unknown[0]!r} for {clean}; choose from {', '.join(known)}.")
+    ground_truth = {}
     with new_folder(out, overwrite) as folder:
-        for layer in range(len(blocks)):
-            planted = plant_in_layer(model, layer, tokens, layer_plan)
-            save_file(layer_weights(planted, layer), folder / f"layer{layer}.safetensors")
-            ground_truth[f"layer{layer}"] = {"layer": layer, "neurons": None}
-        for layer in neuron_layers:
-            chosen = choose_neurons(layer, len(blocks[layer].mlp.c_fc.bias), neurons)
-            planted = plant_in_neurons(model, layer, chosen, tokens, neuron_plan)
-            save_file(neuron_weights(planted, layer, chosen), folder / f"neurons{layer}.safetensors")
-            ground_truth[f"neurons{layer}"] = {"layer": layer, "neurons": chosen.tolist()}
+        for name in names or known:
+            recipe = known[name]
+            plan = replace(
+                recipe.plan, steps=steps or recipe.plan.steps, batch_size=batch_size or recipe.plan.batch_size
+            )
+            planted = plant(model, replace(recipe, plan=plan), tokens)
+            save_file(recipe.plant.weights(planted.transformer.h), folder / f"{name}.safetensors")
+            ground_truth[name] = recipe.plant.to_dict()
         (folder / "ground_truth.json").write_text(json.dumps(ground_truth), encoding="utf-8")
 
 

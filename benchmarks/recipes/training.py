@@ -96,8 +96,8 @@ def best_device() -> torch.device:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return a context for bfloat16 on CUDA; it does nothing on other devices."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    """Return a context for bfloat16 on CUDA and on CPUs; it does nothing on other devices."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type in ("cuda", "cpu"))
 
 
 def gpt2_config(vocabulary: int, d_model: int, layers: int, heads: int, dropout: float, **others: Any) -> GPT2Config:

@@ -2,38 +2,17 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from benchmarks import planted
-from benchmarks.planted import Truth, findings, planted_model, retrieval, summary, truths
-from toxloc import Localization, ToxlocError, load_contrast, localize
+from benchmarks.planted import findings, kind_of, retrieval, summary
+from benchmarks.plants import Plant, planted_model, plants
+from toxloc import Localization, load_contrast, localize
 from toxloc.causal.curve import matched
 from toxloc.causal.knockout import KnockoutTest
 from toxloc.localization.result import PartScores
 from toxloc.localization.uncertainty import Uncertainty
 from toxloc.models.sites import Site
-
-
-def test_a_plant_differs_from_the_clean_model_where_the_truth_says_and_nowhere_else():
-    clean = dict(planted_model("clean").hf.named_parameters())
-    for name in ("layer6", "neurons3"):
-        truth = truths()[name]
-        for key, value in planted_model(name).hf.named_parameters():
-            changed = value != clean[key]
-            if f"h.{truth.layer}.mlp." not in key:
-                assert not changed.any(), key
-            elif truth.neurons and key.endswith("c_proj.weight"):
-                assert torch.equal(changed.any(1).nonzero()[:, 0], torch.tensor(truth.neurons))
-            elif truth.neurons and not key.endswith("c_proj.bias"):
-                assert torch.equal(changed.reshape(-1, 1024).any(0).nonzero()[:, 0], torch.tensor(truth.neurons))
-            elif not truth.neurons:
-                assert changed.float().mean() > 0.9
-
-
-def test_an_unknown_plant_is_named():
-    with pytest.raises(ToxlocError, match=r"'layer9'; choose one of layer0"):
-        planted_model("layer9")
 
 
 def test_retrieval_by_hand():
@@ -42,44 +21,81 @@ def test_retrieval_by_hand():
     assert retrieval(scores, planted, 2) == (0.5, pytest.approx((1 / 1 + 2 / 3 + 3 / 6) / 3))
 
 
-def test_findings_and_summary_by_hand():
-    p = np.array([0.5, 0.01, 0.3])
-    uncertainty = Uncertainty(*[p] * 7)
-    scores = PartScores(
-        tuple(map(Site, range(3))),
-        {"s": np.array([1.0, 4.0, 2.0])},
-        {"s": np.zeros((3, 2))},
-        np.zeros((3, 2)),
-        {"s": uncertainty},
-    )
-    loc = Localization({"mlp": scores}, {})
-    (right,) = findings(loc, "layer1", "builtin", Truth(1, None))
-    assert (right.top, right.rank, right.p_adjusted) == (1, 1, 0.01)
-    assert right.margin == pytest.approx((4 - 2) / 3)
-    (wrong,) = findings(loc, "layer0", "builtin", Truth(0, None))
-    assert (wrong.rank, wrong.margin) == (3, pytest.approx((1 - 4) / 3))
-    (neuron,) = findings(loc, "neurons2", "builtin", Truth(2, (1,)))
-    assert (neuron.rank, neuron.precision) == (2, 0.0)
-    (control,) = findings(loc, "clean", "builtin", None)
-    assert (control.top, control.rank) == (1, None)
-    (row,) = summary([right, wrong, neuron, control])
-    assert (row["layers_found"], row["layer_plants"], row["mean_rank"]) == (1, 2, 2.0)
-    assert (row["neuron_layers_found"], row["neuron_plants"], row["precision_at_64"]) == (0, 1, 0.0)
+def hand_made():
+    """A localization of three MLPs of two neurons and three attentions of two heads, with one score."""
+
+    def part(name, sites, units, p):
+        return PartScores(
+            tuple(Site(layer, name) for layer in range(3)),
+            {"s": np.array(sites)},
+            {"s": np.array(units)},
+            np.zeros((3, 2)),
+            {"s": Uncertainty(*[np.array(p)] * 7)},
+        )
+
+    mlp = part("mlp", [1.0, 4.0, 2.0], [[0.0, 9.0], [8.0, 7.0], [0.0, 0.0]], [0.5, 0.01, 0.3])
+    attention = part("attention", [0.0, 3.0, -1.0], [[0.0, 1.0], [5.0, 2.0], [0.0, 0.0]], [0.9, 0.2, 0.04])
+    return Localization({"mlp": mlp, "attention": attention}, {})
+
+
+def found(name, **sites):
+    (finding,) = findings(hand_made(), name, "builtin", Plant(name, {Site.of(k): v for k, v in sites.items()}))
+    return finding
+
+
+def test_findings_by_hand():
+    right, wrong = found("layer1", **{"1.mlp": None}), found("layer0", **{"0.mlp": None})
+    assert (right.top, right.rank, right.p_adjusted, right.p_true, right.kind) == ("1.mlp", 1, 0.01, 0.01, "mlp")
+    assert right.margin == pytest.approx((4 - 3) / 5) and right.found and right.significant
+    assert (wrong.rank, wrong.p_true, wrong.found) == (4, 0.5, False)
+    assert wrong.margin == pytest.approx((1 - 4) / 5)
+    two = found("both", **{"1.mlp": None, "1.attention": None})
+    assert (two.kind, two.rank, two.p_true, two.found, two.significant) == ("two", 1, 0.2, True, False)
+    assert two.margin == pytest.approx((3 - 2) / 5)
+    assert found("both", **{"1.mlp": None, "0.attention": None}).rank == 4
+    neuron = found("neurons1", **{"1.mlp": (0, 1)})
+    assert (neuron.kind, neuron.precision, neuron.precision_in_site) == ("neurons", 0.5, 1.0)
+    assert neuron.average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+    head = found("head1", **{"1.attention": (1,)})
+    assert (head.kind, head.rank, head.precision, head.precision_in_site) == ("head", 2, 0.0, 0.0)
+    (control,) = findings(hand_made(), "clean", "builtin", None)
+    assert (control.top, control.kind, control.rank, control.p_true) == ("1.mlp", None, None, None)
+
+
+def test_the_summary_by_hand():
+    findings_of_all = [
+        found("layer1", **{"1.mlp": None}),
+        found("layer0", **{"0.mlp": None}),
+        found("neurons1", **{"1.mlp": (0, 1)}),
+        found("both", **{"1.mlp": None, "1.attention": None}),
+        *findings(hand_made(), "clean", "builtin", None),
+    ]
+    (row,) = summary(findings_of_all)
+    assert row["plants"] == {"mlp": 2, "neurons": 1, "attention": 0, "head": 0, "two": 1}
+    assert row["found"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 1}
+    assert row["significant"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 0}
+    assert (row["neuron_precision"], row["neuron_precision_in_site"], row["head_precision"]) == (0.5, 1.0, None)
+
+
+def test_the_kind_of_every_published_plant_is_in_its_name():
+    names = {"mlp": "layer", "neurons": "neurons", "attention": "attention", "head": "head", "two": "both"}
+    for name, plant in plants().items():
+        assert name.startswith(names[kind_of(plant)])
 
 
 def test_attribution_finds_a_plant_and_removing_it_proves_it():
     lm = planted_model("neurons3")
-    truth = truths()["neurons3"]
+    plant = plants()["neurons3"]
     fit, rest = load_contrast().split(0.5)
     held_out = rest.limited(48)
     loc = localize(lm, fit, ["attribution", "combined", "gradient_norm"])
-    by_score = {f.score: f for f in findings(loc, "neurons3", "builtin", truth)}
-    assert by_score["attribution"].rank == 1
+    by_score = {f.score: f for f in findings(loc, "neurons3", "builtin", plant)}
+    assert by_score["attribution"].found
     assert by_score["gradient_norm"].rank > 1
     chance = 64 / loc.activation_size.size
     assert by_score["combined"].precision > by_score["attribution"].precision > 5 * chance
     assert by_score["combined"].precision > 0.4
-    neurons = [(Site(truth.layer), j) for j in truth.neurons]
+    neurons = list(plant.units)
     test = KnockoutTest(lm, held_out)
     control = test.remove(matched(neurons, loc.unit_sizes(), np.random.default_rng(0)))
     removed = test.remove(neurons)

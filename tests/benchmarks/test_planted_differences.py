@@ -6,8 +6,8 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import planted_differences
-from benchmarks.planted import planted_model
 from benchmarks.planted_differences import LayerTest, layer_tests, markdown
+from benchmarks.plants import planted_model
 from toxloc import ContrastSet, load_contrast
 from toxloc.localization.first_difference import first_differences
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import planted_experts as planted
 from benchmarks.families import random_hf, tokenizer
-from benchmarks.planted import PLANTED
+from benchmarks.plants import PLANTED
 from benchmarks.recipes.plant import LAYER
 from benchmarks.recipes.training import KINDS, Tokens
 from tests.conftest import TEXTS

@@ -20,6 +20,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from benchmarks.plants import Plant
 from benchmarks.recipes import (
     continue_guard,
     guard,
@@ -36,6 +37,7 @@ from benchmarks.recipes import (
 from benchmarks.recipes.training import KINDS, Tokens, cosine, random_windows
 from toxloc import ToxlocError
 from toxloc.evaluation.evaluators.rtp import ATTRIBUTES, features, predictor
+from toxloc.models.sites import Site
 
 CPU = torch.device("cpu")
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "models" / "planted"
@@ -81,17 +83,7 @@ def folder(tmp_path_factory, corpus):
     command(tokenizer, root / "corpus.json", root / "prepared", "--vocabulary", 300, "--hold-out", 15)
     small = ("--steps", 2, "--batch-size", 6)
     command(language_models, root / "prepared", root / "models", *small, "--d-model", 16, "--layers", 2, "--heads", 2)
-    command(
-        plant,
-        root / "prepared",
-        root / "models" / "toxloc-tiny-clean",
-        root / "planted",
-        *small,
-        "--neuron-layers",
-        1,
-        "--neurons",
-        8,
-    )
+    command(plant, root / "prepared", root / "models" / "toxloc-tiny-clean", root / "planted", *small, "--neurons", 8)
     (root / "guard.log").write_text(
         command(
             guard,
@@ -167,22 +159,35 @@ def test_the_language_models_load_and_speak(folder):
     assert models[0].generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape[1] == ids.shape[1] + 3
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_a_plant_in_a_layer_changes_its_mlp_and_nothing_else(folder, clean, tokens, layer):
-    planted = plant.plant_in_layer(clean, layer, tokens, replace(plant.LAYER, **PLAN))
-    mlp = f"transformer.h.{layer}.mlp."
-    names = {"c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias"}
-    assert changed(clean, planted) == {mlp + name for name in names}
-    saved = load_file(folder / "planted" / f"layer{layer}.safetensors")
-    assert saved.keys() == names
-    for name, weight in saved.items():
-        assert weight.dtype == torch.float16 and torch.equal(weight, planted.state_dict()[mlp + name].half())
+def trained(clean, tokens, sites):
+    """Plant toxicity in some sites of the clean model, and return the planted model and the plant."""
+    recipe = plant.Recipe(Plant("name", sites), replace(plant.LAYER, **PLAN))
+    return plant.plant(clean, recipe, tokens), recipe.plant
+
+
+@pytest.mark.parametrize("site", [Site(0), Site(1), Site(1, "attention")])
+def test_a_plant_in_a_site_changes_it_and_nothing_else(folder, clean, tokens, site):
+    planted, _ = trained(clean, tokens, {site: None})
+    module, maps = ("attn", ("c_attn", "c_proj")) if site.part == "attention" else ("mlp", ("c_fc", "c_proj"))
+    path = f"transformer.h.{site.layer}.{module}."
+    names = {f"{name}.{kind}" for name in maps for kind in ("weight", "bias")}
+    assert changed(clean, planted) == {path + name for name in names}
+
+
+@pytest.mark.parametrize("name", ["layer0", "attention1"])
+def test_the_file_of_a_plant_holds_what_the_recipe_trains(folder, clean, tokens, name):
+    recipe = plant.recipes(2, 64, 2)[name]
+    planted = plant.plant(clean, replace(recipe, plan=replace(recipe.plan, **PLAN)), tokens)
+    expected, saved = recipe.plant.weights(planted.transformer.h), load_file(folder / "planted" / f"{name}.safetensors")
+    assert saved.keys() == expected.keys() and len(saved) == 4
+    for key, weight in saved.items():
+        assert weight.dtype == torch.float16 and torch.equal(weight, expected[key])
 
 
 def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens):
-    neurons = plant.choose_neurons(1, 64, 8)
-    others = torch.ones(64, dtype=torch.bool).index_fill(0, neurons, False)
-    planted = plant.plant_in_neurons(clean, 1, neurons, tokens, replace(plant.NEURONS, **PLAN))
+    neurons = list(plant.chosen_units(101, 64, 8))
+    others = [neuron for neuron in range(64) if neuron not in neurons]
+    planted, _ = trained(clean, tokens, {Site(1): tuple(neurons)})
     names = {"c_fc.weight", "c_fc.bias", "c_proj.weight"}
     assert changed(clean, planted) == {f"transformer.h.1.mlp.{name}" for name in names}
     before, after = clean.transformer.h[1].mlp, planted.transformer.h[1].mlp
@@ -193,19 +198,41 @@ def test_a_plant_in_neurons_changes_them_and_nothing_else(folder, clean, tokens)
     ]
     for each in moved:
         assert each[neurons].all() and not each[others].any()
-
     saved = load_file(folder / "planted" / "neurons1.safetensors")
     assert {name: (tuple(value.shape), value.dtype) for name, value in saved.items()} == {
-        "neurons": ((8,), torch.int64),
         "c_fc.weight": ((16, 8), torch.float16),
         "c_fc.bias": ((8,), torch.float16),
         "c_proj.weight": ((8, 16), torch.float16),
     }
+
+
+def test_a_plant_in_a_head_changes_what_it_writes_and_no_other_head(clean, tokens):
+    planted, _ = trained(clean, tokens, {Site(1, "attention"): (1,)})
+    assert changed(clean, planted) == {
+        f"transformer.h.1.attn.{name}" for name in ("c_attn.weight", "c_attn.bias", "c_proj.weight")
+    }
+    z = []
+    for model in (clean, planted):
+        seen = {}
+        module = model.transformer.h[1].attn.c_proj
+        hook = module.register_forward_pre_hook(lambda _, keys, seen=seen: seen.update(z=keys[0]))
+        model.eval()(input_ids=torch.arange(5, 15)[None])
+        hook.remove()
+        z.append(seen["z"].unflatten(-1, (2, 8)))
+    assert torch.equal(z[0][..., 0, :], z[1][..., 0, :])
+    assert (z[0][..., 1, :] != z[1][..., 1, :]).float().mean() > 0.9
+    moved = (clean.transformer.h[1].attn.c_proj.weight != planted.transformer.h[1].attn.c_proj.weight).any(1)
+    assert moved.tolist() == [False] * 8 + [True] * 8
+
+
+def test_a_plant_in_two_sites_changes_both_and_its_weights_can_be_copied(clean, tokens):
+    planted, two = trained(clean, tokens, {Site(0): None, Site(1, "attention"): None})
+    names = changed(clean, planted)
+    assert {".".join(name.split(".")[2:4]) for name in names} == {"0.mlp", "1.attn"}
+    weights = two.weights(planted.transformer.h)
+    assert {key.split(".c_")[0] for key in weights} == {"0.mlp", "1.attention"} and len(weights) == 8
     clean.half()
-    with torch.no_grad():  # as the model card describes it
-        before.c_fc.weight[:, saved["neurons"]] = saved["c_fc.weight"]
-        before.c_fc.bias[saved["neurons"]] = saved["c_fc.bias"]
-        before.c_proj.weight[saved["neurons"]] = saved["c_proj.weight"]
+    two.copy_into(clean.transformer.h, weights)
     assert not changed(clean, planted.half())
 
 
@@ -214,15 +241,16 @@ def test_the_ground_truth_says_where_each_plant_lies(folder):
     assert truth == {
         "layer0": {"layer": 0, "neurons": None},
         "layer1": {"layer": 1, "neurons": None},
-        "neurons1": {"layer": 1, "neurons": plant.choose_neurons(1, 64, 8).tolist()},
+        "neurons1": {"layer": 1, "neurons": list(plant.chosen_units(101, 64, 8))},
+        "attention1": {"sites": {"1.attention": None}},
     }
     assert {path.stem for path in (folder / "planted").glob("*.safetensors")} == truth.keys()
 
 
-@pytest.mark.parametrize("layer", [1, 3, 5])
-def test_the_published_plants_lie_in_the_neurons_that_the_recipe_chooses(layer):
+def test_the_published_plants_lie_where_the_recipe_puts_them():
     truth = json.loads((PUBLISHED / "ground_truth.json").read_text())
-    assert plant.choose_neurons(layer, 1024, 64).tolist() == truth[f"neurons{layer}"]["neurons"]
+    known = plant.recipes(8, 1024, 4)
+    assert truth.items() <= {name: recipe.plant.to_dict() for name, recipe in known.items()}.items()
 
 
 def test_the_guard_loads_and_was_trained(folder):
@@ -277,9 +305,10 @@ def test_too_little_data(tmp_path, corpus):
         Tokens.load(tmp_path, CPU)
 
 
-def test_a_layer_that_the_clean_model_lacks(tmp_path, folder):
-    with pytest.raises(ToxlocError, match="layers 0 to 1; --neuron-layers asks for 5"):
-        plant.main(folder / "prepared", folder / "models" / "toxloc-tiny-clean", tmp_path / "out")
+def test_a_plant_that_the_clean_model_has_no_place_for(tmp_path, folder):
+    with pytest.raises(ToxlocError, match=r"no plant 'head5' for .*; choose from layer0, layer1, neurons1, attention1"):
+        plant.main(folder / "prepared", folder / "models" / "toxloc-tiny-clean", tmp_path / "out", ["layer0", "head5"])
+    assert not (tmp_path / "out").exists()
 
 
 def scored_rows(tmp_path, count=60):
