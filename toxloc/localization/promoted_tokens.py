@@ -17,6 +17,7 @@ from ..models.sites import UNITS, AnySite, Site, unit_of
 from ..support.arguments import as_list, check_kind
 from ..support.masking import mask
 from ..texts.contrast import ContrastSet
+from .scored import both_contributions
 from .statistics import ContrastStatistics, collect_contrast
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _statistics(
     if isinstance(contrast, ContrastSet):
         return collect_contrast(lm, contrast, sites=sites, gradients=False)
     check_kind(contrast, ContrastStatistics, "the contrast")
+    both_contributions(contrast)  # the means were gathered with them
     absent = [site.title for site in sites if site not in contrast.toxic.keys]
     if absent:
         raise ToxlocError(f"The statistics lack {', '.join(absent)}; collect them with sites=lm.sites('attention').")

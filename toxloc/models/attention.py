@@ -178,10 +178,12 @@ def _watch_modules(lm: LoadedModel, sites: Sequence[Site], read: Callable[..., N
             read(site, next((x for x in rest if isinstance(x, Tensor) and x.ndim == 4), None), None)
 
         stack.callback(_attention(lm, site).register_forward_hook(on_return).remove)
-    stack.enter_context(_attention_set(lm.hf, "eager"))
+    # Falcon refuses set_attn_implementation, and its fused attention returns weights without the causal mask.
+    config = lm.hf.config
+    stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+    config._attn_implementation = "eager"
 
     def forward(batch: Batch) -> None:
-        # Falcon computes the weights only if they are asked for.
         lm.decoder(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_attentions=True)
 
     return forward
