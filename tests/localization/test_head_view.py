@@ -8,7 +8,7 @@ import torch
 from tests.conftest import TEXTS, random_model
 from toxloc import Site, ToxlocError, attention_pattern, head_view
 from toxloc.localization import head_view as module
-from toxloc.models.batching import batches
+from toxloc.models.batching import batches, encode
 from toxloc.support.masking import mask
 
 HEAD = (Site(1, "attention"), 1)
@@ -21,7 +21,7 @@ def by_hand(lm, head, texts, by, skip_first):
     roles, entropies, tokens, uniform, in_texts, n = np.zeros(4), [], defaultdict(float), defaultdict(float), {}, 0
     for index, text in enumerate(texts):
         pattern = attention_pattern(lm, head, text, by=by)
-        ids, w = lm.tokenizer(text)["input_ids"], pattern.weights
+        ids, w = encode(lm, [text], 64)[0], pattern.weights
         if len(ids) < 2:
             continue
         n += 1
@@ -47,6 +47,7 @@ def by_hand(lm, head, texts, by, skip_first):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_views_equal_sums_over_the_patterns_of_single_texts(family, skip_first, by, monkeypatch):
     lm = random_model(family)
+    lm.prepend_bos = False
     monkeypatch.setattr(module, "batches", lambda *args, **kwargs: batches(*args, **kwargs, tokens=24))
     first, view = head_view(lm, [(Site(0, "attention"), 0), HEAD], SOME, by=by, k=5, skip_first=skip_first)
     assert (first.site, first.head, view.site, view.head, view.by) == (Site(0, "attention"), 0, *HEAD, by)
@@ -62,7 +63,7 @@ def test_views_equal_sums_over_the_patterns_of_single_texts(family, skip_first, 
         shares, equal = in_texts[index]
         places = [int(skip_first) + place for place in np.argsort(-shares[int(skip_first) :])[:5]]
         assert [source.position for source in sources] == places
-        ids = lm.tokenizer(SOME[index])["input_ids"]
+        ids = encode(lm, [SOME[index]], 64)[0]
         assert [source.token for source in sources] == [lm.tokenizer.decode([ids[place]]) for place in places]
         np.testing.assert_allclose([s.share for s in sources], shares[places], rtol=1e-4)
         np.testing.assert_allclose([s.uniform for s in sources], equal[places], rtol=1e-4)
@@ -84,7 +85,7 @@ def test_norms_are_the_lengths_of_what_a_head_writes_for_each_source(family):
     view, kept = lm.at(site), []
     pattern = attention_pattern(lm, HEAD, TEXTS[2], by="norm")
     with view.linear.register_forward_pre_hook(lambda module, args: kept.append(args[0])):
-        lm.hf(input_ids=torch.tensor([lm.tokenizer(TEXTS[2])["input_ids"]]))
+        lm.hf(input_ids=torch.tensor(encode(lm, [TEXTS[2]], 64)))
     z = kept[0][0, 0].flatten()[head * 8 : head * 8 + 8]
     W_O = (
         view.linear.weight[head * 8 : head * 8 + 8]
@@ -103,7 +104,7 @@ def test_a_pattern_is_that_of_its_head(tiny):
     assert [(p.site.layer, p.head) for p in patterns] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     weights = tiny.hf.eval()
     weights.set_attn_implementation("eager")
-    ids = torch.tensor([tiny.tokenizer(TEXTS[0])["input_ids"]])
+    ids = torch.tensor(encode(tiny, [TEXTS[0]], 64))
     expected = weights(input_ids=ids, output_attentions=True).attentions
     for pattern in patterns:
         np.testing.assert_allclose(pattern.weights, expected[pattern.site.layer][0, pattern.head], rtol=1e-4, atol=1e-6)
@@ -112,6 +113,7 @@ def test_a_pattern_is_that_of_its_head(tiny):
 
 def test_text_is_masked_when_it_is_shown(tiny):
     (view,) = head_view(tiny, [HEAD], ["You silly goose"], k=3)
+    tiny.prepend_bos = False
     pattern = attention_pattern(tiny, HEAD, "You silly goose")
     assert "illy" not in repr(view) + repr(view.tokens) + repr(view.texts) + repr(pattern) + str(view.to_frame())
     assert "".join(pattern.shown()) == mask("You silly goose")
@@ -129,7 +131,7 @@ def test_text_is_masked_when_it_is_shown(tiny):
         (dict(heads=[("1.attention", 2)]), "There is no head 2 in layer 1, attention"),
         (dict(by="value"), "by='value': choose one of attention, norm"),
         (dict(k=0), "k=0: give a whole number, 1 or more"),
-        (dict(texts=["Go"]), "No text has two tokens"),
+        (dict(max_length=1), "No text has two tokens"),
         (dict(texts=[]), "No text has two tokens"),
     ],
 )
@@ -141,7 +143,7 @@ def test_impossible_arguments_are_named(tiny, arguments, message):
 def test_a_model_whose_values_are_not_shown_has_attention_only():
     lm = random_model("gpt_neo")
     assert head_view(lm, [HEAD], TEXTS)[0].n_texts == len(TEXTS)
-    with pytest.raises(ToxlocError, match="layer 1, attention of random-gpt_neo .*give by='attention'"):
+    with pytest.raises(ToxlocError, match=r"layer 1, attention of random-gpt_neo .*give by='attention'"):
         head_view(lm, [HEAD], TEXTS, by="norm")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from .protocols import AttentionPattern, Localization
-from .style import SEQUENTIAL, capital, colour_bar, colour_scale, lay_out, layer_axis, token_axis, with_unit
+from .style import SEQUENTIAL, colour_bar, colour_scale, lay_out, layer_axis, token_axis, with_unit
 
 WEIGHTS = {"attention": "attention weight", "norm": "length of what the head writes"}
 
@@ -40,7 +40,7 @@ def head_map(loc: Localization, score: str = "attribution") -> go.Figure:
         f"Heads by {title} in {loc.about['model']}",
         "Which heads carry the score, and in which layers? Heads have no order: neighbours in a row are unrelated.",
         height=140 + 22 * max(8, len(scores)),
-        yaxis={"autorange": "reversed"},
+        yaxis={"autorange": "reversed", "showgrid": False},
         xaxis=layer_axis(scores.shape[1]) | {"title": {"text": "head"}, "showgrid": False},
     )
 
@@ -82,7 +82,7 @@ def attention_heatmap(pattern: AttentionPattern, masked: bool = True) -> go.Figu
     )
     return lay_out(
         figure,
-        f"{capital(pattern.site.title)}, head {pattern.head}: what it reads",
+        f"Layer {pattern.site.layer}, head {pattern.head}: what it reads",
         " ".join(notes),
         height=190 + 18 * max(8, len(labels)),
         xaxis=axis | {"title": {"text": "source token"}, "showgrid": False},
