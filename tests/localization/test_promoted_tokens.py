@@ -172,8 +172,6 @@ def test_statistics_of_a_contrast_can_be_used_again(tiny):
 def test_a_head_needs_texts(tiny):
     with pytest.raises(ToxlocError, match=r"layer 1, attention has heads.* give contrast=pairs"):
         promoted_tokens(tiny, [HEAD])
-    with pytest.raises(ToxlocError, match="type list was given for the contrast"):
-        promoted_tokens(tiny, [HEAD], contrast=[])
     with pytest.raises(ToxlocError, match=r"The statistics lack layer 1, attention; collect them with sites="):
         promoted_tokens(tiny, [HEAD], contrast=collect_contrast(tiny, PAIRS, gradients=False))
     with pytest.raises(ToxlocError, match="have no moments"):
