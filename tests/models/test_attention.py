@@ -5,7 +5,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.families import DENSE
-from tests.conftest import TEXTS, random_model
+from tests.conftest import TEXTS, random_hf, random_model, tokenizer
+from tests.models.test_hooked_transformer import with_class
 from toxloc import Meow2X, Site, ToxlocError
 from toxloc.models.attention import watched_attention
 from toxloc.models.batching import batches, encode, pad
@@ -129,3 +130,18 @@ def test_a_model_with_hooks_on_modules_gives_the_same(tiny):
     _, seen = attended(LoadedModel.from_hf(tiny.hf, tiny.tokenizer, hooks="modules"))
     for site, found in expected.items():
         torch.testing.assert_close(seen[site].weights, found.weights)
+
+
+@with_class
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_hooked_transformer_of_the_user_gives_the_same(family):
+    full = LoadedModel.from_hf(random_hf(family), tokenizer(), hooks="transformer")
+    alone = LoadedModel.of(full.hooked)
+    assert alone.hf is None
+    (batch, expected), (_, seen) = attended(full), attended(alone)
+    for site, found in expected.items():
+        for row, length in enumerate(batch.mask.sum(1).tolist()):
+            ours, theirs = (x.weights[row, :, :length, :length] for x in (seen[site], found))
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+            ours, theirs = (x.values_of(1)[row, :length] for x in (seen[site], found))
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

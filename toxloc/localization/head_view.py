@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ..errors import ToxlocError
 from ..models.attention import Attended, watched_attention
-from ..models.batching import Batch, batches, decode_token
+from ..models.batching import Batch, batches, decode_token, encode
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, Site, Unit
 from ..support.arguments import as_list, whole_number
@@ -148,8 +148,11 @@ def head_view(
     texts = check_texts(texts)
     check_by(by)
     k = whole_number(k, "k", at_least=1)
-    sums = {unit: _Sums(lm.d_vocab) for unit in units}
-    reader = _Reader(lm, sums, by, k, skip_first)
+    vocabulary = torch.tensor(
+        sorted({token for row in encode(lm, texts, max_length) for token in row}), dtype=torch.long
+    )
+    sums = {unit: _Sums(len(vocabulary)) for unit in units}
+    reader = _Reader(lm, vocabulary, sums, by, k, skip_first)
     with watched_attention(lm, sorted({site for site, _ in units}), reader.read) as forward:
         for batch in batches(lm, texts, max_length=max_length, describe="reading heads"):
             if batch.ids.shape[1] > 1:
@@ -162,24 +165,36 @@ def head_view(
 
 @dataclass
 class _Sums:
-    """Sums over texts for one head: of the shares of roles, of the entropy, and of the share of each token id."""
+    """Sums over texts for one head: of the shares of roles, of the entropy, and of the share of each token."""
 
-    d_vocab: int
+    n_tokens: int
     roles: Float64[np.ndarray, " 4"] = field(default_factory=lambda: np.zeros(len(ROLES)))
     entropy: float = 0.0
     texts: dict[int, list[tuple[int, int, float, float]]] = field(default_factory=dict)  # position, token, shares
 
     def __post_init__(self) -> None:
-        self.tokens = torch.zeros(self.d_vocab, dtype=torch.float64)
+        self.tokens = torch.zeros(self.n_tokens, dtype=torch.float64)
 
 
 class _Reader:
-    """Reduces the pattern of every head in every batch to the sums."""
+    """Reduces the pattern of every head in every batch to the sums.
 
-    def __init__(self, lm: LoadedModel, sums: dict[Unit, _Sums], by: WeighedBy, k: int, skip_first: bool):
-        self.lm, self.sums, self.by, self.k, self.skip_first = lm, sums, by, k, skip_first
-        self.uniform = torch.zeros(lm.d_vocab, dtype=torch.float64)
-        self.n_texts = torch.zeros(lm.d_vocab, dtype=torch.long)
+    `vocabulary` are the token ids of the texts, in order; sums over tokens have their places.
+    """
+
+    def __init__(
+        self,
+        lm: LoadedModel,
+        vocabulary: Int[Tensor, " n_tokens"],
+        sums: dict[Unit, _Sums],
+        by: WeighedBy,
+        k: int,
+        skip_first: bool,
+    ):
+        self.lm, self.vocabulary, self.sums, self.by, self.k = lm, vocabulary, sums, by, k
+        self.skip_first = skip_first
+        self.uniform = torch.zeros(len(vocabulary), dtype=torch.float64)
+        self.n_texts = torch.zeros(len(vocabulary), dtype=torch.long)
 
     def begin(self, batch: Batch) -> None:
         self.batch = batch
@@ -192,7 +207,7 @@ class _Reader:
         self.equal = _shares(self._asked(equal / equal.sum(2, keepdim=True)))
         self._add_tokens(self.uniform, self.equal)
         for ids, counted in zip(batch.ids, self.counted, strict=True):
-            self.n_texts[ids[counted].unique().cpu()] += 1
+            self.n_texts[self._places(ids[counted].unique())] += 1
 
     def read(self, site: Site, attended: Attended) -> None:
         for unit, sums in self.sums.items():
@@ -224,7 +239,10 @@ class _Reader:
             ]
 
     def _add_tokens(self, total: Float64[Tensor, " d_vocab"], shares: Float64[Tensor, "batch source"]) -> None:
-        total.index_add_(0, self.batch.ids[self.counted].cpu(), shares[self.counted].cpu())
+        total.index_add_(0, self._places(self.batch.ids[self.counted]), shares[self.counted].cpu())
+
+    def _places(self, ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return torch.searchsorted(self.vocabulary, ids.cpu())
 
 
 def _shares(weights: Float64[Tensor, "batch query source"]) -> Float64[Tensor, "batch source"]:
@@ -234,15 +252,16 @@ def _shares(weights: Float64[Tensor, "batch query source"]) -> Float64[Tensor, "
 
 def _view(lm: LoadedModel, unit: Unit, by: str, k: int, sums: _Sums, reader: _Reader) -> HeadView:
     n = len(sums.texts)
-    found = [int(token) for token in sums.tokens.argsort(descending=True, stable=True)[:k] if reader.n_texts[token]]
+    order = sums.tokens.argsort(descending=True, stable=True)[:k].tolist()
     tokens = [
         Source(
-            decode_token(lm, token),
-            float(sums.tokens[token]) / n,
-            float(reader.uniform[token]) / n,
-            n_texts=int(reader.n_texts[token]),
+            decode_token(lm, int(reader.vocabulary[place])),
+            float(sums.tokens[place]) / n,
+            float(reader.uniform[place]) / n,
+            n_texts=int(reader.n_texts[place]),
         )
-        for token in found
+        for place in order
+        if reader.n_texts[place]
     ]
     texts = {
         index: [Source(decode_token(lm, token), share, equal, place) for place, token, share, equal in sources]

@@ -1,7 +1,7 @@
 """Attention patterns: the weights with which the heads of an attention read positions, and the values that they read.
 
 The pattern of a head has a row for each position (query) and a column for each position that it reads (source). The
-Hugging Face model computes it, with the eager attention of its own class, because fused attention does not return it.
+Hugging Face model computes it, with the eager attention of its class, because fused attention does not return it.
 """
 
 import sys
