@@ -12,9 +12,8 @@ import torch
 import toxloc
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(
-    [*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md", DOCS / "concepts" / "sites.md"]
-)
+CONCEPTS = [DOCS / "concepts" / name for name in ("heads.md", "sites.md")]
+PAGES = sorted([*(DOCS / "howto").glob("*.md"), DOCS / "get-started.md", DOCS / "export.md", *CONCEPTS])
 BLOCK = re.compile(r"^``` ?(\{\.)?(\w+)(?: \.([\w-]+)\})?\n(.*?)^```", re.M | re.S)
 ABSENT = {"needs-network": "hub"}  # missing requirement, and a word in the error of a block that needs it
 if not torch.cuda.is_available():

@@ -35,8 +35,12 @@ from .interventions.methods.profs import ProFS as ProFS
 from .interventions.methods.steering import Steering as Steering
 from .interventions.methods.trne import TRNE as TRNE
 from .interventions.methods.value_vector import ValueVector as ValueVector
+from .localization.attention_pattern import AttentionPattern as AttentionPattern
+from .localization.attention_pattern import attention_pattern as attention_pattern
 from .localization.driving_texts import Driven as Driven
 from .localization.driving_texts import driving_texts as driving_texts
+from .localization.head_view import HeadView as HeadView
+from .localization.head_view import head_view as head_view
 from .localization.localize import localize as localize
 from .localization.promoted_tokens import Promoted as Promoted
 from .localization.promoted_tokens import promoted_tokens as promoted_tokens

@@ -47,6 +47,59 @@ def test_the_attribution_of_a_site_with_a_norm_is_that_of_the_norms_output(famil
         assert units[1] == pytest.approx(of_unit, rel=1e-2, abs=2e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_the_counterfactual_score_of_a_head_is_the_slope_towards_its_mean(family):
+    """D falls by h times the score if z of the head moves by h of the way to its mean, in the plain model."""
+    lm, h = random_model(family, dtype=torch.float64, scale=2.0), 3e-3
+    # The random embedding of BOS, the padding token, is 0, which a norm after an attention amplifies without limit.
+    lm.hf.get_input_embeddings().weight[0].normal_()
+    loc = localize(lm, prefixes_by_hand.PAIRS, ["counterfactual"], parts=BOTH, draws=0)
+    for site in lm.sites("attention"):
+        view, mean = lm.at(site), rows_of(lm, prefixes_by_hand.PAIRS.neutral, site)[0].mean(0)
+        scores = loc.neuron_scores("counterfactual", "attention")[site.layer]
+        for head in range(view.n_units):
+            ends = [mean_difference_with_moved_keys(lm, view, view.rows(head), mean, step) for step in (-h, h)]
+            assert scores[head] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=5e-3, abs=1e-6)
+        assert np.abs(scores).max() > 1e-4
+
+
+@torch.no_grad()
+def mean_difference_with_moved_keys(lm, view, rows, mean, step):
+    """Return the mean D of the plain model with some keys of a site moved by a step towards their mean."""
+
+    def move(module, args):
+        keys = args[0].clone()
+        keys[..., rows] += step * (mean[rows] - keys[..., rows])
+        return (keys,)
+
+    differences = []
+    with view.linear.register_forward_pre_hook(move):
+        for i in prefixes_by_hand.USABLE:
+            ids, toxic, neutral = prefixes_by_hand.prefix_and_tokens(lm, i)
+            logits = lm.hf(input_ids=ids).logits[0, -1]
+            differences.append(prefixes_by_hand.difference_of(logits, toxic, neutral).item())
+    return np.mean(differences)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "qwen2", "gpt_neox"])
+def test_every_score_of_dense_parts_has_heads(family):
+    lm = random_model(family, scale=3.0)
+    names = [name for name, score in SCORES.items() if score.only is None]
+    loc = localize(lm, prefixes_by_hand.PAIRS, names, parts=BOTH, draws=20)
+    assert len(names) == len(loc.scores) >= 8
+    for name in names:
+        heads = loc.neuron_scores(name, "attention")
+        assert heads.shape == (lm.n_layers, lm.at(Site(0, "attention")).n_units) and np.isfinite(heads).all()
+        assert np.isfinite(loc.layer_scores(name, "attention")).all()
+        # Units share the positive attribution of their sites, and a random model can have none.
+        assert heads.std() > 0 or (name == "combined" and (loc.layer_scores(name, "attention") < 0).all())
+        site, head = loc.top_heads(name, 1)[0]
+        assert site.part == "attention" and heads[site.layer, head] == heads.max()
+        known = loc.part_uncertainty(name, "attention")
+        assert (known is None) == (name == "editability")
+        assert known is None or np.isfinite(known.p_adjusted).all()
+
+
 def test_activation_by_hand(tiny):
     loc = localize(tiny, PAIRS, ["activation"], parts=BOTH)
     for site in loc.sites():

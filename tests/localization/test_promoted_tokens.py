@@ -4,13 +4,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.families import DENSE
+from benchmarks.families import DENSE, LAYOUTS
 from tests.conftest import random_hf, random_model, tokenizer
 from tests.models.test_hooked_transformer import with_class
-from toxloc import ToxlocError
+from toxloc import Site, ToxlocError, collect_contrast
 from toxloc.localization.promoted_tokens import promoted_tokens
 from toxloc.models.loaded import LoadedModel
 from toxloc.support.masking import mask
+
+from .by_hand import rows_of
+from .prefixes_by_hand import PAIRS
+
+HEAD = (Site(1, "attention"), 1)
 
 
 def with_random_norms(family, **sizes):
@@ -131,6 +136,46 @@ def test_half_precision_models_are_scored_in_float32():
     row, gain = lm.W_out(1)[2].float(), lm.hf.model.norm.weight.float()
     expected = (lm.hf.lm_head.weight.float() @ (row * gain)).max()
     assert promoted_tokens(lm, [(1, 2)], k=1)[0].scores[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_a_head_promotes_what_it_writes_more_on_toxic_than_on_neutral_text(family):
+    """Its tokens are those of a neuron whose row of W_out is this direction and whose norms are those of the head."""
+    lm = with_random_norms(family)
+    toxic, neutral = (rows_of(lm, side, HEAD[0])[0].mean(0) for side in (PAIRS.toxic, PAIRS.neutral))
+    written = (toxic - neutral)[8:16].float() @ lm.W_out(HEAD[0])[8:16]
+    (promoted,) = promoted_tokens(lm, [HEAD], k=5, contrast=PAIRS)
+    with torch.no_grad():
+        lm.W_out(1)[7] = written
+        if lm.at(1).norm is not None:
+            lm.contribution(1).weight.copy_(lm.contribution(HEAD[0]).weight)
+    truth = derivative_of_logits(lm, 7)
+    order = truth.argsort(descending=True)[:5].tolist()
+    assert promoted.tokens == [lm.tokenizer.decode([i]) for i in order]
+    np.testing.assert_allclose(promoted.scores, truth[order], rtol=1e-3)
+    assert (promoted.site, promoted.neuron) == HEAD
+
+
+def test_statistics_of_a_contrast_can_be_used_again(tiny):
+    s = collect_contrast(tiny, PAIRS, sites=tiny.sites(), gradients=False)
+    units = [(0, 3), HEAD, ("1.attention", 0)]
+    for again, expected in zip(
+        promoted_tokens(tiny, units, contrast=s), promoted_tokens(tiny, units, contrast=PAIRS), strict=True
+    ):
+        assert (again.tokens, again.site) == (expected.tokens, expected.site)
+        np.testing.assert_allclose(again.scores, expected.scores, rtol=1e-5)
+    neuron, head, _ = promoted_tokens(tiny, units, contrast=s)
+    assert list(head.to_frame().columns) == ["layer", "head", "token", "score"]
+    assert "layer 1, attention, head 1" in repr(head) and "layer 0, neuron 3" in repr(neuron)
+
+
+def test_a_head_needs_texts(tiny):
+    with pytest.raises(ToxlocError, match=r"layer 1, attention has heads.* give contrast=pairs"):
+        promoted_tokens(tiny, [HEAD])
+    with pytest.raises(ToxlocError, match=r"The statistics lack layer 1, attention; collect them with sites="):
+        promoted_tokens(tiny, [HEAD], contrast=collect_contrast(tiny, PAIRS, gradients=False))
+    with pytest.raises(ToxlocError, match="have no moments"):
+        promoted_tokens(tiny, [HEAD], contrast=collect_contrast(tiny, PAIRS, sites=[HEAD[0]], moments=False))
 
 
 @pytest.mark.parametrize(

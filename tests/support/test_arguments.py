@@ -38,6 +38,7 @@ OF_TEXTS = {
         toxloc.collect_contrast(lm, PAIRS, curvature=True, more_neutral=texts).C[0].sum().item()
     ),
     "driving_texts": lambda lm, texts: toxloc.driving_texts(lm, texts, 0, 3),
+    "head_view": lambda lm, texts: [view.roles for view in toxloc.head_view(lm, [("0.attention", 1)], texts)],
     "score": lambda lm, texts: JUDGE.score(texts)["toxicity"].tolist(),
     "calibrate": lambda lm, texts: calibrate(JUDGE, texts, rate=0.9),
 }
@@ -59,6 +60,7 @@ OF_LISTS = {
     "parts of a knock-out": lambda lm, values: toxloc.knockout(lm, PAIRS, values),
     "counts": lambda lm, values: toxloc.knockout_curve(None, None, counts=values),
     "neurons": lambda lm, values: toxloc.promoted_tokens(lm, values),
+    "heads": lambda lm, values: toxloc.head_view(lm, values, TEXTS),
 }
 OF_NEURONS = {"neurons of Meow2X": lambda lm, values: toxloc.Meow2X(neurons=values)}
 

@@ -1,16 +1,15 @@
 """Fast attention for single queries on a CPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
+from ..models.attention import attention_computed_by
 from ..models.loaded import LoadedModel
 
 
@@ -61,28 +60,8 @@ def fast_attention(lm: LoadedModel) -> Iterator[None]:
     For a single query on a CPU, torch's fused kernel is many times slower. Models on other devices, models that do not
     use the fused kernel, and models that are already inside such a block are left unchanged.
     """
-    hf = lm.hf
-    before = hf.config._attn_implementation
-    if lm.device.type != "cpu" or before != "sdpa":
-        yield
-        return
-    name = f"toxloc_grouped_{id(hf)}"  # a name per model, so that the end of a block does not affect other models
-    supported = hf._supports_attention_backend
-    with _registered(name) if supported else nullcontext():
-        try:
-            hf.set_attn_implementation(name if supported else "eager")
+    if lm.device.type == "cpu" and lm.hf.config._attn_implementation == "sdpa":
+        with attention_computed_by(lm.hf, grouped_attention):
             yield
-        finally:
-            hf.set_attn_implementation(before)
-
-
-@contextmanager
-def _registered(name: str) -> Iterator[None]:
-    """Register `grouped_attention` with transformers under this name for the duration of the block."""
-    AttentionInterface.register(name, grouped_attention)
-    AttentionMaskInterface.register(name, eager_mask)
-    try:
+    else:
         yield
-    finally:
-        for registry in (AttentionInterface, AttentionMaskInterface):
-            registry._global_mapping.pop(name)  # transformers has no function that unregisters

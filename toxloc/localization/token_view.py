@@ -15,7 +15,7 @@ from ..models.likelihood import summed_nll
 from ..models.loaded import LoadedModel
 from ..models.site_view import Hook
 from ..models.sites import BySite, Site
-from ..support.masking import mask
+from ..support.masking import mask, mask_tokens
 from .statistics import ContrastStatistics
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class TokenView:
 
     def shown(self, masked: bool = True) -> list[str]:
         """Return the tokens for display. A word is masked as a whole, even if it consists of several tokens."""
-        characters = iter(mask("".join(self.tokens)) if masked else "".join(self.tokens))
-        return ["".join(next(characters) for _ in token) for token in self.tokens]
+        return mask_tokens(self.tokens) if masked else list(self.tokens)
 
     def heatmap(self, kind: str = "attribution", masked: bool = True) -> "Figure":
         """Return a Plotly heatmap of layer against token, of "attribution" or "activation"."""

@@ -1,8 +1,9 @@
-"""Plotly figures. No figure shows prompts or model output, except `token_heatmap` with `masked=False`."""
+"""Plotly figures. No figure shows prompts or model output, except those of tokens with `masked=False`."""
 
 from .causal import causal_correlations, knockout_layers, removal_curve
 from .experts import expert_map
 from .frontier import frontier
+from .heads import attention_heatmap, head_map
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
 from .neurons import neuron_map
 from .png import write_png
@@ -12,6 +13,7 @@ from .sweeps import change_by_setting, cost_and_gain
 from .tokens import token_heatmap
 
 __all__ = [
+    "attention_heatmap",
     "before_after",
     "causal_correlations",
     "change_by_setting",
@@ -20,6 +22,7 @@ __all__ = [
     "editability",
     "expert_map",
     "frontier",
+    "head_map",
     "knockout_layers",
     "layer_heatmap",
     "neuron_map",

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float64
 
 from .protocols import Localization
-from .style import DIVERGING, SEQUENTIAL, colour_bar, lay_out, of_part, with_unit
+from .style import colour_bar, colour_scale, lay_out, of_part, with_unit
 
 UNITS = {"attention": "head", "mixer": "channel"}  # units of all other parts are neurons
 TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
@@ -43,7 +43,7 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
             y=[site.title for site in loc.sites(part)],
             x=np.linspace(0, 100, shown.shape[1]),
             text=[_hover_texts(row, cuts, unit) for row in order],
-            **_scale(label.centre, shown),
+            **colour_scale(label.centre, shown),
             colorbar=colour_bar(with_unit(title, label.unit)),
             hovertemplate="%{y}, %{text}<br>score %{z:.3g}<extra></extra>",
         )
@@ -79,11 +79,3 @@ def _hover_texts(order: np.ndarray, cuts: list[np.ndarray], unit: str) -> list[s
     ]
     texts[0], texts[-1] = single(0), single(len(order) - 1)
     return texts
-
-
-def _scale(centre: float, shown: np.ndarray) -> dict[str, object]:
-    """Return a diverging scale around the centre; a sequential scale from 0 if centre is 0 and no score is negative."""
-    if centre == 0 and shown.min() >= 0:
-        return {"colorscale": SEQUENTIAL, "zmin": 0.0, "zmax": float(np.quantile(shown, 0.995)) or 1.0}
-    limit = float(np.quantile(np.abs(shown - centre), 0.995)) or 1.0
-    return {"colorscale": DIVERGING, "zmin": centre - limit, "zmax": centre + limit}

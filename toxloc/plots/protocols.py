@@ -230,6 +230,30 @@ class TokenView(Protocol):
 
 
 @runtime_checkable
+class AttentionPattern(Protocol):
+    """What an attention head reads from each token of one text at each of its tokens.
+
+    Attributes:
+        site: the attention of the head.
+        head: number of the head.
+        by: "attention" or "norm": the kind of the weights.
+        weights: weight of each source (column) at each query (row), float64 [pos, pos].
+    """
+
+    @property
+    def site(self) -> Site: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def by(self) -> str: ...
+    @property
+    def weights(self) -> Float64[np.ndarray, "pos pos"]: ...
+
+    def shown(self, masked: bool = ..., /) -> Sequence[str]:
+        """Return the tokens as text for display, with offensive words masked unless `masked` is off."""
+
+
+@runtime_checkable
 class Cell(Protocol):
     """One configuration of a sweep.
 

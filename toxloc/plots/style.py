@@ -3,6 +3,7 @@
 import html
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,32 @@ def colour_bar(title: str, **settings: Any) -> dict[str, Any]:
 def layer_axis(n_layers: int) -> dict[str, Any]:
     """Return the settings of an axis of layers, with a tick at every layer if there are at most 16 layers."""
     return {"title": {"text": "layer"}, "dtick": 1 if n_layers <= 16 else None, "zeroline": False}
+
+
+LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally
+
+
+def token_axis(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the labels of the tokens of a text, and the settings of an axis of its positions.
+
+    The axis is categorical, because Plotly leaves out labels of a numeric axis. The categories are positions as text,
+    because a token can occur more than once.
+    """
+    labels = [plain(token.replace("\n", "⏎").strip() or "␣") for token in tokens]
+    return labels, {
+        "type": "category",
+        "labelalias": {str(position): label for position, label in enumerate(labels)},
+        "tickangle": 0 if len(labels) <= LEVEL_UP_TO else -90,
+        "tickfont": {"size": 11},
+    }
+
+
+def colour_scale(centre: float, values: np.ndarray) -> dict[str, Any]:
+    """Return a diverging scale around the centre; a sequential scale from 0 if centre is 0 and no value is negative."""
+    if centre == 0 and np.nanmin(values) >= 0:
+        return {"colorscale": SEQUENTIAL, "zmin": 0.0, "zmax": float(np.nanquantile(values, 0.995)) or 1.0}
+    limit = float(np.nanquantile(np.abs(values - centre), 0.995)) or 1.0
+    return {"colorscale": DIVERGING, "zmin": centre - limit, "zmax": centre + limit}
 
 
 def band(

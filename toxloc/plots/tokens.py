@@ -5,10 +5,9 @@ import plotly.graph_objects as go
 
 from ..errors import ToxlocError
 from .protocols import TokenView
-from .style import DIVERGING, colour_bar, lay_out, plain
+from .style import DIVERGING, colour_bar, lay_out, token_axis
 
 UNITS = {"attribution": "nats", "activation": "sd"}
-LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally
 
 
 def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = True) -> go.Figure:
@@ -35,11 +34,8 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
         raise ToxlocError(
             "This view has no activation; make it with token_view(lm, text, statistics), or plot kind='attribution'."
         )
-    labels = [_visible(token) for token in view.shown(masked)]
+    labels, axis = token_axis(view.shown(masked))
     hover = [f"position {position}: {label}" for position, label in enumerate(labels)]
-    # The axis is categorical, because Plotly leaves out labels of a numeric axis. The categories are positions, because
-    # a token can occur more than once.
-    positions = [str(position) for position in range(len(labels))]
     limit = float(np.abs(values[:, 1:] if len(labels) > 1 else values).max()) or 1.0
     notes = ["Words are masked."] if masked else []
     if np.abs(values).max() > limit:
@@ -47,7 +43,7 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=positions,
+            x=[str(position) for position in range(len(labels))],
             y=[f"layer {layer}" for layer in view.layers or range(len(values))],
             text=[hover] * len(values),
             zmin=-limit,
@@ -63,15 +59,5 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
         " ".join(notes),
         height=190 + 22 * max(8, len(values)),
         yaxis={"autorange": "reversed"},
-        xaxis={
-            "title": {"text": "token, in order"},
-            "type": "category",
-            "labelalias": dict(zip(positions, labels, strict=True)),
-            "tickangle": 0 if len(labels) <= LEVEL_UP_TO else -90,
-            "tickfont": {"size": 11},
-        },
+        xaxis=axis | {"title": {"text": "token, in order"}},
     )
-
-
-def _visible(token: str) -> str:
-    return plain(token.replace("\n", "⏎").strip() or "␣")

@@ -1,6 +1,7 @@
 """Mask offensive words in displayed text."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 def mask(text: str) -> str:
@@ -19,3 +20,14 @@ def mask(text: str) -> str:
         masked.append("·" if letter and inside else character)
         inside = letter or (inside and (category == "N" or character in "'’_"))
     return "".join(masked)
+
+
+def mask_tokens(tokens: Sequence[str]) -> list[str]:
+    """Mask the tokens of one text: a word is masked as a whole, even if it consists of several tokens.
+
+    Example:
+        >>> mask_tokens(["You", " sil", "ly", " goose"])
+        ['Y··', ' s··', '··', ' g····']
+    """
+    characters = iter(mask("".join(tokens)))
+    return ["".join(next(characters) for _ in token) for token in tokens]
