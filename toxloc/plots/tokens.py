@@ -5,9 +5,13 @@ import plotly.graph_objects as go
 
 from ..errors import ToxlocError
 from .protocols import TokenView
-from .style import DIVERGING, colour_bar, lay_out, plain
+from .style import DIVERGING, asked, colour_bar, lay_out, plain
 
 UNITS = {"attribution": "nats", "activation": "sd"}
+QUESTIONS = {
+    "attribution": "where in this text does each layer push towards toxicity?",
+    "activation": "where in this text does each layer behave as on toxic text?",
+}
 LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally
 
 
@@ -60,7 +64,7 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
     return lay_out(
         figure,
         f"{kind.capitalize()} by token and layer",
-        " ".join(notes),
+        asked(QUESTIONS[kind], " ".join(notes)),
         height=190 + 22 * max(8, len(values)),
         yaxis={"autorange": "reversed"},
         xaxis={
