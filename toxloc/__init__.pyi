@@ -1,4 +1,5 @@
 from . import plots as plots
+from .causal.confirmation import confirm as confirm
 from .causal.curve import KnockoutCurve as KnockoutCurve
 from .causal.curve import knockout_curve as knockout_curve
 from .causal.knockout import Knockout as Knockout
@@ -41,6 +42,7 @@ from .localization.driving_texts import Driven as Driven
 from .localization.driving_texts import driving_texts as driving_texts
 from .localization.head_view import HeadView as HeadView
 from .localization.head_view import head_view as head_view
+from .localization.headline import Headline as Headline
 from .localization.localize import localize as localize
 from .localization.promoted_tokens import Promoted as Promoted
 from .localization.promoted_tokens import promoted_tokens as promoted_tokens

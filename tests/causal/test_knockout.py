@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,14 @@ def test_perplexity_and_sampled_toxicity_are_measured_on_request(tiny):
         rates.append(sum("e" in text for text in texts) / len(texts))
     assert [result.toxic_rate, result.toxic_rate_before] == pytest.approx(rates)
     assert same_bits(before, tiny)
+
+
+def test_a_model_breaks_if_neutral_text_loses_more_than_half_a_nat(tiny):
+    result = knockout(tiny, PAIRS, [(1, 4)])
+    assert not result.breaks_model and result.to_dict()["breaks_model"] is False
+    for rise, breaks in ((0.5, False), (0.501, True), (-0.501, False)):
+        assert dataclasses.replace(result, neutral_rise=rise).breaks_model == breaks
+    assert dataclasses.replace(result, neutral_rise=3.5).to_dict()["breaks_model"] is True
 
 
 def test_scaling_by_one_does_nothing(tiny):

@@ -69,6 +69,20 @@ def test_a_proof_of_attentions_and_heads(tiny):
     assert correlation.spearman == pytest.approx(spearmanr(scores, [k.effect for k in proof.neurons]).statistic)
 
 
+def test_a_proof_of_all_parts_removes_every_site_and_single_units_of_the_first_part(tiny):
+    loc = localize(tiny, PAIRS, parts=("attention", "mlp"), draws=0)
+    proof = causal_proof(KnockoutTest(tiny, PAIRS), loc, n_neurons=6)
+    sites = [Site(0), Site(1), Site(0, "attention"), Site(1, "attention")]
+    assert [k.sites for k in proof.layers] == [(site,) for site in sites]
+    assert proof.layers[3] == knockout(tiny, PAIRS, [Site(1, "attention")])
+    assert {k.units[0][0].part for k in proof.neurons} == {"mlp"}
+    correlation = next(c for c in proof.correlations if (c.score, c.parts) == ("attribution", "sites"))
+    scores = [loc.site_scores("attribution")[site] for site in sites]
+    assert correlation.n == 4
+    assert correlation.spearman == pytest.approx(spearmanr(scores, [k.effect for k in proof.layers]).statistic)
+    assert {c.parts for c in proof.correlations} == {"sites", "neurons"}
+
+
 def test_a_localization_of_another_model_is_an_error(tiny):
     loc = localize(random_model("gpt2", n_layer=3), PAIRS, ["attribution"], draws=0)
     with pytest.raises(ToxlocError, match=r"of random-gpt2, .* 3 layers of 64 neurons; random-gpt2 has 2 layers of 64"):

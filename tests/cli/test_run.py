@@ -63,6 +63,7 @@ def test_a_run_ends_with_a_table_and_the_report(ran):
     for method in kept.methods:
         row = next(line for line in printed.splitlines() if line.startswith(f"│ {method} "))
         assert f" {kept.rate(method):.1%} [" in row
+    assert kept.results["headline"]["text"] in printed
     assert str(kept.report) in printed.replace("\n", "")
     assert kept.report.is_file()
 

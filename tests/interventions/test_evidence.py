@@ -95,6 +95,24 @@ def test_statistics_that_were_not_announced_are_gathered_when_they_are_first_nee
     assert len(passes) == 3
 
 
+def test_sites_that_were_gathered_with_others_are_not_gathered_again(tiny, monkeypatch):
+    passes = counted(monkeypatch, module, "collect_contrast")
+    evidence = Evidence(tiny, PAIRS, NEUTRAL).expect("curvature", "gradients")
+    both = evidence.statistics(frozenset({"gradients", "moments"}), tiny.sites("mlp", "attention"))
+    assert set(both.C) == set(tiny.sites("mlp"))  # the curvature is expected of the sites that methods edit by default
+    mlp = evidence.statistics(frozenset({"gradients", "curvature"}))
+    assert len(passes) == 1
+    assert mlp.sites == list(mlp.C) == tiny.sites("mlp")
+    expected = collect_contrast(tiny, PAIRS, curvature=True, more_neutral=NEUTRAL.fit)
+    for site in mlp.sites:
+        torch.testing.assert_close(mlp.G(site), expected.G(site), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mlp.C[site], expected.C[site], rtol=1e-4, atol=1e-6)
+    attention = evidence.statistics(frozenset({"curvature"}), tiny.sites("attention"))
+    assert len(passes) == 2 and list(attention.C) == tiny.sites("attention")
+    assert evidence.statistics(frozenset({"gradients"}), [Site(1)]).sites == [Site(1)]
+    assert len(passes) == 2
+
+
 def test_gathered_statistics_are_those_of_collect_contrast(tiny):
     gathered = Evidence(tiny, PAIRS, NEUTRAL).statistics(frozenset({"gradients", "curvature", "moments"}))
     expected = collect_contrast(tiny, PAIRS, curvature=True, more_neutral=NEUTRAL.fit)

@@ -12,6 +12,7 @@ class Label:
     unit: str = ""
     centre: float = 0.0
     neuron_title: str = ""
+    question: str = "does it carry toxicity?"
 
 
 LABELS = {
@@ -37,10 +38,12 @@ class Bands:
 class StubSite:
     layer: int
     expert: int | None = None
+    part: str = "mlp"
 
     @property
     def title(self):
-        return f"layer {self.layer}" + ("" if self.expert is None else f", expert {self.expert}")
+        name = "" if self.part == "mlp" else f", {self.part}"
+        return f"layer {self.layer}{name}" + ("" if self.expert is None else f" {self.expert}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Located:
 
     def sites(self, part):
         scores = self.by_part[part]
-        return [StubSite(i) for i in scores.site_layers or range(len(next(iter(scores.layers.values()))))]
+        layers = scores.site_layers or range(len(next(iter(scores.layers.values()))))
+        return [StubSite(layer, part=part) for layer in layers]
 
     def layer_scores(self, score, part):
         return self.by_part[part].layers[score]

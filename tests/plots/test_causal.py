@@ -17,6 +17,7 @@ class Removal:
     toxic_rate: float | None = None
     toxic_rate_before: float | None = 0.5
     neutral_rise: float = 1.0
+    breaks_model: bool = False
 
     @property
     def toxic_rise(self):
@@ -136,14 +137,58 @@ def proof():
     )
 
 
+def trace_of(figure, name, axis="x"):
+    """Return the trace with this name on this axis, without those that only add a name to the legend."""
+    return next(t for t in figure.data if t.name == name and (t.xaxis or "x") == axis and t.x != (None,))
+
+
 def test_layers_have_bars_with_intervals_and_are_pale_if_the_interval_includes_0(proof):
-    bars = plots.knockout_layers(proof).data[0]
+    bars = next(trace for trace in plots.knockout_layers(proof).data if trace.type == "bar")
     assert (list(bars.x), list(bars.y)) == ([0, 1], [2.0, -0.1])
     np.testing.assert_allclose(bars.error_y.array, [0.5, 0.5])
     np.testing.assert_allclose(bars.error_y.arrayminus, [0.25, 0.25])
     assert bars.marker.opacity[0] == 1 > bars.marker.opacity[1]
     assert bars.marker.color[0] != bars.marker.color[1]
-    assert "NLL of toxic text +3, of neutral text +1" in bars.text[0]
+    assert "NLL of toxic text +3, of neutral text +1" in bars.hovertext[0]
+    assert set(bars.marker.pattern.shape) == {""}
+
+
+def test_the_rise_on_toxic_and_on_neutral_text_is_shown(proof):
+    figure = plots.knockout_layers(proof)
+    toxic, neutral = trace_of(figure, "toxic text"), trace_of(figure, "neutral text")
+    assert (list(toxic.x), list(toxic.y), list(neutral.y)) == ([0, 1], [3.0, 0.9], [1.0, 1.0])
+    assert set(toxic.marker.color) != set(neutral.marker.color)
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["toxic text", "neutral text"]
+    assert "breaks" not in figure.layout.title.text + str(figure.layout.annotations)
+
+
+def test_a_removal_that_breaks_the_model_is_marked_and_does_not_stretch_the_axes(proof):
+    broken = Removal(9.0, (0,), (StubSite(0),), neutral_rise=7.0, breaks_model=True)
+    figure = plots.knockout_layers(dataclasses.replace(proof, layers=(broken, *proof.layers[1:])))
+    toxic = trace_of(figure, "toxic text")
+    bars = next(trace for trace in figure.data if trace.type == "bar")
+    assert list(toxic.y) == [1.0, 0.9]  # at the end of the axis, which is the largest rise of the other layer
+    assert list(toxic.marker.symbol) == ["triangle-up", "circle"]
+    assert toxic.marker.color[0] == bars.marker.color[0] != bars.marker.color[1]
+    assert list(bars.marker.pattern.shape) == ["/", ""]
+    assert list(bars.y) == [9.0, -0.1] and "of neutral text +7" in bars.hovertext[0]
+    low, high = figure.layout.yaxis.range
+    assert low < 0 and 1.0 < high < 1.2
+    low, high = figure.layout.yaxis2.range
+    assert -0.5 < low < -0.35 and 0.4 < high < 0.5  # the interval of the other layer is [-0.35, 0.4]
+    assert [(a.x, a.text) for a in figure.layout.annotations if "breaks" in a.text] == [(0, "+7, breaks the model")]
+    assert "the model breaks" in figure.layout.title.text.replace("<br>", " ")
+
+
+def test_mlps_and_attentions_have_panels_side_by_side(proof):
+    attention = Removal(-0.5, (1,), (StubSite(1, part="attention"),))
+    figure = plots.knockout_layers(dataclasses.replace(proof, layers=(*proof.layers, attention)))
+    assert [a.text for a in figure.layout.annotations] == ["MLP", "Attention"]
+    assert list(trace_of(figure, "toxic text").y) == [3.0, 0.9]
+    assert (list(trace_of(figure, "toxic text", "x2").x), list(trace_of(figure, "toxic text", "x2").y)) == ([1], [0.5])
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert [(bar.xaxis, list(bar.y)) for bar in bars] == [("x3", [2.0, -0.1]), ("x4", [-0.5])]
+    assert figure.layout.yaxis2.matches == "y" and figure.layout.yaxis4.matches == "y3"
 
 
 def test_correlations_have_a_row_per_score_and_a_colour_per_kind_of_part(proof):

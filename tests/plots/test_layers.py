@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from toxloc import ToxlocError, localize, plots
+from toxloc.plots.layers import faded
 
 from .conftest import Located, Scores
 
@@ -24,11 +25,39 @@ def heading(figure):
 def test_heatmap_columns_are_scaled_by_their_largest_absolute_value_and_show_the_scores(loc):
     figure = plots.layer_heatmap(loc)
     heat = figure.data[0]
-    np.testing.assert_allclose(heat.z, [[0.25, -1.0], [1.0, 0.5]])
-    assert [list(row) for row in heat.text] == [["1", "-3"], ["4", "1.5"]]
+    pale = 0.1 + 0.5 * 0.94  # of the attribution of layer 1, whose p-value is 0.06
+    np.testing.assert_allclose(heat.z, [[0.25, -1.0], [1.0, 0.5 * pale]])
+    assert [list(row) for row in heat.text] == [["1", "<b>-3</b>"], ["4", "1.5"]]
     assert list(heat.y) == ["layer 0", "layer 1"]
     assert list(heat.x) == ["activation<br>contrast", "attribution"]
-    assert heading(figure) == "Toxicity by depth in m"
+    assert heading(figure).startswith("Toxicity by depth in m ")
+    assert "Without p-values, in full colour: activation contrast." in heading(figure)
+
+
+def test_colours_fade_with_the_p_value_and_never_without_one(loc, uncertainty):
+    shares = [faded(p) for p in (0.0, 0.049, 0.05, 0.3, 1.0)]
+    assert shares[:2] == [1, 1] and shares[2] < 0.6
+    assert shares[2:] == sorted(shares[2:], reverse=True) and shares[-1] > 0
+    part = dataclasses.replace(loc.by_part["mlp"], uncertainties={})
+    figure = plots.layer_heatmap(Located({"mlp": part}))
+    np.testing.assert_allclose(figure.data[0].z, [[0.25, -1.0], [1.0, 0.5]])
+    assert "No p-values were computed" in heading(figure)
+
+
+def test_mlps_and_attentions_are_side_by_side_and_share_layers_columns_and_colours(mixed):
+    figure = plots.layer_heatmap(mixed)
+    mlp, attention = figure.data
+    assert list(mlp.y) == list(attention.y) == ["layer 0", "layer 1", "layer 4"]
+    assert list(mlp.x) == list(attention.x)
+    assert mlp.coloraxis == attention.coloraxis == "coloraxis"
+    assert figure.layout.yaxis2.matches == "y" and figure.layout.yaxis.autorange == "reversed"
+    assert [title.text for title in figure.layout.annotations] == ["MLP", "Attention"]
+    # The largest values of both parts are 8 and 5.5; layer 1 of the MLPs and layer 4 of the attentions are faded.
+    pale = 0.1 + 0.5 * 0.94
+    np.testing.assert_allclose(mlp.z, [[1 / 8, -3 / 5.5], [4 / 8, 1.5 / 5.5 * pale], [np.nan, np.nan]])
+    np.testing.assert_allclose(attention.z, [[np.nan, np.nan], [2 / 8, 3 / 5.5], [1.0, pale]])
+    assert attention.hovertext[2][1].startswith("layer 4, attention, attribution<br>score 5.5<br>95% interval")
+    assert attention.hovertext[2][1].endswith("100% of the largest absolute value")
 
 
 def test_the_hover_text_of_the_heatmap_has_intervals_where_they_are_known(loc):
@@ -97,23 +126,41 @@ def test_attention_is_drawn_at_the_layers_that_have_it(mixed):
     assert list(figure.data[1].x) == [1, 4, 4, 1]  # the interval
     assert heading(figure).startswith("Attention: attribution by depth in m ")
     figure = plots.layer_heatmap(mixed, part="attention")
-    assert list(figure.data[0].y) == ["layer 1", "layer 4"]
-    np.testing.assert_allclose(figure.data[0].z, [[0.25, 3 / 5.5], [1.0, 1.0]])
-    assert figure.data[0].hovertext[1][1].startswith("layer 4, attribution<br>score 5.5<br>95% interval [0.5, 2.5]")
-    assert heading(figure) == "Attention: toxicity by depth in m"
+    assert list(figure.data[0].y) == ["layer 1, attention", "layer 4, attention"]
+    np.testing.assert_allclose(figure.data[0].z, [[0.25, 3 / 5.5], [1.0, 0.1 + 0.5 * 0.94]])
+    hover = figure.data[0].hovertext[1][1]
+    assert hover.startswith("layer 4, attention, attribution<br>score 5.5<br>95% interval [0.5, 2.5]")
+    assert heading(figure).startswith("Attention: toxicity by depth in m ")
 
 
-def test_figures_draw_the_mlps_by_default(loc, mixed):
+def test_all_parts_are_lines_of_one_figure(mixed, loc):
+    figure = plots.toxicity_by_depth(mixed)
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert [(line.name, list(line.x), list(line.y)) for line in lines] == [
+        ("MLP", [0, 1], [-3.0, 1.5]),
+        ("attention", [1, 4], [3.0, 5.5]),
+    ]
+    assert lines[0].line.color != lines[1].line.color
+    assert [list(line.marker.symbol) for line in lines] == [["circle", "circle-open"]] * 2
+    shown = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert shown == ["shuffled labels, mean ± 2 sd", "MLP, 95% interval", "attention, 95% interval", "MLP", "attention"]
+    assert "Question: does it carry toxicity? Filled markers" in heading(figure)
+
+
+def test_a_single_part_is_drawn_as_if_it_were_the_only_one(loc, mixed):
     for draw in (plots.toxicity_by_depth, plots.layer_heatmap, plots.neuron_map):
-        assert draw(mixed).to_json() == draw(loc).to_json() == draw(mixed, part="mlp").to_json()
+        assert draw(loc).to_json() == draw(mixed, part="mlp").to_json()
+    assert plots.neuron_map(mixed).to_json() == plots.neuron_map(loc).to_json()
     assert plots.relative_depth([mixed]).to_json() == plots.relative_depth([loc]).to_json()
+    attention = plots.relative_depth([mixed], part="attention").data[-1]
+    assert (list(attention.x), list(attention.y)) == ([0.25, 1.0], [3 / 5.5, 1.0])
 
 
 def test_figures_draw_attention_if_only_attention_was_localized(mixed):
     attention_only = Located({"attention": mixed.by_part["attention"]})
-    assert list(plots.layer_heatmap(attention_only).data[0].y) == ["layer 1", "layer 4"]
+    assert list(plots.layer_heatmap(attention_only).data[0].y) == ["layer 1, attention", "layer 4, attention"]
     line = plots.relative_depth([attention_only]).data[-1]
-    assert (list(line.x), line.text[0].split("<br>")[0]) == ([0.25, 1.0], "layer 1 of 0 to 4")
+    assert (list(line.x), line.text[0].split("<br>")[0]) == ([0.25, 1.0], "layer 1, attention of 0 to 4")
 
 
 def test_models_of_different_depth_share_one_axis():

@@ -46,9 +46,9 @@ def test_the_colour_scale_is_diverging_around_the_centre_unless_no_score_is_nega
 
 
 def test_the_title_names_the_score_of_a_neuron(loc):
-    assert plots.neuron_map(loc).layout.title.text == "Neurons by attribution in m"
+    assert plots.neuron_map(loc).layout.title.text.startswith("Neurons by attribution in m<br>")
     figure = plots.neuron_map(localization([[0.75, 0.25]], "auroc"), "auroc")
-    assert figure.layout.title.text == "Neurons by AUROC in m"
+    assert figure.layout.title.text.startswith("Neurons by AUROC in m<br>")
     assert figure.data[0].colorbar.title.text == "AUROC (0.5 is chance)"
     assert figure.layout.xaxis.title.text == "neurons, highest score first (%)"
 
@@ -56,10 +56,10 @@ def test_the_title_names_the_score_of_a_neuron(loc):
 def test_attention_has_heads(mixed):
     figure = plots.neuron_map(mixed, part="attention")
     heat = figure.data[0]
-    assert list(heat.y) == ["layer 1", "layer 4"]
+    assert list(heat.y) == ["layer 1, attention", "layer 4, attention"]
     assert [list(row) for row in heat.z] == [[9.0, 1.0, -7.0], [3.0, 2.0, 0.5]]
     assert list(heat.text[1]) == ["head 1<br>rank 1 of 3", "head 2<br>rank 2 of 3", "head 0<br>rank 3 of 3"]
-    assert figure.layout.title.text == "Attention: heads by attribution in m"
+    assert figure.layout.title.text.startswith("Attention: heads by attribution in m<br>")
     assert figure.layout.xaxis.title.text == "heads, highest score first (%)"
     averaged = plots.neuron_map(mixed, bins=2, part="attention").data[0]
     assert averaged.text[0][0] == "head 2<br>rank 1 of 3"

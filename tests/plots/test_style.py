@@ -79,7 +79,7 @@ def test_a_name_adds_no_tag_and_no_placeholder_to_a_figure(loc):
     for figure, drawn in by_name("plain", loc).items():
         texts, plain_texts = (list(strings(f.update_layout(template=None).to_dict())) for f in (hostile[figure], drawn))
         tags, plain_tags = (set(re.findall(r"</?[a-z]+", " ".join(shown))) for shown in (texts, plain_texts))
-        assert tags == plain_tags <= {"<br", "<span", "</span", "<extra", "</extra"}, figure
+        assert tags == plain_tags <= {"<b", "</b", "<br", "<span", "</span", "<extra", "</extra"}, figure
         assert not [text for text in texts if visible(text) != text], figure
         templates, plain_templates = ([t for t in shown if "<extra>" in t] for shown in (texts, plain_texts))
         assert templates == plain_templates, figure

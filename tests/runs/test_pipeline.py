@@ -6,9 +6,13 @@ import torch
 import toxloc
 from tests.conftest import bits, same_bits
 from toxloc import Localization, RunResult, load_intervention
-from toxloc.runs.pipeline import SCORES
+from toxloc.causal.knockout import Knockout
+from toxloc.models.sites import Site
+from toxloc.runs.pipeline import SCORES, _scores_for
 
 FILES = ["completions.jsonl", "localization", "meow2x", "report.html", "results.json", "trne"]
+ALL_SCORES = (*SCORES, "counterfactual")
+KNOCKED = ("toxic_rise", "neutral_rise", "effect")
 SMALL = dict(samples=1, max_prompts=4, max_texts=30, max_neutral=30, knockouts=0)
 
 
@@ -24,6 +28,10 @@ def test_results_have_the_promised_schema(small_run):
     assert [entry["method"] for entry in r["runs"]] == ["baseline", "meow2x", "trne"]
     for scores in r["localization"]["layer_scores"].values():
         assert len(scores) == 8
+    parts = r["localization"]["parts"]
+    assert {part: len(figures["sites"]) for part, figures in parts.items()} == {"mlp": 8, "attention": 8}
+    assert parts["mlp"]["layer_scores"] == r["localization"]["layer_scores"]
+    assert parts["attention"]["layer_scores"].keys() == parts["attention"]["uncertainty"].keys() == set(ALL_SCORES)
     base, meow, trne = r["runs"]
     assert base["fluency"]["perplexity_ratio"] == 1
     assert 1 < meow["config"]["tuned_perplexity_ratio"] <= 1.02
@@ -44,17 +52,43 @@ def test_methods_keep_their_budgets_and_have_titles_and_colours(small_run):
 def test_scores_come_with_their_uncertainty_and_with_causal_proof(small_run):
     r = small_run.results
     loc = Localization.load(small_run.path / "localization")
-    assert set(r["localization"]["uncertainty"]) == set(SCORES)
+    assert set(r["localization"]["uncertainty"]) == set(ALL_SCORES)
     for score, figures in r["localization"]["uncertainty"].items():
         assert figures["p_adjusted"] == loc.uncertainty[score].p_adjusted.tolist()
     proof, curve = r["causal"]["proof"], r["causal"]["curve"]
-    assert [k["layers"] for k in proof["layers"]] == [[layer] for layer in range(8)]
+    removed = [k["layers"] for k in proof["layers"]]
+    assert removed == [[layer] for layer in range(8)] + [[f"{layer}.attention"] for layer in range(8)]
     assert len(proof["neurons"]) == 6
     correlated = {(c["score"], c["parts"]) for c in proof["correlations"]}
-    assert correlated == {(s, p) for s in SCORES for p in ("layers", "neurons")}
+    assert correlated == {(s, p) for s in ALL_SCORES for p in ("sites", "neurons")}
     assert [k["neurons"] for k in curve["ordered"]] == curve["counts"] == [8, 32, 128, 512]
     tops = [(n["layer"], n["neuron"]) for n in r["top_neurons"]]
     assert tops == loc.top_neurons("attribution", len(tops))
+
+
+def test_the_headline_is_that_of_the_localization_and_the_removals(small_run):
+    headline, proof = small_run.results["headline"], small_run.results["causal"]["proof"]
+    loc = Localization.load(small_run.path / "localization")
+    assert headline["score"] == "counterfactual attribution"
+    removals = [
+        Knockout(tuple(map(Site.of, k["layers"])), (), 0.0, *(k[name] for name in KNOCKED), tuple(k["effect_ci"]))
+        for k in proof["layers"]
+    ]
+    assert loc.headline(removal=removals).to_dict() == headline
+    assert headline["stands_out"] is False and headline["text"].startswith("No single site stands out")
+    broken = [k["layers"] for k in proof["layers"] if k["breaks_model"]]
+    assert broken == [[0]]  # the MLP of the first layer
+
+
+def test_counterfactual_attribution_is_left_out_with_a_reason(lm):
+    pairs = toxloc.load_contrast().limited(60)
+    assert _scores_for(lm, pairs) == (ALL_SCORES, "")
+    unpaired = toxloc.ContrastSet(pairs.toxic, pairs.neutral)
+    assert _scores_for(lm, unpaired) == (SCORES, "the texts of the contrast set are not paired")
+    few = "fewer than 20 of the {} pairs begin with the same words and then differ"
+    assert _scores_for(lm, pairs.limited(10)) == (SCORES, few.format(10))
+    different = toxloc.ContrastSet([f"a {t}" for t in pairs.toxic], [f"The {t}" for t in pairs.neutral], paired=True)
+    assert _scores_for(lm, different) == (SCORES, few.format(60))
 
 
 @pytest.mark.slow
@@ -137,7 +171,7 @@ def test_what_was_fitted_can_be_used_again(small_run, lm):
     assert again.toxicity["any"].rate == entry["toxicity"]["any"]["rate"]
     assert again.fluency.perplexity == pytest.approx(entry["fluency"]["perplexity"], rel=1e-4)
     assert same_bits(before, lm)
-    assert Localization.load(small_run.path / "localization").scores == SCORES
+    assert Localization.load(small_run.path / "localization").scores == ALL_SCORES
 
 
 def test_torch_is_left_in_its_usual_state(small_run):

@@ -284,6 +284,34 @@ def test_a_run_with_one_judge_and_without_knock_outs_and_texts(html, written, sm
     assert Page(shorter).buttons == [shown_text(" · ".join(n["tokens"])) for n in small_run.results["top_neurons"]]
 
 
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ({"stands_out": True, "site": "3.mlp"}, "layer 3"),
+        ({"stands_out": True, "site": "3.mlp", "others": ["5.attention"]}, "layer 3 and layer 5, attention"),
+        ({"p_adjusted": 0.01, "removal": None}, "not confirmed"),
+        ({"p_adjusted": 0.06, "removal": None}, "no single site"),
+        ({"p_adjusted": None, "site": None}, "no single site"),
+    ],
+)
+def test_the_first_box_names_sites_only_if_they_stand_out(small_run, tmp_path, changed, value):
+    results = small_run.results | {"headline": small_run.results["headline"] | changed}
+    write_report(tmp_path / "r.html", results, Localization.load(small_run.path / "localization"), None, ())
+    assert f"<small>where toxicity is</small><b>{value}</b>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_counterfactual_attribution_says_why(small_run, tmp_path, html):
+    loc = Localization.load(small_run.path / "localization")
+    for part in loc.by_part.values():
+        del part.layers["counterfactual"]
+    results = json.loads(json.dumps(small_run.results))
+    results["localization"]["without_counterfactual"] = "the texts of the contrast set are not paired"
+    write_report(tmp_path / "r.html", results, loc, None, ())
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    sentence = "Counterfactual attribution is missing: the texts of the contrast set are not paired."
+    assert sentence in page and "Counterfactual attribution is missing" not in html
+
+
 def test_texts_are_escaped(written):
     evil = "<script>alert(1)</script>"
     rows = [
@@ -307,8 +335,8 @@ def test_it_begins_with_the_main_numbers_of_the_results(html, small_run):
     for entry in small_run.results["runs"]:
         assert f"{entry['toxicity']['any']['rate']:.1%}" in html
     assert f"{small_run.results['runs'][2]['fluency']['perplexity_ratio'] - 1:+.2%}" in html
-    scores = small_run.results["localization"]["layer_scores"]["attribution"]
-    assert f"<b>layer {scores.index(max(scores))}</b>" in html
+    assert html.count(small_run.results["headline"]["text"]) == 2  # in the first box, and above the figures
+    assert "<b>no single site</b>" in html
     assert small_run.results["command"] in html
     assert "Content warning" in html
 

@@ -30,6 +30,7 @@ from ..texts.contrast import ContrastSet
 from ..texts.neutral import AnyNeutral, measured_texts
 from ..texts.prompts import PromptSet
 
+BREAKS = 0.5  # nats per token, a perplexity of 1.65 times that of the intact model
 Parts = Sequence[AnySite] | Sequence[tuple[AnySite, int]]
 
 
@@ -62,6 +63,15 @@ class Knockout:
     toxic_rate_before: float | None = None
 
     @property
+    def breaks_model(self) -> bool:
+        """Whether the NLL of neutral text rises by more than 0.5 nats per token, to 1.65 times the perplexity.
+
+        Then the model no longer predicts ordinary text, and `effect` says little about toxicity. The MLP of the first
+        layer is often such a part.
+        """
+        return self.neutral_rise > BREAKS
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers of the sites that were turned down."""
         return tuple(site.layer for site in self.sites)
@@ -79,6 +89,7 @@ class Knockout:
             "neurons": len(self.units),
             **figures,
             "effect_ci": list(self.effect_ci),
+            "breaks_model": self.breaks_model,
         }
 
 

@@ -22,7 +22,7 @@ class Correlation:
 
     Attributes:
         score: name of the score.
-        parts: "layers" or "neurons".
+        parts: "layers" or, if the layers of several parts were removed, "sites"; "neurons" for single units.
         n: number of parts.
         spearman: Spearman rank correlation of score and effect.
         ci: 95% bootstrap interval of `spearman` over parts.
@@ -49,7 +49,7 @@ class CausalProof:
     """The effects of removing parts one by one, and their rank correlation with each score.
 
     Attributes:
-        layers: knock-outs, one per layer.
+        layers: knock-outs, one per layer of every part that was removed.
         neurons: knock-outs, one per sampled neuron.
         correlations: correlations of each score with the effects, for layers and for neurons.
     """
@@ -76,7 +76,7 @@ def causal_proof(
     seed: int = 0,
     part: str | None = None,
 ) -> CausalProof:
-    """Remove every layer, and a sample of single units, and correlate each score with the effects.
+    """Remove every site, and a sample of single units, and correlate each score with the effects.
 
     Half of the units are drawn in equal shares from the highest `n_neurons` units of each score, and the other half
     from all units.
@@ -85,24 +85,27 @@ def causal_proof(
         test: the knock-out test, with its texts (preferably held out from `loc`) and the measurements of the intact
             model.
         loc: a localization of the same model.
-        n_neurons: number of units to sample; 0 for layers only.
+        n_neurons: number of units to sample; 0 for sites only.
         scale: factor of the removed parts.
         seed: seed for the sample and the bootstrap.
-        part: "mlp" for layers and neurons, "attention" for attentions and heads; by default the localization's first
-            part.
+        part: "mlp" for layers and neurons, "attention" for attentions and heads; by default the sites of all parts of
+            the localization, and the units of its first part.
 
     Raises:
         ToxlocError: the localization is of a model of another shape.
     """
-    part = part or loc.parts[0]
     sites = list(unit_sizes(test.lm, loc, part))
+    kind = "layers" if part or len(loc.parts) == 1 else "sites"
+    part = part or loc.parts[0]
     layers = [test.remove([site], scale) for site in track(sites, "layer knock-outs")]
     sample = _sample_units(loc, part, n_neurons, np.random.default_rng(seed))
     units = [test.remove([unit], scale) for unit in track(sample, "neuron knock-outs")]
-    places = (np.array([sites.index(site) for site, _ in sample], int), np.array([unit for _, unit in sample], int))
+    rows = {site: row for row, site in enumerate(loc.sites(part))}
+    places = (np.array([rows[site] for site, _ in sample], int), np.array([unit for _, unit in sample], int))
     correlations = []
     for name in loc.scores:
-        correlations.append(_correlation(name, "layers", loc.layer_scores(name, part), layers, seed))
+        scores = loc.site_scores(name)
+        correlations.append(_correlation(name, kind, np.array([scores[site] for site in sites]), layers, seed))
         if sample:
             correlations.append(_correlation(name, "neurons", loc.neuron_scores(name, part)[places], units, seed))
     return CausalProof(tuple(layers), tuple(units), tuple(correlations))

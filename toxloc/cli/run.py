@@ -56,4 +56,5 @@ def run(
         )
     out_console = terminal()
     out_console.print(table)
+    out_console.print(result.results["headline"]["text"], soft_wrap=True)
     out_console.print(f"Report: {result.report}", soft_wrap=True)

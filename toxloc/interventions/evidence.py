@@ -106,7 +106,10 @@ class Evidence:
         return other
 
     def expect(self, *needs: str) -> "Evidence":
-        """Announce statistics that will be needed, so that the first pass gathers them; return self."""
+        """Announce statistics that will be needed, so that the first pass gathers them; return self.
+
+        C and S are expected of every MLP and expert only, because methods edit these by default.
+        """
         self._expected |= set(needs)
         return self
 
@@ -119,6 +122,8 @@ class Evidence:
     ) -> ContrastStatistics:
         """Return the statistics of some sites; they are gathered at the first call that needs them.
 
+        Sites that were gathered together with others are not gathered again.
+
         Args:
             needs: names of the statistics: "moments", "gradients", "curvature", "reliance", "peaks",
                 "differences".
@@ -127,15 +132,29 @@ class Evidence:
         if self._given is not None:
             return self._given
         chosen = tuple(self.lm.sites_of_choice("mlp") if sites is None else sites_of(sites))
-        known, gathered = self._gathered.get(chosen, (frozenset(), None))
-        if gathered is None or not needs <= known:
-            wanted = needs | known | self._expected
-            for extra in ("curvature", "reliance", "gradients"):
-                if extra not in needs | known and not self.fits(chosen, frozenset(wanted)):
-                    wanted -= {extra}
-            gathered = self._gather(chosen, frozenset(wanted))
-            self._gathered[chosen] = frozenset(wanted), gathered
+        for known, gathered in self._gathered.values():
+            covered = gathered.C if "curvature" in needs else gathered.sites
+            if needs <= known and all(site in covered for site in chosen):
+                return gathered if len(chosen) == len(gathered.sites) else gathered.at(chosen)
+        known, _ = self._gathered.get(chosen, (frozenset(), None))
+        wanted, curved = needs | known | self._expected, chosen
+        if "curvature" not in needs | known:
+            curved = tuple(site for site in chosen if site in self._edited_by_default) or chosen
+        for extra in ("curvature", "reliance", "gradients"):
+            if extra not in needs | known and not self._fit(chosen, wanted, curved):
+                wanted -= {extra}
+        gathered = self._gather(chosen, frozenset(wanted), curved)
+        self._gathered[chosen] = frozenset(wanted), gathered
         return gathered
+
+    @cached_property
+    def _edited_by_default(self) -> set[Site]:
+        return set(self.lm.sites_of_choice("mlp"))
+
+    def _fit(self, sites: Sequence[Site], needs: frozenset[str], curved: Sequence[Site]) -> bool:
+        """Whether the matrices of some sites fit in `memory`, with the curvature of some of them."""
+        curvature = needs & {"curvature"}
+        return bytes_of(self.lm, sites, needs - curvature) + bytes_of(self.lm, curved, curvature) <= self.memory
 
     def groups(self, needs: frozenset[str], sites: Sequence[AnySite] | None = None) -> Iterator[ContrastStatistics]:
         """Yield the statistics of some sites, of one group of sites after another if `memory` is too small for all.
@@ -153,11 +172,14 @@ class Evidence:
         for group in groups_that_fit(self.lm, chosen, self.memory, needs):
             yield self._gather(group, needs)
 
-    def _gather(self, sites: Sequence[Site], needs: frozenset[str]) -> ContrastStatistics:
+    def _gather(
+        self, sites: Sequence[Site], needs: frozenset[str], curved: Sequence[Site] | None = None
+    ) -> ContrastStatistics:
         return collect_contrast(
             self.lm,
             self.pairs,
             sites=sites,
+            curved=curved,
             gradients="gradients" in needs,
             curvature="curvature" in needs,
             reliance="reliance" in needs,

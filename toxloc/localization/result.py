@@ -1,6 +1,6 @@
 """The result of a localization: scores of all sites and units, with their uncertainty."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ..errors import ToxlocError
 from ..models.sites import UNITS, BySite, Site, Unit
 from ..support.files import new_folder, read_json, read_tensors, write_json
+from .headline import Headline, Removal, headline_of
 from .score_table import SCORES, Score
 from .uncertainty import Uncertainty
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 3
 READABLE = (2, 3)  # version 2 stores MLPs only
 MLP = "mlp"
+HEADLINES = ("counterfactual", "attribution")  # scores of a headline, the first choice first
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PartScores:
     uncertainty: dict[str, Uncertainty] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Localization:
     """Scores of the sites and units of one model for one contrast set.
 
@@ -176,6 +178,41 @@ class Localization:
         _check_count(k, int((~np.isnan(values)).sum()), "units")
         order = np.argsort(-values, axis=None, kind="stable")[:k]
         return [(sites[int(i) // values.shape[1]], int(i) % values.shape[1]) for i in order]
+
+    def headline(self, score: str | None = None, removal: Iterable[Removal] = ()) -> Headline:
+        """Say whether a single site stands out, from a score of all sites of all parts and from removals.
+
+        Args:
+            score: name of a computed score; by default "counterfactual" or, without it, "attribution".
+            removal: results of removing single sites, on texts that are held out from this localization: those of
+                `knockout`, or `CausalProof.layers`. `confirm` measures those that the headline needs.
+
+        Raises:
+            ToxlocError: the score was not computed.
+
+        Example:
+            >>> loc.headline().text                                                     # doctest: +SKIP
+            'No single site stands out (adjusted p .17).'
+            >>> loc.headline(removal=[knockout(lm, held_out, [3])]).stands_out          # doctest: +SKIP
+            True
+        """
+        if score is None:
+            score = next((name for name in HEADLINES if name in self.scores), HEADLINES[-1])
+        label = self.score_label(score)
+        p_adjusted = {
+            site: float(p)
+            for part in self.by_part.values()
+            if score in part.uncertainty
+            for site, p in zip(part.sites, part.uncertainty[score].p_adjusted, strict=True)
+        }
+        values = {site: value - label.centre for site, value in self.site_scores(score).items()}
+        return headline_of(label.title, values, p_adjusted, removal)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(scores.sites)} × {part}" for part, scores in self.by_part.items())
+        about = ", ".join(f"{name} {self.about[name]!r}" for name in ("model", "contrast") if name in self.about)
+        verdict = f": {self.headline().text}" if any(name in self.scores for name in HEADLINES) else ""
+        return f"Localization({about}; {counts}; {', '.join(self.scores)}){verdict}"
 
     def score_label(self, score: str) -> Score:
         """Return the title, unit and neutral value of a score; the title of a score unknown to toxloc is its name."""

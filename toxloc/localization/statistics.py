@@ -51,9 +51,14 @@ class ContrastStatistics:
 
     def restricted(self, *parts: str) -> "ContrastStatistics":
         """Return the statistics of the sites of some parts."""
+        return self.at([site for site in self.sites if site.part in parts])
+
+    def at(self, sites: Sequence[AnySite]) -> "ContrastStatistics":
+        """Return the statistics of some of the sites."""
+        chosen = set(sites_of(sites))
 
         def kept(by_site: BySite[T]) -> BySite[T]:
-            return BySite({site: value for site, value in by_site.items() if site.part in parts})
+            return BySite({site: value for site, value in by_site.items() if site in chosen})
 
         def side(s: TextStatistics) -> TextStatistics:
             return replace(s, keys=kept(s.keys), routed=kept(s.routed), G=kept(s.G), C=kept(s.C), S=kept(s.S))

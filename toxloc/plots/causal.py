@@ -8,10 +8,25 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .protocols import CausalProof, Knockout, KnockoutCurve
-from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines, plain
+from .style import (
+    BLUE,
+    GREY,
+    LEGEND_BELOW,
+    VERMILLION,
+    asked,
+    below_titles,
+    capital,
+    interval,
+    lay_out,
+    layer_ticks,
+    lines,
+    part_title,
+    plain,
+)
 
 EFFECT = "effect<br>(nats per token)"
 TICKS_UP_TO = 8
+SIDES = (("toxic text", VERMILLION, "circle"), ("neutral text", BLUE, "diamond-open"))  # name, colour, symbol
 
 
 def removal_curve(curve: KnockoutCurve) -> go.Figure:
@@ -93,42 +108,126 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
     return lay_out(
         figure,
         f"Removing neurons by {curve.score_title}",
-        "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons have the "
-        "same layers and similar activation sizes.",
+        asked(
+            "do these neurons carry more toxicity than random neurons?",
+            "Effect: rise of the NLL of toxic minus neutral text; bars are 95% intervals. Random neurons have the "
+            "same layers and similar activation sizes.",
+        ),
         height=140 + (230, 400, 550)[len(panels) - 1],
         legend=LEGEND_BELOW,
     )
 
 
 def knockout_layers(proof: CausalProof) -> go.Figure:
-    """Draw the effect of removing each layer with its 95% interval; a bar is pale if the interval includes 0."""
-    layers: list[Any] = [k.layers[0] for k in proof.layers]
-    if len(set(layers)) < len(layers):  # experts of the same layers
-        layers = [site.title.removeprefix("layer ") for k in proof.layers for site in k.sites[:1]]
-    pale = [k.effect_ci[0] <= 0 <= k.effect_ci[1] for k in proof.layers]
-    figure = go.Figure(
-        go.Bar(
-            x=layers,
-            y=[k.effect for k in proof.layers],
-            error_y=_errors(proof.layers),
-            marker={
-                "color": [VERMILLION if k.effect > 0 else BLUE for k in proof.layers],
-                "opacity": [0.35 if p else 1.0 for p in pale],
-            },
-            text=[_hover(k) for k in proof.layers],
-            textposition="none",
-            hovertemplate="layer %{x}<br>%{text}<extra></extra>",
-        )
+    """Draw the effect of removing each layer: a column of panels for every part, such as MLPs and attentions.
+
+    The upper panels show how much the NLL of toxic and of neutral text rises, and the lower panels the difference,
+    which is the effect, with its 95% interval; a bar is pale if the interval includes 0. If a removal breaks the model,
+    its marks are grey. The axes end at the largest of the other values, and an arrow shows values beyond.
+    """
+    parts = list(dict.fromkeys(k.sites[0].part for k in proof.layers))
+    figure = make_subplots(
+        rows=2,
+        cols=len(parts) or 1,
+        shared_xaxes=True,
+        shared_yaxes="rows",
+        vertical_spacing=0.06,
+        horizontal_spacing=0.04,
+        row_heights=[1, 1.3],
+        subplot_titles=[capital(part_title(part)) for part in parts],
     )
-    return lay_out(
+    tops = _end([rise for k in proof.layers if not k.breaks_model for rise in (k.toxic_rise, k.neutral_rise)])
+    ends = _end([end for k in proof.layers if not k.breaks_model for end in (k.effect, *k.effect_ci)])
+    for column, part in enumerate(parts, start=1):
+        removals = [k for k in proof.layers if k.sites[0].part == part]
+        layers: list[Any] = [k.layers[0] for k in removals]
+        if len(set(layers)) < len(layers):  # experts of the same layers
+            layers = [k.sites[0].title.removeprefix("layer ") for k in removals]
+        hover = [f"{k.sites[0].title}<br>{_hover(k)}" for k in removals]
+        for (name, colour, symbol), rises in zip(
+            SIDES, ([k.toxic_rise for k in removals], [k.neutral_rise for k in removals]), strict=True
+        ):
+            colours = [GREY if k.breaks_model else colour for k in removals]
+            figure.add_scatter(
+                row=1,
+                col=column,
+                x=layers,
+                y=np.clip(rises, *tops),
+                mode="markers",
+                name=name,
+                showlegend=False,
+                cliponaxis=False,
+                marker={
+                    "size": 9,
+                    "color": colours,
+                    "line": {"width": 2, "color": colours},
+                    "symbol": ["triangle-up" if rise > tops[1] else symbol for rise in rises],
+                },
+                text=hover,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        figure.add_bar(
+            row=2,
+            col=column,
+            x=layers,
+            y=[k.effect for k in removals],
+            error_y=_errors(removals),
+            marker={
+                "color": [GREY if k.breaks_model else VERMILLION if k.effect > 0 else BLUE for k in removals],
+                "opacity": [0.35 if k.effect_ci[0] <= 0 <= k.effect_ci[1] else 1.0 for k in removals],
+                "pattern": {"shape": ["/" if k.breaks_model else "" for k in removals]},
+            },
+            name="difference",
+            showlegend=False,
+            hovertext=hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+        for x, k in zip(layers, removals, strict=True):
+            if k.breaks_model:
+                figure.add_annotation(
+                    row=1,
+                    col=column,
+                    x=x,
+                    y=tops[1],
+                    text=f"{k.neutral_rise:+.2g}, breaks the model",
+                    textangle=-90,
+                    yanchor="top",
+                    yshift=-8,
+                    showarrow=False,
+                    font={"size": 11},
+                )
+        figure.update_xaxes(row=2, col=column, title_text="layer removed", **layer_ticks(len(layers)))
+    for name, colour, symbol in SIDES:  # in the legend, also if the first removal breaks the model
+        marker = {"size": 9, "color": colour, "line": {"width": 2, "color": colour}, "symbol": symbol}
+        figure.add_scatter(row=1, col=1, x=[None], y=[None], mode="markers", name=name, marker=marker)
+    figure.update_xaxes(zeroline=False)
+    figure.update_yaxes(row=1, range=_padded(tops), zerolinecolor=GREY)
+    figure.update_yaxes(row=2, range=_padded(ends), zerolinecolor=GREY)
+    figure.update_yaxes(row=1, col=1, title_text="rise of NLL<br>(nats per token)")
+    figure.update_yaxes(row=2, col=1, title_text="toxic minus neutral<br>(nats per token)")
+    note = "Below: the difference with its 95% interval; above 0, the layer carries toxicity. Pale: the interval has 0."
+    if any(k.breaks_model for k in proof.layers):
+        note += " Grey, hatched: without the layer the model breaks, so the difference says little."
+    figure = lay_out(
         figure,
         "Effect of removing each layer",
-        "Above 0: toxic text loses more likelihood than neutral text, so the layer carries toxicity. Error bars: "
-        "95% intervals. Pale: the interval includes 0.",
-        height=360,
-        xaxis={"title": {"text": "layer removed"}, "dtick": 1 if len(layers) <= 16 else None},
-        yaxis={"title": {"text": "effect (nats per token)"}, "zerolinecolor": GREY},
+        asked("does toxic text lose more likelihood than neutral text if the layer is removed?", note),
+        height=480,
+        legend=LEGEND_BELOW,
+        showlegend=True,
     )
+    return below_titles(figure)
+
+
+def _end(values: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and the highest value that an axis shows; 0 is always shown."""
+    return min(0.0, *values), max(0.0, *values)
+
+
+def _padded(ends: tuple[float, float]) -> list[float]:
+    """Return the range of an axis with some space around its lowest and highest value."""
+    space = 0.06 * ((ends[1] - ends[0]) or 1.0)
+    return [ends[0] - space, ends[1] + space]
 
 
 def causal_correlations(proof: CausalProof) -> go.Figure:
@@ -136,10 +235,10 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
     titles = {c.score: c.score_title for c in proof.correlations}
     scores = list(titles)
     figure = go.Figure()
-    for parts, colour, symbol, offset in (("layers", BLUE, "circle", -0.14), ("neurons", VERMILLION, "diamond", 0.14)):
+    styles = ((BLUE, "circle", -0.14), (VERMILLION, "diamond", 0.14))
+    kinds = dict.fromkeys(c.parts for c in proof.correlations)
+    for parts, (colour, symbol, offset) in zip(kinds, styles, strict=False):
         correlations = [c for c in proof.correlations if c.parts == parts]
-        if not correlations:
-            continue
         figure.add_scatter(
             x=[c.spearman for c in correlations],
             y=[scores.index(c.score) + offset for c in correlations],
@@ -163,7 +262,10 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
     return lay_out(
         figure,
         "Rank correlation of scores with the effect of removal",
-        "1: the score orders parts exactly by effect; 0: no relation. Bars are 95% intervals over parts.",
+        asked(
+            "does a high score mean a large effect of removal?",
+            "1: the score orders parts exactly by effect; 0: no relation. Bars are 95% intervals over parts.",
+        ),
         height=130 + 46 * max(3, len(scores)),
         xaxis={
             "title": {"text": "Spearman's ρ of score and effect"},

@@ -4,11 +4,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import ToxlocError
+from ..support.significance import ALPHA
 from .protocols import Localization
-from .style import DIVERGING, capital, colour_bar, lay_out, plain, with_unit
+from .style import DIVERGING, asked, capital, colour_bar, lay_out, plain, with_unit
 
 PART = "expert"
-SIGNIFICANT = 0.05
 
 
 def expert_map(loc: Localization, score: str = "attribution") -> go.Figure:
@@ -43,7 +43,7 @@ def expert_map(loc: Localization, score: str = "attribution") -> go.Figure:
         hover[cell] = f"{site.title}<br>{plain(label.title)} {values[i]:.3g}"
         if uncertainty is not None:
             hover[cell] += f"<br>adjusted p {uncertainty.p_adjusted[i]:.2g}"
-            marks[cell] = "•" if uncertainty.p_adjusted[i] < SIGNIFICANT else ""
+            marks[cell] = "•" if uncertainty.p_adjusted[i] < ALPHA else ""
     limit = float(np.nanmax(np.abs(cells))) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -68,7 +68,7 @@ def expert_map(loc: Localization, score: str = "attribution") -> go.Figure:
     return lay_out(
         figure,
         f"{capital(label.title)} by expert in {loc.about['model']}",
-        note,
+        asked(label.question, note),
         height=190 + 24 * min(max(6, len(layers)), 128),
         yaxis={"autorange": "reversed"},
         xaxis={"title": {"text": "expert"}, "type": "category"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, interval, lay_out, plain
+from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, asked, interval, lay_out, plain
 
 FAR = 2.0  # entries that cost more than FAR x the highest cost under a budget would compress the other points
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
@@ -62,7 +62,10 @@ def frontier(entries: Sequence[dict[str, Any]]) -> go.Figure:
     return lay_out(
         figure,
         "Toxicity against cost",
-        f"Lower and further left is better. Bars are 95% intervals over prompts.{off_scale}",
+        asked(
+            "which method removes most toxicity at a given cost?",
+            f"Lower and further left is better. Bars are 95% intervals over prompts.{off_scale}",
+        ),
         height=520,
         legend=LEGEND_BELOW,
         showlegend=True,

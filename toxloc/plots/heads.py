@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from .protocols import AttentionPattern, Localization
-from .style import SEQUENTIAL, colour_bar, colour_scale, lay_out, layer_axis, token_axis, with_unit
+from .style import SEQUENTIAL, asked, colour_bar, colour_scale, lay_out, layer_axis, token_axis, with_unit
 
 WEIGHTS = {"attention": "attention weight", "norm": "length of what the head writes"}
 
@@ -38,7 +38,7 @@ def head_map(loc: Localization, score: str = "attribution") -> go.Figure:
     return lay_out(
         figure,
         f"Heads by {title} in {loc.about['model']}",
-        "Which heads carry the score, and in which layers? Heads have no order: neighbours in a row are unrelated.",
+        asked("which heads have the highest scores?", "Heads have no order: neighbours in a row are unrelated."),
         height=140 + 22 * max(8, len(scores)),
         yaxis={"autorange": "reversed", "showgrid": False},
         xaxis=layer_axis(scores.shape[1]) | {"title": {"text": "head"}, "showgrid": False},
@@ -62,8 +62,7 @@ def attention_heatmap(pattern: AttentionPattern, masked: bool = True) -> go.Figu
     weights, kind = pattern.weights, WEIGHTS[pattern.by]
     later = np.triu(np.ones(weights.shape, dtype=bool), 1)
     limit = float(weights[:, 1:].max() if len(weights) > 1 else weights.max()) or 1.0
-    notes = ["From which earlier tokens (columns) does the head read at each token (rows)?"]
-    notes += ["Words are masked."] if masked else []
+    notes = ["Words are masked."] if masked else []
     notes += ["The first token is beyond the colour scale."] if weights[1:].max(initial=0) > limit else []
     positions = [str(position) for position in range(len(labels))]
     figure = go.Figure(
@@ -83,7 +82,7 @@ def attention_heatmap(pattern: AttentionPattern, masked: bool = True) -> go.Figu
     return lay_out(
         figure,
         f"Layer {pattern.site.layer}, head {pattern.head}: what it reads",
-        " ".join(notes),
+        asked("from which earlier tokens (columns) does the head read at each token (rows)?", " ".join(notes)),
         height=190 + 18 * max(8, len(labels)),
         xaxis=axis | {"title": {"text": "source token"}, "showgrid": False},
         yaxis=axis | {"title": {"text": "token"}, "tickangle": 0, "autorange": "reversed", "showgrid": False},

@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
+from plotly.subplots import make_subplots
 
 from ..errors import ToxlocError
+from ..support.significance import ALPHA
 from .protocols import Localization, Uncertainty
 from .style import (
-    ALPHA,
-    BLUE,
     DIVERGING,
     GREY,
     LEGEND_BELOW,
     OKABE_ITO,
+    asked,
     band,
+    below_titles,
     capital,
     colour_bar,
     interval,
@@ -23,6 +25,7 @@ from .style import (
     layer_axis,
     lines,
     of_part,
+    part_title,
     plain,
     with_unit,
 )
@@ -36,13 +39,14 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str | None = None) -> go.Figure:
     """Draw one score per layer, with its 95% interval and its null distribution (mean ± 2 sd) if they are known.
 
-    The null distribution is that of the score under shuffled labels. A marker is filled if the p-value of the layer,
-    adjusted for testing every layer, is below 0.05, and open otherwise. Without p-values all markers are filled.
+    Every part has a line. The null distribution is that of the score under shuffled labels. A marker is filled if the
+    p-value of the layer, adjusted for testing every site, is below 0.05, and open otherwise. Without p-values all
+    markers are filled.
 
     Args:
         loc: the localization.
         score: name of a computed score.
-        part: "mlp" or "attention"; None for the first part of the localization.
+        part: the only part to draw, such as "mlp" or "attention"; None for all parts of the localization.
 
     Raises:
         ToxlocError: the score was not computed, or the localization lacks the part.
@@ -50,118 +54,178 @@ def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str |
     Example:
         >>> toxicity_by_depth(loc, "attribution")     # doctest: +SKIP
     """
-    part = loc.parts[0] if part is None else part
-    values, label = loc.layer_scores(score, part), loc.score_label(score)
-    uncertainty = loc.part_uncertainty(score, part)
-    layers, sites = _layers(loc, part), loc.sites(part)
+    parts, label = loc.parts if part is None else (part,), loc.score_label(score)
+    colours = {drawn: OKABE_ITO[i % len(OKABE_ITO)] for i, drawn in enumerate(parts)}
+    known = {drawn: loc.part_uncertainty(score, drawn) for drawn in parts}
+    values = {drawn: loc.layer_scores(score, drawn) for drawn in parts}
+    layers = {drawn: _layers(loc, drawn) for drawn in parts}
     figure = go.Figure()
-    if uncertainty is not None:
-        figure.add_trace(
-            band(
-                layers,
-                uncertainty.null_mean - 2 * uncertainty.null_sd,
-                uncertainty.null_mean + 2 * uncertainty.null_sd,
-                GREY,
-                0.3,
-                name="shuffled labels, mean ± 2 sd",
-            )
+    for drawn, uncertainty in known.items():
+        if uncertainty is not None:
+            low, high = uncertainty.null_mean - 2 * uncertainty.null_sd, uncertainty.null_mean + 2 * uncertainty.null_sd
+            null = {"name": "shuffled labels, mean ± 2 sd", "legendgroup": "null", "showlegend": drawn == parts[0]}
+            figure.add_trace(band(layers[drawn], low, high, GREY, 0.3 / len(parts), **null))
+    for drawn, uncertainty in known.items():
+        if uncertainty is not None:
+            name = "95% interval" if len(parts) == 1 else f"{part_title(drawn)}, 95% interval"
+            figure.add_trace(band(layers[drawn], uncertainty.low, uncertainty.high, colours[drawn], 0.25, name=name))
+    for drawn, uncertainty in known.items():
+        sites, colour = loc.sites(drawn), colours[drawn]
+        figure.add_scatter(
+            x=layers[drawn],
+            y=values[drawn],
+            name=plain(label.title) if len(parts) == 1 else part_title(drawn),
+            mode="lines+markers",
+            line={"color": colour},
+            marker={
+                "size": 10,
+                "symbol": [
+                    "circle" if filled else "circle-open" for filled in _significant(uncertainty, len(values[drawn]))
+                ],
+                "line": {"width": 2, "color": colour},
+            },
+            text=[f"{sites[i].title}<br>{_hover(value, uncertainty, i)}" for i, value in enumerate(values[drawn])],
+            hovertemplate="%{text}<extra></extra>",
         )
-        figure.add_trace(band(layers, uncertainty.low, uncertainty.high, BLUE, 0.25, name="95% interval"))
-        note = f"Filled markers: p < {ALPHA:g}, adjusted for testing every layer."
-        if ((values < uncertainty.low) | (values > uncertainty.high)).any():
+    certain = all(uncertainty is not None for uncertainty in known.values())
+    note = "This score has no interval."
+    if certain:
+        note = f"Filled markers: p < {ALPHA:g}, adjusted for testing every site."
+        if any(_outside(values[drawn], uncertainty) for drawn, uncertainty in known.items()):
             note += " The interval corrects the bias that the score has on few texts, so markers can lie outside it."
-    else:
-        note = "This score has no interval."
-    figure.add_scatter(
-        x=layers,
-        y=values,
-        name=plain(label.title),
-        mode="lines+markers",
-        line={"color": BLUE},
-        marker={
-            "size": 10,
-            "symbol": ["circle" if filled else "circle-open" for filled in _significant(uncertainty, len(values))],
-            "line": {"width": 2, "color": BLUE},
-        },
-        text=[f"{sites[i].title}<br>{_hover(value, uncertainty, i)}" for i, value in enumerate(values)],
-        hovertemplate="%{text}<extra></extra>",
-    )
+    title = f"{label.title} by depth in {loc.about['model']}"
     return lay_out(
         figure,
-        of_part(part, f"{label.title} by depth in {loc.about['model']}"),
-        note,
+        of_part(parts[0], title) if len(parts) == 1 else capital(title),
+        asked(label.question, note),
         height=400,
-        xaxis=layer_axis(len(set(layers.astype(int)))),
+        xaxis=layer_axis(len({int(layer) for drawn in parts for layer in layers[drawn]})),
         yaxis={"title": {"text": with_unit(label.title, label.unit)}, "zerolinecolor": GREY, "exponentformat": "power"},
         legend=LEGEND_BELOW,
-        showlegend=uncertainty is not None,
+        showlegend=certain or len(parts) > 1,
     )
 
 
 def layer_heatmap(loc: Localization, part: str | None = None) -> go.Figure:
-    """Draw all scores as a heatmap with one row per layer and one column per score.
+    """Draw all scores as a heatmap with one row per layer and one column per score, and a panel for every part.
 
-    Scores have different units, so the colour is the score divided by the largest absolute value in its column; the
-    numbers shown are the scores. If the value that carries no information is not 0 (0.5 for AUROC, 1 for the calibrated
-    gradient norm), the colour is the distance from that value divided by the largest distance.
+    Scores have different units, so the colour is the score divided by the largest absolute value of this score in all
+    panels; the numbers shown are the scores. If the value that carries no information is not 0 (0.5 for AUROC, 1 for
+    the calibrated gradient norm), the colour is the distance from that value divided by the largest distance.
+
+    A cell has its full colour, and its number is bold, if the adjusted p-value is below 0.05. Other cells are the
+    paler, the larger their p-value is (`faded`). Cells of scores without p-values have their full colour.
 
     Args:
         loc: the localization.
-        part: "mlp" or "attention"; None for the first part of the localization.
+        part: the only part to draw, such as "mlp" or "attention"; None for all parts side by side. Experts have a row
+            per expert, so they are never beside other parts; None means the first part if it is that of the experts.
 
     Raises:
         ToxlocError: the localization lacks the part.
     """
-    part = loc.parts[0] if part is None else part
-    columns = {name: loc.layer_scores(name, part) for name in loc.scores}
-    labels = {name: loc.score_label(name) for name in columns}
-    sites = loc.sites(part)
-    text = [[f"{values[i]:.3g}" for values in columns.values()] for i in range(len(sites))]
-    shares = {name: _share(values - labels[name].centre) for name, values in columns.items()}
-    uncertainties = {name: loc.part_uncertainty(name, part) for name in columns}
-    hover = [
-        [
-            f"{site.title}, {plain(labels[name].title)}<br>{_hover(values[i], uncertainties[name], i)}"
-            f"<br>{shares[name][i]:.0%} of the largest {_measure(labels[name].centre)}"
-            for name, values in columns.items()
-        ]
-        for i, site in enumerate(sites)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.stack(list(shares.values()), axis=1),
-            x=[lines(label.title, 12) for label in labels.values()],
-            y=[site.title for site in sites],
+    parts = _panels(loc) if part is None else (part,)
+    labels = {name: loc.score_label(name) for name in loc.scores}
+    sites = {drawn: loc.sites(drawn) for drawn in parts}
+    values = {drawn: {name: loc.layer_scores(name, drawn) for name in labels} for drawn in parts}
+    known = {drawn: {name: loc.part_uncertainty(name, drawn) for name in labels} for drawn in parts}
+    largest = {
+        name: max(np.abs(values[drawn][name] - label.centre).max() for drawn in parts) or 1.0
+        for name, label in labels.items()
+    }
+    rows = sorted({(site.layer, site.expert or 0) for drawn in parts for site in sites[drawn]})
+    names = [sites[parts[0]][i].title if len(parts) == 1 else f"layer {row[0]}" for i, row in enumerate(rows)]
+    figure = make_subplots(
+        rows=1,
+        cols=len(parts),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[capital(part_title(drawn)) for drawn in parts] if len(parts) > 1 else None,
+    )
+    for column, drawn in enumerate(parts, start=1):
+        z = np.full((len(rows), len(labels)), np.nan)
+        text, hover = np.full(z.shape, "", dtype=object), np.full(z.shape, "", dtype=object)
+        for i, site in enumerate(sites[drawn]):
+            row = rows.index((site.layer, site.expert or 0))
+            for j, (name, label) in enumerate(labels.items()):
+                value, uncertainty = values[drawn][name][i], known[drawn][name]
+                share, p = (value - label.centre) / largest[name], 0.0
+                number = f"{value:.3g}" if len(parts) == 1 else f"{value:.2g}"
+                if uncertainty is not None and (p := float(uncertainty.p_adjusted[i])) < ALPHA:
+                    number = f"<b>{number}</b>"
+                z[row, j], text[row, j] = share * faded(p), number
+                hover[row, j] = (
+                    f"{site.title}, {plain(label.title)}<br>{_hover(value, uncertainty, i)}"
+                    f"<br>{share:.0%} of the largest {_measure(label.centre)}"
+                )
+        figure.add_heatmap(
+            row=1,
+            col=column,
+            z=z,
+            x=[lines(label.title, 12, break_words=False) for label in labels.values()],
+            y=names,
             text=text,
             hovertext=hover,
-            texttemplate="%{text}" if len(sites) <= LABELS_UP_TO else None,
-            zmin=-1,
-            zmax=1,
-            colorscale=DIVERGING,
-            colorbar=colour_bar("share of the column's largest value", tickformat=".0%"),
+            texttemplate="%{text}" if len(rows) <= LABELS_UP_TO else None,
+            hoverongaps=False,
+            coloraxis="coloraxis",
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    )
-    return lay_out(
+    certain = [name for name in labels if all(known[drawn][name] is not None for drawn in parts)]
+    note = "No p-values were computed, so no colour fades."
+    if certain:
+        note = f"Bold in full colour: p < {ALPHA:g}, adjusted for testing every site. Paler: larger p."
+        without = [labels[name].title for name in labels if name not in certain]
+        if without:
+            note += f" Without p-values, in full colour: {', '.join(without)}."
+    title = f"toxicity by depth in {loc.about['model']}"
+    figure = lay_out(
         figure,
-        of_part(part, f"toxicity by depth in {loc.about['model']}"),
-        height=160 + 24 * min(max(8, len(sites)), TALLEST),
-        yaxis={"autorange": "reversed"},
-        xaxis={"autotickangles": [0, -90], "tickfont": {"size": 11}},
+        of_part(parts[0], title) if len(parts) == 1 else capital(title),
+        asked("which layers does each score point to?", note),
+        height=160 + 24 * min(max(8, len(rows)), TALLEST),
+        coloraxis={
+            "cmin": -1,
+            "cmax": 1,
+            "colorscale": DIVERGING,
+            "colorbar": colour_bar("share of the score's largest value, faded", tickformat=".0%"),
+        },
     )
+    if len(parts) > 1:
+        below_titles(figure)
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_xaxes(autotickangles=[0, -90], tickfont_size=11)
 
 
-def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], score: str = "attribution") -> go.Figure:
+def faded(p: float) -> float:
+    """Return the share of its colour that a cell keeps: all for p < 0.05, else from 0.57 (p = 0.05) to 0.1 (p = 1).
+
+    Example:
+        >>> faded(0.049), faded(0.5), faded(1.0)
+        (1.0, 0.35, 0.1)
+    """
+    return 1.0 if p < ALPHA else 0.1 + 0.5 * (1 - p)
+
+
+def _panels(loc: Localization) -> Sequence[str]:
+    """Return the parts that are drawn side by side: those with one site per layer, or else the first part."""
+    dense = [part for part in loc.parts if all(site.expert is None for site in loc.sites(part))]
+    return dense if loc.parts[0] in dense else loc.parts[:1]
+
+
+def relative_depth(
+    locs: Sequence[Localization] | Mapping[str, Localization], score: str = "attribution", part: str | None = None
+) -> go.Figure:
     """Draw one score of several models over relative depth, each divided by its largest absolute value.
-
-    The first part of each localization is drawn: the MLPs, unless only attention was localized.
 
     Args:
         locs: localizations. The keys of a mapping name the lines; lines of a sequence have the names of the models.
         score: name of a score that every localization has.
+        part: the part to draw, such as "mlp" or "attention"; None for the first part of each localization: the MLPs,
+            unless only attention was localized.
 
     Raises:
-        ToxlocError: no localization was given, or a localization lacks the score.
+        ToxlocError: no localization was given, or a localization lacks the score or the part.
 
     Example:
         >>> relative_depth({"small": loc_a, "large": loc_b})     # doctest: +SKIP
@@ -171,9 +235,9 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
     named = list(locs.items()) if isinstance(locs, Mapping) else [(loc.about["model"], loc) for loc in locs]
     figure, bands = go.Figure(), False
     for i, (name, loc) in enumerate(named):
-        part = loc.parts[0]
-        values, layers = loc.layer_scores(score, part), _layers(loc, part)
-        uncertainty = loc.part_uncertainty(score, part)
+        drawn = loc.parts[0] if part is None else part
+        values, layers = loc.layer_scores(score, drawn), _layers(loc, drawn)
+        uncertainty = loc.part_uncertainty(score, drawn)
         colour, largest = OKABE_ITO[i % len(OKABE_ITO)], np.abs(values).max() or 1.0
         depth = layers / max(layers[-1], 1)
         if uncertainty is not None and len(named) <= BANDS_UP_TO:
@@ -199,19 +263,22 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             marker={"size": 6},
             text=[
                 f"{site.title} of 0 to {int(layers[-1])}<br>{_hover(value, uncertainty, position)}"
-                for position, (site, value) in enumerate(zip(loc.sites(part), values, strict=True))
+                for position, (site, value) in enumerate(zip(loc.sites(drawn), values, strict=True))
             ],
             hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest absolute value<extra></extra>",
         )
-    for third, label in enumerate(("early", "middle", "late")):
-        figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
+    for third, word in enumerate(("early", "middle", "late")):
+        figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=word, showarrow=False)
         if third:
             figure.add_vline(third / 3, line={"color": GREY, "width": 1, "dash": "dot"})
-    title = named[0][1].score_label(score).title
+    label = named[0][1].score_label(score)
     figure = lay_out(
         figure,
-        f"{capital(title)} over relative depth",
-        "Each model's score is divided by its largest absolute value." + (" Bands: 95% intervals." if bands else ""),
+        f"{capital(label.title)} over relative depth",
+        asked(
+            "is it at the same relative depth in every model?",
+            f"Each line is divided by its largest absolute value.{' Bands: 95% intervals.' if bands else ''}",
+        ),
         height=430,
         xaxis={
             "title": {"text": "relative depth (0: first layer, 1: last)"},
@@ -249,6 +316,5 @@ def _measure(centre: float) -> str:
     return f"distance from {centre:g}" if centre else "absolute value"
 
 
-def _share(values: np.ndarray) -> np.ndarray:
-    share: np.ndarray = values / (np.abs(values).max() or 1.0)
-    return share
+def _outside(values: Float64[np.ndarray, " n_sites"], uncertainty: Uncertainty | None) -> bool:
+    return uncertainty is not None and bool(((values < uncertainty.low) | (values > uncertainty.high)).any())

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float64
 
 from .protocols import Localization
-from .style import colour_bar, colour_scale, lay_out, of_part, with_unit
+from .style import asked, colour_bar, colour_scale, lay_out, of_part, with_unit
 
 UNITS = {"attention": "head", "mixer": "channel"}  # units of all other parts are neurons
 TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
@@ -51,6 +51,7 @@ def neuron_map(loc: Localization, score: str = "attribution", bins: int = 256, p
     return lay_out(
         figure,
         of_part(part, f"{unit}s by {title} in {loc.about['model']}"),
+        asked(f"is the score of a layer that of a few {unit}s or of many?"),
         height=140 + 22 * min(max(8, len(values)), TALLEST),
         yaxis={"autorange": "reversed"},
         xaxis={"title": {"text": f"{unit}s, highest score first (%)"}},

@@ -19,6 +19,7 @@ class ScoreLabel(Protocol):
         neuron_title: title of the score of a single neuron or head, for example "AUROC"; empty if it equals `title`.
         unit: unit of the score; empty if it has no unit.
         centre: value that carries no information, for example 0.5 for an AUROC; the centre of the colour scale.
+        question: question that the score answers; empty if it is unknown.
     """
 
     @property
@@ -29,6 +30,8 @@ class ScoreLabel(Protocol):
     def unit(self) -> str: ...
     @property
     def centre(self) -> float: ...
+    @property
+    def question(self) -> str: ...
 
 
 @runtime_checkable
@@ -64,12 +67,15 @@ class Site(Protocol):
 
     Attributes:
         layer: number of the layer.
+        part: name of the part, such as "mlp" or "attention".
         expert: number of the expert; None for other sites.
         title: name in figures, such as "layer 3".
     """
 
     @property
     def layer(self) -> int: ...
+    @property
+    def part(self) -> str: ...
     @property
     def expert(self) -> int | None: ...
     @property
@@ -83,7 +89,7 @@ class Localization(Protocol):
     Attributes:
         about: facts about the localization; the key "model" holds the name of the model.
         scores: names of the computed scores.
-        parts: names of the parts, for example "mlp" and "attention"; figures draw the first by default.
+        parts: names of the parts, for example "mlp" and "attention"; figures of units draw the first by default.
     """
 
     @property
@@ -120,6 +126,7 @@ class Knockout(Protocol):
         neutral_rise: rise of the NLL of neutral text, in nats per token.
         effect: toxic_rise - neutral_rise.
         effect_ci: 95% interval of the effect.
+        breaks_model: whether neutral text becomes so unlikely that the effect says little.
         perplexity_ratio: perplexity of everyday text divided by that of the unedited model; None if not measured.
         toxic_rate: share of toxic completions; None if no completions were sampled.
         toxic_rate_before: share of toxic completions of the unedited model; None if no completions were sampled.
@@ -137,6 +144,8 @@ class Knockout(Protocol):
     def effect(self) -> float: ...
     @property
     def effect_ci(self) -> tuple[float, float]: ...
+    @property
+    def breaks_model(self) -> bool: ...
     @property
     def perplexity_ratio(self) -> float | None: ...
     @property
@@ -173,7 +182,7 @@ class Correlation(Protocol):
     Attributes:
         score: name of the score.
         score_title: title of the score.
-        parts: "layers" or "neurons".
+        parts: kind of the parts: "layers", "sites" or "neurons".
         n: number of removed parts.
         spearman: Spearman's ρ.
         ci: 95% bootstrap interval over parts.
@@ -198,7 +207,7 @@ class CausalProof(Protocol):
     """The effect of removing each layer, and the correlation of the scores with the effects of removal.
 
     Attributes:
-        layers: one removal per layer.
+        layers: one removal per layer of every part that was removed.
         correlations: one entry per score and kind of part.
     """
 

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .style import BASE, GREY, OKABE_ITO, plain, wrapped
+from .style import GREY, LEGEND_BELOW, OKABE_ITO, asked, below_titles, lay_out, layer_axis, plain, wrapped
 
 COSTS = "#6b7480"
 EDITABILITY = "#1f9d6b"
@@ -53,7 +53,7 @@ def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
     Example:
         >>> before_after([before.to_dict(), after.to_dict()])     # doctest: +SKIP
     """
-    figure = go.Figure(layout={"xaxis": {"tickangle": 0}})
+    figure = go.Figure(layout={"xaxis": {"tickangle": 0, "tickfont": {"size": 11}}})
     for run, colour in zip(runs, run_colours(runs), strict=True):
         names = list(run["toxicity"])
         rates = np.array([run["toxicity"][name]["rate"] for name in names])
@@ -75,15 +75,16 @@ def before_after(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
             },
             hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(
-        **BASE,
+    return lay_out(
+        figure,
+        "Toxic completions",
+        asked("how often does the model write toxic text?", "Bars are 95% intervals over prompts."),
+        height=380,
         barmode="group",
-        height=400,
         uniformtext=LEGIBLE,
         yaxis={"tickformat": ".0%", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": 1.15},
+        legend=LEGEND_BELOW,
     )
-    return figure
 
 
 def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -128,12 +129,17 @@ def cost(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         showlegend=False,
         hovertemplate="%{x}: %{y:.3g} nats<extra></extra>",
     )
-    figure.update_layout(
-        **BASE, barmode="group", height=340, uniformtext=LEGIBLE, legend={"orientation": "h", "y": -0.2}
+    lay_out(
+        figure,
+        "Cost on everyday text",
+        asked("how much does each method change text that it should leave alone?"),
+        height=340,
+        barmode="group",
+        uniformtext=LEGIBLE,
+        legend=LEGEND_BELOW,
     )
-    figure.update_xaxes(tickangle=0)
-    figure.update_yaxes(tickformat=".1%", row=1, col=1)
-    return figure
+    below_titles(figure).update_xaxes(tickangle=0, tickfont_size=11)
+    return figure.update_yaxes(tickformat=".1%", row=1, col=1)
 
 
 def editability(values: Mapping[int, float]) -> go.Figure:
@@ -152,10 +158,11 @@ def editability(values: Mapping[int, float]) -> go.Figure:
             hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
         )
     )
-    figure.update_layout(
-        **BASE,
-        height=280,
-        xaxis={"title": "layer", "dtick": 1 if len(layers) <= 16 else None},
-        yaxis={"title": "editability", "rangemode": "tozero"},
+    return lay_out(
+        figure,
+        "Editability by layer",
+        asked("where is an edit cheap?"),
+        height=260,
+        xaxis=layer_axis(len(layers)),
+        yaxis={"title": {"text": "editability"}, "rangemode": "tozero"},
     )
-    return figure

@@ -12,8 +12,6 @@ from jaxtyping import Float64
 
 from ..support.control_characters import visible
 
-ALPHA = 0.05
-
 DIVERGING, SEQUENTIAL = "RdBu_r", "Cividis"
 # Okabe and Ito's palette, which colour-blind readers can distinguish. Yellow is left out because it is invisible on a
 # light page, and black because it is invisible on a dark page.
@@ -51,6 +49,26 @@ def with_unit(title: str, unit: str) -> str:
 def capital(title: str) -> str:
     """Return a title with a capital first letter; the other letters are unchanged."""
     return title[:1].upper() + title[1:]
+
+
+def part_title(part: str) -> str:
+    """Return the name of a part in figures.
+
+    Example:
+        >>> part_title("mlp"), part_title("shared_expert")
+        ('MLP', 'shared expert')
+    """
+    return "MLP" if part == "mlp" else part.replace("_", " ")
+
+
+def asked(question: str, note: str = "") -> str:
+    """Return the note of a figure, which begins with the question that the figure answers.
+
+    Example:
+        >>> asked("does it detect toxic text?", "No p-values.")
+        'Question: does it detect toxic text? No p-values.'
+    """
+    return f"{f'Question: {question}' if question else ''} {note}".strip()
 
 
 def of_part(part: str, title: str) -> str:
@@ -100,6 +118,11 @@ def lay_out(figure: go.Figure, title: str, note: str = "", *, height: int, **lay
     return figure.update_yaxes(title_font_size=13)
 
 
+def below_titles(figure: go.Figure) -> go.Figure:
+    """Move the panels of a figure down by the height of their titles; the figure is changed in place and returned."""
+    return figure.update_layout(margin_t=figure.layout.margin.t + 24, height=figure.layout.height + 24)
+
+
 def plain(text: str) -> str:
     """Return a name as HTML for Plotly, which reads links and other tags in all texts of a figure.
 
@@ -112,10 +135,14 @@ def plain(text: str) -> str:
     return html.escape(visible(text), quote=False)
 
 
-def lines(text: str, width: int) -> str:
-    """Return plain text as HTML for Plotly, in lines of at most `width` characters; only longer words are broken."""
-    too_long = any(len(word) > width for word in text.split())
-    return "<br>".join(map(plain, textwrap.wrap(text, width, break_on_hyphens=too_long)))
+def lines(text: str, width: int, break_words: bool = True) -> str:
+    """Return plain text as HTML for Plotly, in lines of at most `width` characters.
+
+    Longer words are broken, or have lines of their own if `break_words` is off.
+    """
+    too_long = break_words and any(len(word) > width for word in text.split())
+    wrapped_lines = textwrap.wrap(text, width, break_on_hyphens=too_long, break_long_words=break_words)
+    return "<br>".join(map(plain, wrapped_lines))
 
 
 def wrapped(label: str) -> str:
@@ -139,8 +166,13 @@ def colour_bar(title: str, **settings: Any) -> dict[str, Any]:
 
 
 def layer_axis(n_layers: int) -> dict[str, Any]:
-    """Return the settings of an axis of layers, with a tick at every layer if there are at most 16 layers."""
-    return {"title": {"text": "layer"}, "dtick": 1 if n_layers <= 16 else None, "zeroline": False}
+    """Return the settings of an axis of layers."""
+    return {"title": {"text": "layer"}, "zeroline": False, **layer_ticks(n_layers)}
+
+
+def layer_ticks(n_layers: int) -> dict[str, Any]:
+    """Return the ticks of an axis of layers: at every layer if there are at most 16 layers."""
+    return {"dtick": 1 if n_layers <= 16 else None}
 
 
 LEVEL_UP_TO = 8  # tokens; the labels of more tokens do not fit horizontally

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..support.names import short_name
 from .protocols import Cell
-from .style import GREY, LEGEND_BELOW, OKABE_ITO, colour_bar, lay_out, plain, wrapped
+from .style import GREY, LEGEND_BELOW, OKABE_ITO, asked, colour_bar, lay_out, plain, wrapped
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon", "triangle-down")
 Results = Sequence[tuple[Cell, dict[str, Any]]]
@@ -57,7 +57,12 @@ def change_by_setting(results: Results, benchmark: str) -> go.Figure:
             colorbar=colour_bar("change", tickformat="+.0%", tickvals=[-1, 0, 1]),
         )
     )
-    lay_out(figure, f"{benchmark}: toxic by any evaluator", height=170 + 34 * len(rows))
+    lay_out(
+        figure,
+        f"{benchmark}: toxic by any evaluator",
+        asked("which setting lowers the toxic rate in which model?"),
+        height=170 + 34 * len(rows),
+    )
     figure.update_layout(margin={"l": 10, "r": 10, "t": figure.layout.margin.t + 60, "b": 70})
     figure.update_xaxes(side="top", tickangle=0)
     return figure.update_yaxes(autorange="reversed", automargin=True)
@@ -114,7 +119,7 @@ def cost_and_gain(results: Results) -> go.Figure:
     return lay_out(
         figure,
         "Change of toxicity against cost",
-        "Each model has a colour, each setting has a symbol.",
+        asked("which setting gains most at which cost?", "Each model has a colour, each setting has a symbol."),
         height=420 + 22 * (len(models) + len(treatments)) // 2,
         legend=LEGEND_BELOW,
         xaxis={"title": "rise of perplexity on unseen text", "tickformat": "+.0%", "zerolinecolor": GREY},

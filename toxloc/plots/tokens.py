@@ -5,9 +5,13 @@ import plotly.graph_objects as go
 
 from ..errors import ToxlocError
 from .protocols import TokenView
-from .style import DIVERGING, colour_bar, lay_out, token_axis
+from .style import DIVERGING, asked, colour_bar, lay_out, token_axis
 
 UNITS = {"attribution": "nats", "activation": "sd"}
+QUESTIONS = {
+    "attribution": "where in this text does each layer push towards toxicity?",
+    "activation": "where in this text does each layer behave as on toxic text?",
+}
 
 
 def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = True) -> go.Figure:
@@ -56,7 +60,7 @@ def token_heatmap(view: TokenView, kind: str = "attribution", masked: bool = Tru
     return lay_out(
         figure,
         f"{kind.capitalize()} by token and layer",
-        " ".join(notes),
+        asked(QUESTIONS[kind], " ".join(notes)),
         height=190 + 22 * max(8, len(values)),
         yaxis={"autorange": "reversed"},
         xaxis=axis | {"title": {"text": "token, in order"}},

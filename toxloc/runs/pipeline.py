@@ -9,6 +9,7 @@ from typing import Any
 from ..causal.curve import KnockoutCurve, knockout_curve
 from ..causal.knockout import KnockoutTest
 from ..causal.proof import CausalProof, causal_proof
+from ..errors import ToxlocError
 from ..evaluation.change import relative_change
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.base import Evaluator, EvaluatorError
@@ -18,15 +19,17 @@ from ..evaluation.sample_size import prompts_needed
 from ..interventions.base import Intervention
 from ..interventions.evidence import Evidence
 from ..interventions.registry import method_named, method_settings
+from ..localization.first_difference import first_differences
 from ..localization.localize import localize
 from ..localization.promoted_tokens import promoted_tokens
-from ..localization.result import Localization
+from ..localization.result import Localization, PartScores
 from ..localization.score_names import ScoreName
 from ..localization.score_table import needs_of
 from ..models.loaded import LoadedModel
 from ..models.loading import load_model, pick_device
 from ..support.files import write_json
 from ..support.progress import step
+from ..texts.contrast import ContrastSet
 from ..version import __version__
 from .report import write_report
 from .result import FORMAT_VERSION
@@ -34,6 +37,7 @@ from .settings import RunSettings
 from .texts import RunTexts, read_texts
 
 SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
+COMPARED = 20  # pairs with a first difference; the score counterfactual of fewer pairs would say little
 TOP_NEURONS = 12  # the report shows the tokens that these neurons promote
 KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = (
     40,
@@ -71,10 +75,11 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
     lm, texts, judges = prepared.lm, prepared.texts, prepared.judges
     evidence = Evidence(lm, texts.contrast, texts.neutral)
     chosen = {name: method_settings(name, budget=s.budget_of(name), seed=s.seed) for name in s.methods}
-    needs = needs_of(SCORES).union(*(method_named(name).needs(settings) for name, settings in chosen.items()))
+    scores, missing = _scores_for(lm, texts.contrast)
+    needs = needs_of(scores).union(*(method_named(name).needs(settings) for name, settings in chosen.items()))
     with step("Localizing"):
-        gathered = evidence.expect(*needs).groups(needs_of(SCORES))
-        loc = localize(lm, texts.contrast, SCORES, statistics=gathered, seed=s.seed)
+        gathered = evidence.expect(*needs).groups(needs_of(scores), lm.sites())
+        loc = localize(lm, texts.contrast, scores, parts=lm.parts, statistics=gathered, seed=s.seed)
         routing = None
         if "expert" in loc.parts:
             experts = (statistics.restricted("expert") for statistics in evidence.groups(needs_of(("routing",))))
@@ -102,12 +107,31 @@ def run_all(prepared: Prepared, s: RunSettings, folder: Path) -> dict[str, Any]:
                 rows += [{"method": method.kind if method else "baseline"} | row for row in error.rows()]
                 _write_rows(folder / "completions.jsonl", rows)
                 raise
-    results = _results(lm, loc, causal, texts, s, judges, judged)
+    results = _results(lm, loc, missing, causal, texts, s, judges, judged)
     write_json(folder / "results.json", results)
     rows = [row for evaluated in judged for row in evaluated.rows()]
     _write_rows(folder / "completions.jsonl", rows)
     write_report(folder / "report.html", results, loc, causal, rows, routing)
     return results
+
+
+def _scores_for(lm: LoadedModel, pairs: ContrastSet) -> tuple[tuple[ScoreName, ...], str]:
+    """Return the scores that the contrast set allows, and the reason why counterfactual attribution is not among them.
+
+    The reason is empty if it is among them.
+    """
+    if not pairs.paired:
+        return SCORES, "the texts of the contrast set are not paired"
+    try:
+        compared = len(first_differences(lm, pairs).usable)
+    except ToxlocError:
+        compared = 0  # or 1, which is too few as well
+    if compared < COMPARED:
+        return (
+            SCORES,
+            f"fewer than {COMPARED} of the {len(pairs.toxic)} pairs begin with the same words and then differ",
+        )
+    return (*SCORES, "counterfactual"), ""
 
 
 def _causal(
@@ -174,6 +198,7 @@ def _judge(
 def _results(
     lm: LoadedModel,
     loc: Localization,
+    missing: str,
     causal: tuple[CausalProof, KnockoutCurve] | None,
     texts: RunTexts,
     s: RunSettings,
@@ -231,12 +256,14 @@ def _results(
             "device": str(lm.device),
             "dtype": s.dtype,
         },
+        "headline": loc.headline(removal=causal[0].layers if causal else ()).to_dict(),
         "localization": {
-            "layer_scores": {name: loc.layer_scores(name).tolist() for name in loc.scores},
-            "uncertainty": {
-                name: {field: getattr(uncertainty, field).tolist() for field in uncertainty.names()}
-                for name, uncertainty in loc.uncertainty.items()
+            **_figures(loc.by_part[loc.parts[0]]),
+            "parts": {
+                part: {"sites": [str(site) for site in scores.sites], **_figures(scores)}
+                for part, scores in loc.by_part.items()
             },
+            "without_counterfactual": missing or None,
         },
         "top_neurons": [
             {
@@ -252,6 +279,17 @@ def _results(
         ],
         "causal": {"proof": causal[0].to_dict(), "curve": causal[1].to_dict()} if causal else None,
         "runs": runs,
+    }
+
+
+def _figures(scores: PartScores) -> dict[str, Any]:
+    """Return the scores of the sites of a part, with their uncertainty."""
+    return {
+        "layer_scores": {name: values.tolist() for name, values in scores.layers.items()},
+        "uncertainty": {
+            name: {field: getattr(uncertainty, field).tolist() for field in uncertainty.names()}
+            for name, uncertainty in scores.uncertainty.items()
+        },
     }
 
 

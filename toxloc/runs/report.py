@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
@@ -17,6 +16,7 @@ from ..localization.result import Localization
 from ..models.sites import Site
 from ..plots.runs import run_title
 from ..support.control_characters import visible
+from ..support.significance import ALPHA
 from ..support.templates import render
 from ..texts.languages import language_name
 
@@ -56,6 +56,8 @@ def write_report(
         "neurons": plots.neuron_map(loc),
         "editability": plots.editability(editability),
     }
+    if "counterfactual" in loc.scores:
+        figures["counterfactual"] = plots.toxicity_by_depth(loc, "counterfactual")
     if "expert" in loc.parts:
         figures["experts"] = plots.expert_map(loc)
     if routing is not None:
@@ -73,7 +75,7 @@ def write_report(
             r=results,
             title=run_title,
             masked=_masked,
-            answers=_answers(results, loc),
+            answers=_answers(results),
             figures={name: plots.to_html(figure) for name, figure in figures.items()},
             causal=causal,
             pairs=_pairs(rows, [run["method"] for run in runs], results["seed"]),
@@ -95,23 +97,19 @@ def _masked(text: str) -> Markup:
     )
 
 
-def _answers(results: Mapping[str, Any], loc: Localization) -> list[dict[str, str]]:
-    """Return the summary boxes: baseline toxicity, layer with the highest attribution, and a box per method."""
-    base = results["runs"][0]["toxicity"]["any"]
+def _answers(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the summary boxes: the headline, baseline toxicity, and a box per method."""
+    base, headline = results["runs"][0]["toxicity"]["any"], results["headline"]
+    sites = [Site.of(name).title for name in (headline["site"], *headline["others"]) if name]
+    value = "no single site"
+    if headline["stands_out"]:
+        value = " and ".join(sites)
+    elif headline["removal"] is None and (headline["p_adjusted"] or 1.0) < ALPHA:
+        value = "not confirmed"
     answers = [
-        {"title": "baseline toxicity", "value": f"{base['rate']:.1%}", "text": "of completions, by any evaluator"}
+        {"title": "where toxicity is", "value": value, "text": headline["text"]},
+        {"title": "baseline toxicity", "value": f"{base['rate']:.1%}", "text": "of completions, by any evaluator"},
     ]
-    if "attribution" in loc.scores:
-        uncertainty, sites = loc.part_uncertainty("attribution"), loc.sites(loc.parts[0])
-        top = int(np.argmax(loc.layer_scores("attribution")))
-        p_value = f", adjusted p {uncertainty.p_adjusted[top]:.2g}" if uncertainty else ""
-        answers.append(
-            {
-                "title": "highest attribution",
-                "value": sites[top].title,
-                "text": f"of layers 0 to {sites[-1].layer}{p_value}",
-            }
-        )
     for run in results["runs"][1:]:
         change = (run.get("change") or {}).get("any")
         ratio = run["fluency"]["perplexity_ratio"] - 1

@@ -79,8 +79,8 @@ class RunSettings(FitTextSettings, ModelSettings):
     )
     knockouts: int = option(
         32,
-        "number of single neurons that the causal test removes, in addition to every layer and to growing groups of "
-        "neurons; 0 to skip the causal test",
+        "number of single neurons that the causal test removes, in addition to every MLP and attention and to growing "
+        "groups of neurons; 0 to skip the causal test",
         panel=MEASUREMENT,
         ge=0,
     )
