@@ -38,6 +38,8 @@ from .interventions.methods.value_vector import ValueVector as ValueVector
 from .localization.driving_texts import Driven as Driven
 from .localization.driving_texts import driving_texts as driving_texts
 from .localization.localize import localize as localize
+from .localization.logit_lens import LogitLens as LogitLens
+from .localization.logit_lens import logit_lens as logit_lens
 from .localization.promoted_tokens import Promoted as Promoted
 from .localization.promoted_tokens import promoted_tokens as promoted_tokens
 from .localization.result import Localization as Localization

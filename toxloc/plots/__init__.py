@@ -4,6 +4,7 @@ from .causal import causal_correlations, knockout_layers, removal_curve
 from .experts import expert_map
 from .frontier import frontier
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
+from .logit_lens import logit_lens
 from .neurons import neuron_map
 from .png import write_png
 from .runs import before_after, cost, editability
@@ -22,6 +23,7 @@ __all__ = [
     "frontier",
     "knockout_layers",
     "layer_heatmap",
+    "logit_lens",
     "neuron_map",
     "relative_depth",
     "removal_curve",

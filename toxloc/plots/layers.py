@@ -14,23 +14,24 @@ from .style import (
     DIVERGING,
     GREY,
     LEGEND_BELOW,
-    OKABE_ITO,
     band,
     capital,
     colour_bar,
     interval,
     lay_out,
     layer_axis,
+    line_of,
     lines,
+    mark_thirds,
     of_part,
     plain,
+    relative_depth_axis,
     with_unit,
 )
 
 BANDS_UP_TO = 3  # models; the bands of more models would cover each other
 LABELS_UP_TO = 40  # layers
 TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
-DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str | None = None) -> go.Figure:
@@ -174,7 +175,7 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
         part = loc.parts[0]
         values, layers = loc.layer_scores(score, part), _layers(loc, part)
         uncertainty = loc.part_uncertainty(score, part)
-        colour, largest = OKABE_ITO[i % len(OKABE_ITO)], np.abs(values).max() or 1.0
+        line, largest = line_of(i), np.abs(values).max() or 1.0
         depth = layers / max(layers[-1], 1)
         if uncertainty is not None and len(named) <= BANDS_UP_TO:
             bands = True
@@ -183,7 +184,7 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
                     depth,
                     uncertainty.low / largest,
                     uncertainty.high / largest,
-                    colour,
+                    line["color"],
                     0.15,
                     legendgroup=str(i),
                     showlegend=False,
@@ -195,7 +196,7 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             name=plain(name),
             legendgroup=str(i),
             mode="lines+markers",
-            line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},
+            line=line,
             marker={"size": 6},
             text=[
                 f"{site.title} of 0 to {int(layers[-1])}<br>{_hover(value, uncertainty, position)}"
@@ -203,26 +204,18 @@ def relative_depth(locs: Sequence[Localization] | Mapping[str, Localization], sc
             ],
             hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest absolute value<extra></extra>",
         )
-    for third, label in enumerate(("early", "middle", "late")):
-        figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
-        if third:
-            figure.add_vline(third / 3, line={"color": GREY, "width": 1, "dash": "dot"})
     title = named[0][1].score_label(score).title
     figure = lay_out(
         figure,
         f"{capital(title)} over relative depth",
         "Each model's score is divided by its largest absolute value." + (" Bands: 95% intervals." if bands else ""),
         height=430,
-        xaxis={
-            "title": {"text": "relative depth (0: first layer, 1: last)"},
-            "range": [-0.03, 1.03],
-            "zeroline": False,
-        },
+        xaxis=relative_depth_axis("first layer", "last"),
         yaxis={"title": {"text": "share of the largest absolute value"}, "tickformat": ".0%", "zerolinecolor": GREY},
         legend=LEGEND_BELOW,
         showlegend=True,
     )
-    return figure.update_layout(margin_t=figure.layout.margin.t + 18)
+    return mark_thirds(figure)
 
 
 def _layers(loc: Localization, part: str) -> Float64[np.ndarray, " n_sites"]:
