@@ -110,11 +110,11 @@ def markdown(result: dict[str, Any]) -> str:
     rows = []
     for model in dict.fromkeys(test["model"] for test in result["tests"]):
         tests = [by_key[model, measure] for measure in MEASURES]
-        rows.append([model, *map(_cell, tests)])
+        rows.append([model, *map(cell, tests)])
     return md.table(["model", *(f"{title}: z, next, adjusted p" for title in MEASURES.values())], rows)
 
 
-def _cell(test: dict[str, Any]) -> str:
+def cell(test: dict[str, Any]) -> str:
     """Return z and p of the planted layer (of a control, the top layer), and the highest z of the other layers."""
     layer = int(np.argmax(test["z"])) if test["layer"] is None else test["layer"]
     others = max(np.delete(test["z"], layer))

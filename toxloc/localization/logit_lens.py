@@ -265,8 +265,11 @@ class _Sums:
         if self.baseline == "none":
             return self.sums
         if self.baseline == "neutral":
-            return self.sums - self.directions @ mean_of_texts(self.lm, neutral, max_length).T
-        return (self.sums - self.directions @ self.hidden.T / n) * n / (n - 1)
+            mean, factor = mean_of_texts(self.lm, neutral, max_length), 1.0
+        else:
+            mean, factor = self.hidden / n, n / (n - 1)
+        values: np.ndarray = factor * (self.sums - self.directions @ mean.T)
+        return values
 
 
 def mean_of_texts(lm: LoadedModel, texts: Sequence[str], max_length: int) -> Float64[np.ndarray, "depths d"]:
