@@ -1,6 +1,6 @@
 """Test whether the logit lens shows at which depth toxicity was planted.
 
-    python -m benchmarks.depth                     # three minutes on one core; --out depth.json saves it
+    python -m benchmarks.depth                     # three minutes of one core; --out depth.json saves it
     python -m benchmarks.depth clean layer6
 
 The models are those of `benchmarks.planted`: eleven with toxicity planted in a known layer, and two controls. SmolLM2
@@ -91,7 +91,7 @@ def main(
     show(tests)
     if out is not None:
         result = {
-            "command": f"python -m benchmarks.depth {' '.join(names)} --seed {seed}",
+            "command": " ".join(["python -m benchmarks.depth", *(models or []), f"--seed {seed}"]),
             "seconds": round(time.perf_counter() - began),
             "tests": [asdict(test) for test in tests],
         }

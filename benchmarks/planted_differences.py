@@ -119,7 +119,7 @@ def cell(test: dict[str, Any]) -> str:
     layer = int(np.argmax(test["z"])) if test["layer"] is None else test["layer"]
     others = max(np.delete(test["z"], layer))
     p = test["p_adjusted"][layer]
-    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}"[1:]
+    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
     shown = md.SIDE_BY_SIDE.join(of_layer)
     return shown if test["layer"] is not None else f"layer {layer}: {shown}"
 
