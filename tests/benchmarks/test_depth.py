@@ -8,20 +8,17 @@ from typer.testing import CliRunner
 from benchmarks import depth
 from benchmarks.depth import DepthTest, depth_tests, markdown
 from benchmarks.planted import planted_model
-from toxloc import ContrastSet, load_contrast
-from toxloc.localization.first_difference import first_differences
+from toxloc import load_contrast
 
 
 def test_the_largest_step_is_that_of_the_planted_layer():
-    lm, pairs = planted_model("layer3"), load_contrast()
-    usable = [difference.pair for difference in first_differences(lm, pairs).usable][:160]
-    few = ContrastSet([pairs.toxic[i] for i in usable], [pairs.neutral[i] for i in usable], paired=True)
-    tests = {test.baseline: test for test in depth_tests(lm, few, 3)}
+    tests = {test.baseline: test for test in depth_tests(planted_model("layer4"), load_contrast(), 4)}
     assert set(tests) == set(depth.TITLES)
     for baseline in ("neutral", "none"):
-        assert np.argmax(tests[baseline].z[1:]) == 2
+        assert np.argmax(tests[baseline].z) == np.argmax(tests[baseline].values) == 4
+        assert tests[baseline].p_adjusted[4] < 0.05
         np.testing.assert_allclose(np.diff(tests[baseline].difference), tests[baseline].values, atol=1e-6)
-    assert all(test.n_pairs == 160 for test in tests.values())
+    assert all(test.n_pairs == 362 for test in tests.values())
 
 
 def test_the_table_by_hand():

@@ -118,15 +118,15 @@ class LogitLens:
         return logit_lens([self])
 
     def __repr__(self) -> str:
-        found = "the toxic word was not tested, without draws"
+        tested = "the toxic word was not tested, without draws"
         if self.uncertainty is not None:
-            found = "there is no depth from which on the toxic word is significantly likelier"
+            tested = "there is no depth from which on the toxic word is significantly likelier"
         if self.first_depth is not None:
-            found = f"the toxic word is significantly likelier from depth {self.first_depth} of {self.n_layers} on"
+            tested = f"the toxic word is significantly likelier from depth {self.first_depth} of {self.n_layers} on"
         end = f"D is {self.difference[-1]:+.2f} nats"
         if self.uncertainty is not None:
             end += f" [{self.uncertainty.low[-1]:+.2f}, {self.uncertainty.high[-1]:+.2f}]"
-        return f"LogitLens({self.model}, {self.n_pairs} pairs, baseline {self.baseline}: {found}; at the output {end})"
+        return f"LogitLens({self.model}, {self.n_pairs} pairs, baseline {self.baseline}: {tested}; at the output {end})"
 
 
 def logit_lens(
