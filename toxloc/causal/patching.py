@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from ..errors import ToxlocError
 from ..localization.difference_statistics import groups_of_pairs
 from ..localization.first_difference import first_differences
-from ..localization.scored import tested_over_pairs
+from ..localization.scored import estimate_over_pairs
 from ..localization.uncertainty import DRAWS, Uncertainty
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import Site, Unit
@@ -167,7 +167,7 @@ def patch(
             for i, part in enumerate(replaced):
                 with part.placed(batch.replacement):
                     np.add.at(sums[:, i], group[index], intact - batch.difference())
-    effect, uncertainty = tested_over_pairs(sums, counts, draws, seed)
+    effect, uncertainty = estimate_over_pairs(sums, counts, draws, seed)
     return Patching(
         tuple(part.part for part in replaced),
         by,

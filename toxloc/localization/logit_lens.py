@@ -24,7 +24,7 @@ from ..support.progress import track
 from ..texts.contrast import ContrastSet
 from .difference_statistics import groups_of_pairs, prefix_batch
 from .first_difference import FirstDifference, first_differences
-from .scored import tested_over_pairs
+from .scored import estimate_over_pairs
 from .uncertainty import ALPHA, DRAWS, Uncertainty
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def logit_lens(
         for index in track(sums.rows, "logit lens"):
             sums.read(index)
         values = sums.by_group(pairs.neutral, max_length)
-    difference, uncertainty = tested_over_pairs(values, sums.counts, draws, seed)
-    step, step_uncertainty = tested_over_pairs(np.diff(values, axis=1), sums.counts, draws, seed)
+    difference, uncertainty = estimate_over_pairs(values, sums.counts, draws, seed)
+    step, step_uncertainty = estimate_over_pairs(np.diff(values, axis=1), sums.counts, draws, seed)
     toxic, neutral = sums.log_p / len(usable)
     return LogitLens(
         lm.name,

@@ -107,7 +107,7 @@ def mean_over_pairs(
     return np.concatenate([mean, -mean]) if w.null else mean
 
 
-def tested_over_pairs(
+def estimate_over_pairs(
     sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], draws: int, seed: int
 ) -> tuple[Float64[np.ndarray, " d"], Uncertainty | None]:
     """Mean over pairs of values that change sign if the two texts of a pair swap labels, and its uncertainty.
