@@ -120,16 +120,16 @@ def markdown(result: dict[str, Any]) -> str:
     rows = []
     for model in dict.fromkeys(test["model"] for test in result["tests"]):
         tests = [by_key[model, measure] for measure in MEASURES]
-        rows.append([model, *map(_cell, tests)])
+        rows.append([model, *map(cell, tests)])
     return md.table(["model", *(f"{title}: z, next, adjusted p" for title in MEASURES.values())], rows)
 
 
-def _cell(test: dict[str, Any]) -> str:
+def cell(test: dict[str, Any]) -> str:
     """Return z and p of the planted layer (of a control, the top layer), and the highest z of the other layers."""
     layer = int(np.argmax(test["z"])) if test["layer"] is None else test["layer"]
     others = max(np.delete(test["z"], layer))
     p = test["p_adjusted"][layer]
-    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}"[1:]
+    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
     shown = md.SIDE_BY_SIDE.join(of_layer)
     return shown if test["layer"] is not None else f"layer {layer}: {shown}"
 

@@ -44,6 +44,8 @@ from .localization.head_view import HeadView as HeadView
 from .localization.head_view import head_view as head_view
 from .localization.headline import Headline as Headline
 from .localization.localize import localize as localize
+from .localization.logit_lens import LogitLens as LogitLens
+from .localization.logit_lens import logit_lens as logit_lens
 from .localization.promoted_tokens import Promoted as Promoted
 from .localization.promoted_tokens import promoted_tokens as promoted_tokens
 from .localization.result import Localization as Localization

@@ -30,9 +30,11 @@ def test_the_table_by_hand():
     clean = [
         LayerTest("clean", None, m, 9, (0.1, 0.5), (-2.0, 1.0), (0.2, 0.0005)) for m in planted_differences.MEASURES
     ]
-    table = markdown({"tests": [vars(test) for test in [*plant, *clean]]}).replace("\u00a0", " ").splitlines()
+    weak = [LayerTest("layer0", 0, m, 9, (0.1, 0.5), (0.0, 1.0), (1.0, 0.2)) for m in planted_differences.MEASURES]
+    table = markdown({"tests": [vars(test) for test in [*plant, *clean, *weak]]}).replace("\u00a0", " ").splitlines()
     assert table[2] == "| layer1 | +1.0 · +2.0 · .040 | +1.0 · +2.0 · .040 | +1.0 · +2.0 · .040 |"
     assert table[3].startswith("| clean | layer 1: +1.0 · -2.0 · <.001 |")
+    assert table[4].startswith("| layer0 | +0.0 · +1.0 · 1.000 |")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
 from toxloc.models import likelihood
 from toxloc.models.batching import Batch, batches
-from toxloc.models.likelihood import logit_rows, predicting, summed_nll, targets, token_nll
+from toxloc.models.likelihood import log_probabilities, logit_rows, predicting, summed_nll, targets, token_nll
 
 
 def whole_logits(lm, batch):
@@ -29,6 +29,18 @@ def test_the_loss_of_every_family_equals_that_of_its_logits(family, few_rows):
         expected = -whole_logits(lm, batch).double().log_softmax(-1)
     expected = expected.gather(1, batch.ids[:, 1:][batch.mask[:, 1:].bool()][:, None])[:, 0]
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi", "gemma2", "granite"])  # plain, a bias, a soft cap, a factor
+def test_log_probabilities_of_several_tokens(family, few_rows):
+    lm = random_model(family)
+    batch = next(batches(lm, TEXTS))
+    torch.manual_seed(1)
+    hidden = predicting(lm, batch)
+    tokens = torch.randint(8192, (len(hidden), 3))
+    with torch.no_grad():
+        expected = whole_logits(lm, batch).double().log_softmax(-1).gather(1, tokens)
+    torch.testing.assert_close(log_probabilities(lm, hidden, tokens).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi", "gemma2"])  # plain, with a bias, with a soft cap

@@ -8,6 +8,7 @@ from toxloc.support.control_characters import visible
 from .conftest import Label, Located
 from .test_causal import Correlated, Curve, Proof, knocked
 from .test_frontier import entry
+from .test_logit_lens import lens
 from .test_runs import run
 from .test_sweeps import Run, result
 
@@ -67,6 +68,7 @@ def by_name(name, loc):
         "neurons": plots.neuron_map(loc),
         "relative_depth": plots.relative_depth({name: loc}),
         "relative_depth_of_models": plots.relative_depth([loc]),
+        "logit_lens": plots.logit_lens([lens([0.0, 1.0], model=name)]),
         "change": plots.change_by_setting(cells, name),
         "cost_and_gain": plots.cost_and_gain(cells),
         "curve": plots.removal_curve(Curve((1, 2), removals, ((), ()), name)),

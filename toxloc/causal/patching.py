@@ -15,8 +15,8 @@ from jaxtyping import Float64
 from ..errors import ToxlocError
 from ..localization.difference_statistics import groups_of_pairs
 from ..localization.first_difference import first_differences
-from ..localization.scored import mean_over_pairs
-from ..localization.uncertainty import DRAWS, Uncertainty, Weights
+from ..localization.scored import estimate_over_pairs
+from ..localization.uncertainty import DRAWS, Uncertainty
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import Site, Unit
 from ..support.arguments import whole_number
@@ -167,14 +167,7 @@ def patch(
             for i, part in enumerate(replaced):
                 with part.placed(batch.replacement):
                     np.add.at(sums[:, i], group[index], intact - batch.difference())
-    uncertainty = None
-    effect = mean_over_pairs(sums, counts, Weights.observed(len(counts), len(counts)))[0]
-    if draws:
-        resampled, null = (
-            mean_over_pairs(sums, counts, make(len(counts), len(counts), True, draws, seed))
-            for make in (Weights.bootstrap, Weights.shuffled)
-        )
-        uncertainty = Uncertainty.of(effect, resampled, null, signed=True)
+    effect, uncertainty = estimate_over_pairs(sums, counts, draws, seed)
     return Patching(
         tuple(part.part for part in replaced),
         by,

@@ -12,7 +12,7 @@ from ..errors import ToxlocError
 from ..models.sites import Site
 from .contributions import Contributions
 from .statistics import ContrastStatistics
-from .uncertainty import Weights
+from .uncertainty import Uncertainty, Weights
 
 
 class Scored(NamedTuple):
@@ -105,6 +105,27 @@ def mean_over_pairs(
     toxic, neutral = w.toxic[:, : len(counts)], w.neutral[:, : len(counts)]  # the toxic halves of all groups
     mean: np.ndarray = (toxic - neutral) @ sums / np.maximum((toxic + neutral) @ counts, 1)[:, None]
     return np.concatenate([mean, -mean]) if w.null else mean
+
+
+def estimate_over_pairs(
+    sums: Float64[np.ndarray, "groups d"], counts: Float64[np.ndarray, " groups"], draws: int, seed: int
+) -> tuple[Float64[np.ndarray, " d"], Uncertainty | None]:
+    """Mean over pairs of values that change sign if the two texts of a pair swap labels, and its uncertainty.
+
+    Args:
+        sums: sum of the values over the pairs of each group.
+        counts: number of pairs of each group.
+        draws: number of bootstrap draws and of sign flips; without draws, the uncertainty is None.
+        seed: seed for the draws.
+    """
+    n = len(counts)
+    mean = mean_over_pairs(sums, counts, Weights.observed(n, n))[0]
+    if not draws:
+        return mean, None
+    resampled, null = (
+        mean_over_pairs(sums, counts, make(n, n, True, draws, seed)) for make in (Weights.bootstrap, Weights.shuffled)
+    )
+    return mean, Uncertainty.of(mean, resampled, null, signed=True)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from jaxtyping import Float64
 
 DRAWS = 1000
 CONFIDENCE = 0.95
+ALPHA = 0.05  # a p-value below it is significant
 
 
 @dataclass(frozen=True)

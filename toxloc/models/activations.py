@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ToxlocError
 from .banks import Bank, Routed
 from .batching import batches
+from .hooked_tree import first_of, with_first
 from .loaded import LoadedModel
 from .site_view import Hook, SiteView
 from .sites import FEED_FORWARD, AnySite
@@ -113,7 +114,7 @@ def change(lm: LoadedModel, place: Place, transform: Change, stack: ExitStack) -
         return x
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return (on_columns(output[0]), *output[1:]) if isinstance(output, tuple) else on_columns(output)
+        return with_first(output, on_columns(first_of(output)))
 
     def on_hooked(x: Tensor) -> Tensor:
         return rounded(x.flatten(2)).view_as(x) if x.ndim == 4 else rounded(x)  # z: [batch, pos, head, d_head]

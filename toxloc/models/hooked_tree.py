@@ -19,6 +19,19 @@ SAME_IN_16_BITS = 0.06
 Watcher = Callable[[Tensor], Tensor | None]  # reads an activation, and can return a replacement
 
 
+def first_of(output: Any) -> Tensor:
+    """Return the first tensor of what a module returns: a tensor, or a tuple or list that begins with one."""
+    first: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return first
+
+
+def with_first(output: Any, first: Tensor) -> Any:
+    """Return what a module returns with another first tensor."""
+    if isinstance(output, list):  # the blocks of GPT-1
+        return [first, *output[1:]]
+    return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
 @dataclass(frozen=True)
 class Point:
     """What a module of the hooked model returns or, with `before`, reads: its first tensor."""
@@ -44,10 +57,8 @@ class Point:
             return None if new is None else (args, {**kwargs, name: new})
 
         def returns(module: nn.Module, args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                new = watcher(output[0])
-                return None if new is None else (new, *output[1:])
-            return watcher(output)
+            new = watcher(first_of(output))
+            return None if new is None else with_first(output, new)
 
         handle = (
             self.module.register_forward_pre_hook(reads, with_kwargs=True, prepend=first)

@@ -69,6 +69,27 @@ def token_nll(lm: LoadedModel, hidden: Float[Tensor, "n d_model"], token: Int[Te
     return losses
 
 
+@torch.no_grad()
+def log_probabilities(
+    lm: LoadedModel, hidden: Float[Tensor, "n d_model"], tokens: Int[Tensor, "n k"]
+) -> Float[Tensor, "n k"]:
+    """Return the log-probability of k tokens after each hidden state, in nats, as float32.
+
+    Example:
+        >>> from toxloc import load_model
+        >>> lm = load_model()
+        >>> tokens = torch.arange(lm.d_vocab)[None]
+        >>> round(log_probabilities(lm, torch.zeros(1, lm.d_model), tokens).exp().sum().item(), 3)
+        1.0
+    """
+    return torch.cat(
+        [
+            logits.gather(1, tokens[rows]) - logits.logsumexp(1, keepdim=True)
+            for rows, logits in logit_rows(lm, hidden.detach())
+        ]
+    )
+
+
 def logit_rows(
     lm: LoadedModel, hidden: Float[Tensor, "n d_model"]
 ) -> Iterator[tuple[slice, Float[Tensor, "rows d_vocab"]]]:

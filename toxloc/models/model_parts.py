@@ -240,6 +240,15 @@ class ModelParts:
         assert self.structure is not None
         return self.tree.returns(self.structure.blocks[layer])
 
+    @property
+    def embedding_hook(self) -> Hook:
+        """Hook for the residual stream before the first block of `hooked`."""
+        name = "blocks.0.hook_resid_pre"
+        if self.tree is None or name in self.hooked.hook_dict:
+            return name
+        assert self.structure is not None
+        return self.tree.reads(self.structure.blocks[0])
+
     def down_projection(self, site: AnySite) -> nn.Module:
         """Return the module of `hf` that holds a site's weight; for an expert, the module that holds all experts.
 

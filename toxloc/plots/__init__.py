@@ -5,6 +5,7 @@ from .experts import expert_map
 from .frontier import frontier
 from .heads import attention_heatmap, head_map
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
+from .logit_lens import logit_lens
 from .neurons import neuron_map
 from .png import write_png
 from .runs import before_after, cost, editability
@@ -25,6 +26,7 @@ __all__ = [
     "head_map",
     "knockout_layers",
     "layer_heatmap",
+    "logit_lens",
     "neuron_map",
     "relative_depth",
     "removal_curve",

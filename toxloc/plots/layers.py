@@ -23,17 +23,19 @@ from .style import (
     interval,
     lay_out,
     layer_axis,
+    line_of,
     lines,
+    mark_thirds,
     of_part,
     part_title,
     plain,
+    relative_depth_axis,
     with_unit,
 )
 
 BANDS_UP_TO = 3  # models; the bands of more models would cover each other
 LABELS_UP_TO = 40  # layers
 TALLEST = 128  # rows, of the height at which their names can be read; more rows share this height
-DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def toxicity_by_depth(loc: Localization, score: str = "attribution", part: str | None = None) -> go.Figure:
@@ -238,7 +240,7 @@ def relative_depth(
         drawn = loc.parts[0] if part is None else part
         values, layers = loc.layer_scores(score, drawn), _layers(loc, drawn)
         uncertainty = loc.part_uncertainty(score, drawn)
-        colour, largest = OKABE_ITO[i % len(OKABE_ITO)], np.abs(values).max() or 1.0
+        line, largest = line_of(i), np.abs(values).max() or 1.0
         depth = layers / max(layers[-1], 1)
         if uncertainty is not None and len(named) <= BANDS_UP_TO:
             bands = True
@@ -247,7 +249,7 @@ def relative_depth(
                     depth,
                     uncertainty.low / largest,
                     uncertainty.high / largest,
-                    colour,
+                    line["color"],
                     0.15,
                     legendgroup=str(i),
                     showlegend=False,
@@ -259,7 +261,7 @@ def relative_depth(
             name=plain(name),
             legendgroup=str(i),
             mode="lines+markers",
-            line={"color": colour, "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]},
+            line=line,
             marker={"size": 6},
             text=[
                 f"{site.title} of 0 to {int(layers[-1])}<br>{_hover(value, uncertainty, position)}"
@@ -267,10 +269,6 @@ def relative_depth(
             ],
             hovertemplate="%{fullData.name}, %{text}<br>%{y:.0%} of its largest absolute value<extra></extra>",
         )
-    for third, word in enumerate(("early", "middle", "late")):
-        figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=word, showarrow=False)
-        if third:
-            figure.add_vline(third / 3, line={"color": GREY, "width": 1, "dash": "dot"})
     label = named[0][1].score_label(score)
     figure = lay_out(
         figure,
@@ -280,16 +278,12 @@ def relative_depth(
             f"Each line is divided by its largest absolute value.{' Bands: 95% intervals.' if bands else ''}",
         ),
         height=430,
-        xaxis={
-            "title": {"text": "relative depth (0: first layer, 1: last)"},
-            "range": [-0.03, 1.03],
-            "zeroline": False,
-        },
+        xaxis=relative_depth_axis("first layer", "last"),
         yaxis={"title": {"text": "share of the largest absolute value"}, "tickformat": ".0%", "zerolinecolor": GREY},
         legend=LEGEND_BELOW,
         showlegend=True,
     )
-    return figure.update_layout(margin_t=figure.layout.margin.t + 18)
+    return mark_thirds(figure)
 
 
 def _layers(loc: Localization, part: str) -> Float64[np.ndarray, " n_sites"]:

@@ -116,6 +116,33 @@ class Localization(Protocol):
 
 
 @runtime_checkable
+class LogitLens(Protocol):
+    """How much likelier the toxic word of a pair is than the neutral word, by depth.
+
+    Attributes:
+        model: name of the model.
+        baseline: what is subtracted: "none", or a mean over "neutral" text or "other_prefixes".
+        difference: nats, float64 [n_layers + 1], from the embedding to the output.
+        uncertainty: intervals and p-values of `difference`; None if they were not computed.
+        step: change of `difference` by each block, float64 [n_layers].
+        step_uncertainty: intervals and p-values of `step`; None if they were not computed.
+    """
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def baseline(self) -> str: ...
+    @property
+    def difference(self) -> Float64[np.ndarray, " n_depths"]: ...
+    @property
+    def uncertainty(self) -> Uncertainty | None: ...
+    @property
+    def step(self) -> Float64[np.ndarray, " n_layers"]: ...
+    @property
+    def step_uncertainty(self) -> Uncertainty | None: ...
+
+
+@runtime_checkable
 class Knockout(Protocol):
     """The measured effect of removing a layer or some neurons.
 

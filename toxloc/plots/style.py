@@ -18,6 +18,7 @@ DIVERGING, SEQUENTIAL = "RdBu_r", "Cividis"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, VERMILLION, *_ = OKABE_ITO
 GREY = "#8a8f98"
+DASHES = ("solid", "dash", "dot", "dashdot")
 
 # Characters per line that fit on a phone: of a title, of a note, and along an axis of 300 px.
 _TITLE_WIDTH, _NOTE_WIDTH, _AXIS_WIDTH = 37, 52, 34
@@ -199,6 +200,30 @@ def colour_scale(centre: float, values: np.ndarray) -> dict[str, Any]:
         return {"colorscale": SEQUENTIAL, "zmin": 0.0, "zmax": float(np.nanquantile(values, 0.995)) or 1.0}
     limit = float(np.nanquantile(np.abs(values - centre), 0.995)) or 1.0
     return {"colorscale": DIVERGING, "zmin": centre - limit, "zmax": centre + limit}
+
+
+def line_of(i: int) -> dict[str, str]:
+    """Return the colour and the dashes of the line of the i-th model."""
+    return {"color": OKABE_ITO[i % len(OKABE_ITO)], "dash": DASHES[i // len(OKABE_ITO) % len(DASHES)]}
+
+
+def relative_depth_axis(first: str, last: str) -> dict[str, Any]:
+    """Return the settings of an axis of relative depth.
+
+    Args:
+        first: what lies at 0.
+        last: what lies at 1.
+    """
+    return {"title": {"text": f"relative depth (0: {first}, 1: {last})"}, "range": [-0.03, 1.03], "zeroline": False}
+
+
+def mark_thirds(figure: go.Figure) -> go.Figure:
+    """Mark the thirds of an axis of relative depth above the plot; call it after `lay_out`."""
+    for third, label in enumerate(("early", "middle", "late")):
+        figure.add_annotation(x=(third + 0.5) / 3, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
+        if third:
+            figure.add_vline(third / 3, line={"color": GREY, "width": 1, "dash": "dot"})
+    return figure.update_layout(margin_t=figure.layout.margin.t + 18)
 
 
 def band(
