@@ -114,8 +114,8 @@ def matched(
 
 
 def matched_order(
-    sizes: Sequence[Float64[np.ndarray, " n_units"]], rng: np.random.Generator
-) -> Int64[np.ndarray, " n"]:
+    sizes: Sequence[Float64[np.ndarray, " _n_units"]], rng: np.random.Generator
+) -> Int64[np.ndarray, " _n"]:
     """Draw a random order in which each unit changes places only with units of its site and of similar activation size.
 
     Scores in this order are the scores of a control: at every number of chosen units, it chooses as many units of each

@@ -1,8 +1,8 @@
 """Faithfulness: how much of a model's preference for toxic text remains if only the highest-scoring units are kept.
 
 The two texts of a pair share a prefix and then differ; D is how much more likely the model finds the toxic text (see
-`patch`). m(C) is the mean of D over pairs in the model that keeps the units C and in which a baseline replaces all other
-units of the localized parts. The faithfulness of C is
+`patch`). m(C) is the mean of D over pairs in the model that keeps the units C, and in which a baseline replaces all
+other units of the localized parts. The faithfulness of C is
 
     f(C) = (m(C) - m(∅)) / (m(M) - m(∅)),
 
@@ -455,10 +455,9 @@ def _checked_gap(drawn: Float64[np.ndarray, "draws 2"], means: Float64[np.ndarra
     low, high = central_interval(drawn[:, INTACT] - drawn[:, EMPTY])
     if low <= 0:
         raise ToxlocError(
-            f"The mean of D is {means[INTACT]:.3g} in the intact model and {means[EMPTY]:.3g} with every unit replaced; "
-            f"the 95% interval of the difference, [{low:.3g}, {high:.3g}], is not above 0, and faithfulness divides by "
-            "this difference. Give more pairs, over='ending', parts that matter more, another by, or "
-            "only_preferred=True."
+            f"The mean of D is {means[INTACT]:.3g} in the intact model and {means[EMPTY]:.3g} with every unit "
+            f"replaced; the 95% interval of the difference, [{low:.3g}, {high:.3g}], is not above 0, and faithfulness "
+            "divides by this difference. Give more pairs, over='ending', another by, or only_preferred=True."
         )
     return low, high
 
@@ -495,7 +494,8 @@ def _replaceable(lm: LoadedModel, sites: list[Site], level: str, by: By) -> list
     for site in sites:
         if lm.at(site).bank is not None:
             raise ToxlocError(
-                f"Single neurons of {site.title}, an expert that a router chooses, cannot be replaced; give level='site'."
+                f"Single neurons of {site.title}, an expert that a router chooses, cannot be replaced; give "
+                "level='site'."
             )
     return [ReplacedUnits(lm, site) for site in sites]
 
@@ -521,14 +521,14 @@ def _values(
         if not all(fits):
             site = list(lengths)[fits.index(False)]
             raise ToxlocError(
-                f"The score {name!r} does not give {lengths[site]} finite number(s) for {site.title}; give one for every "
-                f"{level} of the localization."
+                f"The score {name!r} does not give {lengths[site]} finite number(s) for {site.title}; give one for "
+                f"every {level} of the localization."
             )
         values[name] = np.concatenate(rows)
     return values
 
 
-def _sizes_by_part(sizes: BySite[Float64[np.ndarray, " _n"]]) -> list[Float64[np.ndarray, " n_sites"]]:
+def _sizes_by_part(sizes: BySite[Float64[np.ndarray, " _n"]]) -> list[Float64[np.ndarray, " _n_sites"]]:
     """Return the root mean square size of the sites of each part."""
     return [
         np.array([np.sqrt((size**2).mean()) for size in group.values()])

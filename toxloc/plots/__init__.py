@@ -1,6 +1,6 @@
 """Plotly figures. No figure shows prompts or model output, except `token_heatmap` with `masked=False`."""
 
-from .causal import causal_correlations, knockout_layers, removal_curve
+from .causal import causal_correlations, faithfulness, knockout_layers, removal_curve
 from .experts import expert_map
 from .frontier import frontier
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
@@ -19,6 +19,7 @@ __all__ = [
     "cost_and_gain",
     "editability",
     "expert_map",
+    "faithfulness",
     "frontier",
     "knockout_layers",
     "layer_heatmap",

@@ -7,8 +7,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .protocols import CausalProof, Knockout, KnockoutCurve
-from .style import BLUE, GREY, LEGEND_BELOW, VERMILLION, interval, lay_out, lines, plain
+from .protocols import CausalProof, Faithfulness, FaithfulnessCurve, Knockout, KnockoutCurve
+from .style import BLUE, GREY, LEGEND_BELOW, OKABE_ITO, VERMILLION, band, interval, lay_out, lines, plain
 
 EFFECT = "effect<br>(nats per token)"
 TICKS_UP_TO = 8
@@ -100,6 +100,81 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
     )
 
 
+def faithfulness(result: Faithfulness) -> go.Figure:
+    """Draw faithfulness over the share of units: the highest-scoring units kept above, and removed below.
+
+    Bands are 95% intervals. Grey lines are the random controls of all scores, one line per draw. A share of which no
+    unit is left after rounding down is at 0 units.
+
+    Args:
+        result: the curves, as `toxloc.faithfulness` returns them.
+
+    Example:
+        >>> faithfulness(toxloc.faithfulness(lm, held_out, loc))     # doctest: +SKIP
+    """
+    shares = np.array(result.shares)
+    colours = {
+        name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(dict.fromkeys(c.score for c in result.curves))
+    }
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.1,
+        subplot_titles=["only these are kept", "these are removed"],
+    )
+    grey_shown = False
+    for row, order in enumerate(("kept", "removed"), start=1):
+        curves = [curve for curve in result.curves if curve.order == order]
+        for draw in (draw for curve in curves for draw in curve.controls):
+            figure.add_scatter(
+                row=row,
+                col=1,
+                x=shares,
+                y=draw,
+                mode="lines",
+                line={"color": GREY, "width": 1},
+                opacity=0.7,
+                name="random units",
+                legendgroup="random",
+                legendrank=2000,
+                showlegend=not grey_shown,
+                hovertemplate="random units, %{x:.1%}: %{y:.2f}<extra></extra>",
+            )
+            grey_shown = True
+        for curve in curves:
+            colour = colours[curve.score]
+            shade = band(shares, curve.low, curve.high, colour, 0.15, legendgroup=curve.score, showlegend=False)
+            figure.add_trace(shade, row=row, col=1)
+            figure.add_scatter(
+                row=row,
+                col=1,
+                x=shares,
+                y=curve.faithfulness,
+                mode="lines+markers",
+                line={"color": colour},
+                marker={"size": 7},
+                name=plain(curve.score_title),
+                legendgroup=curve.score,
+                showlegend=row == 1,
+                text=_faithful(result, curve),
+                hovertemplate="%{text}<extra></extra>",
+            )
+        figure.add_hline(row == 1, row=row, col=1, line={"color": GREY, "width": 1, "dash": "dash"})
+    ticks = [share for share in (0.001, 0.01, 0.1, 1.0) if shares[0] <= share <= shares[-1]] or list(shares)
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{share:.3g}" for share in 100 * np.array(ticks)])
+    figure.update_xaxes(row=2, col=1, title_text="units with the highest scores (%, log scale)")
+    figure.update_yaxes(title_text="faithfulness", zerolinecolor=GREY)
+    return lay_out(
+        figure,
+        "Do few units carry the preference for toxic text?",
+        f"1: as in the whole model; 0: as without any unit. {result.n_pairs} pairs; bands are 95% intervals. Random "
+        "units have the same sites and similar activation sizes.",
+        height=560,
+        legend=LEGEND_BELOW,
+    )
+
+
 def knockout_layers(proof: CausalProof) -> go.Figure:
     """Draw the effect of removing each layer with its 95% interval; a bar is pale if the interval includes 0."""
     layers: list[Any] = [k.layers[0] for k in proof.layers]
@@ -180,6 +255,16 @@ def causal_correlations(proof: CausalProof) -> go.Figure:
         legend=LEGEND_BELOW,
         showlegend=True,
     )
+
+
+def _faithful(result: Faithfulness, curve: FaithfulnessCurve) -> list[str]:
+    return [
+        f"{plain(curve.score_title)}: {count} units ({share:.1%}) {curve.order}<br>faithfulness {f:.2f}, "
+        + interval(low, high, ".2f")
+        for count, share, f, low, high in zip(
+            result.counts, result.shares, curve.faithfulness, curve.low, curve.high, strict=True
+        )
+    ]
 
 
 def _errors(knockouts: Sequence[Knockout]) -> dict[str, object]:
