@@ -21,7 +21,6 @@ from benchmarks.figures import SCALE, WIDTH
 from benchmarks.planted import planted_model
 from toxloc import Faithfulness, faithfulness, load_contrast, localize, plots
 from toxloc.cli.output import interval
-from toxloc.localization.first_difference import first_differences
 from toxloc.localization.score_names import ScoreName
 from toxloc.support.files import write_json
 
@@ -95,7 +94,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return a table for the documentation: one row per model and score, with each area and its distance to controls."""
+    """Return a table for the documentation: one row per model and score, with each area minus that of controls."""
     rows = []
     for row in result["models"]:
         for score in dict.fromkeys(area["score"] for area in row["areas"]):

@@ -103,8 +103,7 @@ def removal_curve(curve: KnockoutCurve) -> go.Figure:
 def faithfulness(result: Faithfulness) -> go.Figure:
     """Draw faithfulness over the share of units: the highest-scoring units kept above, and removed below.
 
-    Bands are 95% intervals. Grey lines are the random controls of all scores, one line per draw. A share of which no
-    unit is left after rounding down is at 0 units.
+    Bands are 95% intervals. Grey lines are the random controls of all scores, one line per draw.
 
     Args:
         result: the curves, as `toxloc.faithfulness` returns them.
@@ -160,11 +159,12 @@ def faithfulness(result: Faithfulness) -> go.Figure:
                 text=_faithful(result, curve),
                 hovertemplate="%{text}<extra></extra>",
             )
-        figure.add_hline(row == 1, row=row, col=1, line={"color": GREY, "width": 1, "dash": "dash"})
+        figure.add_hline(1, row=row, col=1, line={"color": GREY, "width": 1, "dash": "dash"})
     ticks = [share for share in (0.001, 0.01, 0.1, 1.0) if shares[0] <= share <= shares[-1]] or list(shares)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{share:.3g}" for share in 100 * np.array(ticks)])
     figure.update_xaxes(row=2, col=1, title_text="units with the highest scores (%, log scale)")
     figure.update_yaxes(title_text="faithfulness", zerolinecolor=GREY)
+    figure.update_annotations(font_size=13)
     return lay_out(
         figure,
         "Do few units carry the preference for toxic text?",
