@@ -178,7 +178,10 @@ def test_faithfulness_has_a_panel_for_kept_and_one_for_removed_units(faithfulnes
     assert {axis.type for axis in figure.select_xaxes()} == {"log"}
     assert list(figure.layout.xaxis.ticktext) == ["1", "10", "100"]
     assert "9 pairs" in figure.layout.title.text.replace("<br>", " ")
-    assert [note.text for note in figure.layout.annotations] == ["only these are kept", "these are removed"]
+    assert [axis.title.text for axis in figure.select_yaxes()] == [
+        "faithfulness if<br>only these are kept",
+        "faithfulness if<br>these are removed",
+    ]
 
 
 def test_faithfulness_has_bands_and_grey_controls(faithfulness):

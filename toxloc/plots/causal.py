@@ -115,15 +115,10 @@ def faithfulness(result: Faithfulness) -> go.Figure:
     colours = {
         name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(dict.fromkeys(c.score for c in result.curves))
     }
-    figure = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.1,
-        subplot_titles=["only these are kept", "these are removed"],
-    )
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     grey_shown = False
-    for row, order in enumerate(("kept", "removed"), start=1):
+    panels = (("kept", "only these are kept"), ("removed", "these are removed"))
+    for row, (order, title) in enumerate(panels, start=1):
         curves = [curve for curve in result.curves if curve.order == order]
         for draw in (draw for curve in curves for draw in curve.controls):
             figure.add_scatter(
@@ -160,11 +155,10 @@ def faithfulness(result: Faithfulness) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>",
             )
         figure.add_hline(1, row=row, col=1, line={"color": GREY, "width": 1, "dash": "dash"})
+        figure.update_yaxes(row=row, col=1, title_text=f"faithfulness if<br>{title}", zerolinecolor=GREY)
     ticks = [share for share in (0.001, 0.01, 0.1, 1.0) if shares[0] <= share <= shares[-1]] or list(shares)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{share:.3g}" for share in 100 * np.array(ticks)])
     figure.update_xaxes(row=2, col=1, title_text="units with the highest scores (%, log scale)")
-    figure.update_yaxes(title_text="faithfulness", zerolinecolor=GREY)
-    figure.update_annotations(font_size=13)
     return lay_out(
         figure,
         "Do few units carry the preference for toxic text?",
