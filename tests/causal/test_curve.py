@@ -3,7 +3,7 @@ import pytest
 
 from tests.conftest import TEXTS
 from toxloc import ContrastSet, ToxlocError, localize
-from toxloc.causal.curve import NEAREST, knockout_curve, matched
+from toxloc.causal.curve import NEAREST, knockout_curve, matched, matched_order
 from toxloc.causal.knockout import KnockoutTest, knockout
 from toxloc.localization.score_table import SCORES
 from toxloc.models.sites import BySite, Site
@@ -37,6 +37,22 @@ def test_heads_are_matched_with_heads_of_the_same_attention():
     assert {unit for _, unit in drawn} == {2, 3}
     with pytest.raises(ToxlocError, match=r"layer 0, attention .* 3 chosen units"):
         matched([(Site(0, "attention"), i) for i in range(3)], sizes, np.random.default_rng(0))
+
+
+def test_a_matched_order_exchanges_units_of_a_site_with_similar_activation_sizes():
+    rng = np.random.default_rng(0)
+    sizes = [np.exp(rng.standard_normal(n)) for n in (100, 40, 3)]
+    orders = np.stack([matched_order(sizes, rng) for _ in range(200)])
+    assert (np.sort(orders, axis=1) == np.arange(143)).all()
+    site = np.repeat([0, 1, 2], [100, 40, 3])
+    assert (site[orders] == site).all()
+    for begin, size in zip((0, 100, 140), sizes, strict=True):
+        rank = np.argsort(np.argsort(size))
+        distance = abs(rank[orders[:, begin : begin + len(size)] - begin] - rank)
+        assert distance.max() == min(NEAREST, len(size)) - 1 or distance.max() >= NEAREST // 2
+        assert distance.max() < NEAREST
+    assert (orders != np.arange(143)).mean() > 0.8
+    assert len({tuple(order) for order in orders}) == 200
 
 
 def test_a_curve_removes_units_in_the_order_of_the_score_and_random_controls(tiny):

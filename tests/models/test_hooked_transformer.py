@@ -93,6 +93,20 @@ def test_scores_and_edits_equal_those_of_the_bridge(family):
 
 
 @with_class
+def test_faithfulness_equals_that_of_the_bridge():
+    models = both_ways("gpt2")
+    loc = toxloc.localize(models[1], SHARED, ("counterfactual",), parts=PARTS, draws=0)
+    signs = np.sign(toxloc.patch(models[1], SHARED, [0], draws=0).difference)
+    sides = (SHARED.toxic, SHARED.neutral)[:: int(signs)]
+    pairs = ContrastSet(*sides, paired=True)
+    results = [
+        toxloc.faithfulness(lm, pairs, loc, shares=(0.2, 1), by="zero", only_preferred=True, draws=20) for lm in models
+    ]
+    for values, expected in zip(results[0].curves, results[1].curves, strict=True):
+        np.testing.assert_allclose(values.faithfulness, expected.faithfulness, rtol=2e-3, atol=2e-3)
+
+
+@with_class
 @pytest.mark.parametrize("family", KNOWN)
 def test_first_differences_equal_those_of_the_bridge(family):
     transformer, bridge = both_ways(family)

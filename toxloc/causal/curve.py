@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from ..errors import ToxlocError
 from ..localization.result import Localization
@@ -15,7 +15,7 @@ from ..support.arguments import as_list, whole_number
 from ..support.progress import track
 from .knockout import Knockout, KnockoutTest, unit_sizes
 
-NEAREST = 16  # a random control is drawn from this many units of the same site with the nearest activation size
+NEAREST = 16  # units of a site with the nearest activation sizes, among which a random control is drawn
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,33 @@ def matched(
         drawn.append(free[rng.integers(min(NEAREST, len(free)))])
         taken.add(drawn[-1])
     return drawn
+
+
+def matched_order(
+    sizes: Sequence[Float64[np.ndarray, " _n_units"]], rng: np.random.Generator
+) -> Int64[np.ndarray, " _n"]:
+    """Draw a random order in which each unit changes places only with units of its site and of similar activation size.
+
+    Scores in this order are the scores of a control: at every number of chosen units, it chooses as many units of each
+    site as the score, of similar sizes. Unlike `matched`, it can choose any share of the units, because a unit of the
+    control can also be one that the score chose.
+
+    Args:
+        sizes: activation sizes of the units of each site.
+        rng: the random generator.
+
+    Returns:
+        Indices of all units, those of the first site first.
+
+    Example:
+        >>> sorted(matched_order([np.array([1.0, 9.0]), np.array([2.0])], np.random.default_rng(0))[:2].tolist())
+        [0, 1]
+    """
+    orders, begin = [], 0
+    for size in sizes:
+        order = np.arange(len(size))
+        for block in np.array_split(np.argsort(size, kind="stable"), -(-len(size) // NEAREST)):
+            order[block] = rng.permutation(block)
+        orders.append(begin + order)
+        begin += len(size)
+    return np.concatenate(orders)

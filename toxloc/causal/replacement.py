@@ -76,13 +76,17 @@ class ReplacedPart:
     def _replaced(self, x: Tensor, new: Replacement) -> Tensor:
         flat = x.reshape(*new.where.shape, -1)
         own = flat[..., self.columns]
+        where = self._where(new).to(x.device)
         if new.row is None or new.position is None:
             values = self.constant.to(own).expand_as(own)
         else:
             values = own[new.row.to(x.device), new.position.to(x.device)]
         out = flat.clone()
-        out[..., self.columns] = torch.where(new.where.to(x.device)[..., None], values, own)
+        out[..., self.columns] = torch.where(where, values, own)
         return out.view_as(x)
+
+    def _where(self, new: Replacement) -> Bool[Tensor, "rows pos _d"]:
+        return new.where[..., None]
 
     def _replace_expert(self, new: Replacement, stack: ExitStack) -> None:
         bank, expert, seen = self.view.bank, self.view.site.expert, list[Routed]()
@@ -128,6 +132,30 @@ class ReplacedPart:
             else:
                 self.view.bank.watch(on_routed, stack)
             yield
+
+
+class ReplacedUnits(ReplacedPart):
+    """The units of a site, any number of which are replaced at once by one hook.
+
+    The means of all keys are read once; `choose` then says which units are replaced.
+
+    Args:
+        lm: the model.
+        site: the site, which is not an expert that a router chooses.
+    """
+
+    def __init__(self, lm: LoadedModel, site: Site):
+        super().__init__(lm, site)
+        self.hook = self.view.keys_hook
+        self.constant = torch.zeros(self.view.d_in)
+        self.chosen = torch.ones(self.view.d_in, dtype=torch.bool)
+
+    def choose(self, units: Bool[np.ndarray, " n_units"]) -> None:
+        """Set the units to replace."""
+        self.chosen = self.view.per_key(torch.from_numpy(units))
+
+    def _where(self, new: Replacement) -> Bool[Tensor, "rows pos _d"]:
+        return super()._where(new) & self.chosen.to(new.where.device)
 
 
 def replaced_parts(lm: LoadedModel, parts: Parts, by: By) -> list[ReplacedPart]:
@@ -251,6 +279,7 @@ class PairReader:
             rows += [row[:width] for row in self.rows([int(self.other[i]) for i in index])]
         tokens = pad(self.lm, rows, index, "right")
         where = _without_first(tokens.real) if self.skip_first else tokens.real.clone()
+        where[n_rows:] = False  # other pairs provide what the intact model computes, also if several parts are replaced
         place = torch.arange(width, device=self.lm.device).expand(len(rows), -1)
         row = torch.arange(len(rows), device=self.lm.device)[:, None].expand(-1, width)
         if self.by == "resample":

@@ -21,11 +21,12 @@ from ..models.likelihood import log_probabilities, predicted
 from ..models.loaded import AnyModel, LoadedModel
 from ..support.arguments import whole_number
 from ..support.progress import track
+from ..support.significance import ALPHA
 from ..texts.contrast import ContrastSet
 from .difference_statistics import groups_of_pairs, prefix_batch
 from .first_difference import FirstDifference, first_differences
 from .scored import estimate_over_pairs
-from .uncertainty import ALPHA, DRAWS, Uncertainty
+from .uncertainty import DRAWS, Uncertainty
 
 if TYPE_CHECKING:
     import pandas as pd

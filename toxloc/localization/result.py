@@ -121,6 +121,17 @@ class Localization:
             }
         )
 
+    def unit_scores(self, score: str) -> BySite[Float64[np.ndarray, " n_units"]]:
+        """Return the score of every unit of all parts, by site. Raises ToxlocError if the score was not computed."""
+        self._known(score)
+        return BySite(
+            {
+                site: row[~np.isnan(size)]
+                for scores in self.by_part.values()
+                for site, row, size in zip(scores.sites, scores.units[score], scores.size, strict=True)
+            }
+        )
+
     def unit_sizes(self) -> BySite[Float64[np.ndarray, " n_units"]]:
         """Return the root mean square of every unit's activation, by site."""
         return BySite(

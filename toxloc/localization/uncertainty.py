@@ -8,7 +8,6 @@ from jaxtyping import Float64
 
 DRAWS = 1000
 CONFIDENCE = 0.95
-ALPHA = 0.05  # a p-value below it is significant
 
 
 @dataclass(frozen=True)

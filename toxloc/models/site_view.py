@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -122,8 +122,8 @@ class SiteView:
         """Return the rows of W that belong to a unit."""
         return slice(unit * self.width, (unit + 1) * self.width)
 
-    def per_key(self, factors: Float[Tensor, " n_units"]) -> Float[Tensor, " d_in"]:
-        """Repeat the factor of each unit for each of its keys."""
+    def per_key(self, factors: Shaped[Tensor, " n_units"]) -> Shaped[Tensor, " d_in"]:
+        """Repeat the factor or the choice of each unit for each of its keys."""
         return factors.repeat_interleave(self.width)
 
     def per_unit(self, keys: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*some n_units"]:

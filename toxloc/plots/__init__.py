@@ -2,6 +2,7 @@
 
 from .causal import causal_correlations, knockout_layers, removal_curve
 from .experts import expert_map
+from .faithfulness import faithfulness
 from .frontier import frontier
 from .heads import attention_heatmap, head_map
 from .layers import layer_heatmap, relative_depth, toxicity_by_depth
@@ -22,6 +23,7 @@ __all__ = [
     "cost_and_gain",
     "editability",
     "expert_map",
+    "faithfulness",
     "frontier",
     "head_map",
     "knockout_layers",

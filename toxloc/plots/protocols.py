@@ -245,6 +245,58 @@ class CausalProof(Protocol):
 
 
 @runtime_checkable
+class FaithfulnessCurve(Protocol):
+    """Faithfulness at each share of units, for one score and one order.
+
+    Attributes:
+        score: name of the score.
+        score_title: title of the score.
+        order: "kept" or "removed", if the units with the highest scores are kept or removed; other orders are not
+            drawn.
+        faithfulness: faithfulness at each share.
+        low: lower end of its 95% interval.
+        high: upper end of its 95% interval.
+        controls: the same for random units, one row per draw.
+    """
+
+    @property
+    def score(self) -> str: ...
+    @property
+    def score_title(self) -> str: ...
+    @property
+    def order(self) -> str: ...
+    @property
+    def faithfulness(self) -> Float64[np.ndarray, " n_shares"]: ...
+    @property
+    def low(self) -> Float64[np.ndarray, " n_shares"]: ...
+    @property
+    def high(self) -> Float64[np.ndarray, " n_shares"]: ...
+    @property
+    def controls(self) -> Float64[np.ndarray, "n_controls n_shares"]: ...
+
+
+@runtime_checkable
+class Faithfulness(Protocol):
+    """Curves of faithfulness over the share of units that are kept or removed.
+
+    Attributes:
+        shares: the shares, in rising order.
+        counts: number of units at each share.
+        n_pairs: number of pairs that the model is measured on.
+        curves: one curve per score and order.
+    """
+
+    @property
+    def shares(self) -> Sequence[float]: ...
+    @property
+    def counts(self) -> Sequence[int]: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def curves(self) -> Sequence[FaithfulnessCurve]: ...
+
+
+@runtime_checkable
 class TokenView(Protocol):
     """Values per layer and token of one text.
 
