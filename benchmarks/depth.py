@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import markdown as md
-from benchmarks.planted import CONTROLS, planted_model, truths
 from benchmarks.planted_differences import cell
+from benchmarks.plants import CONTROLS, mlp_layers, planted_model
 from toxloc import ContrastSet, load_contrast, load_model, logit_lens
 from toxloc.localization.logit_lens import Baseline
 from toxloc.models.loaded import LoadedModel
@@ -82,7 +82,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure the logit lens of every model, and compare its steps with the truth."""
-    began, known, pairs = time.perf_counter(), truths(), load_contrast()
+    began, known, pairs = time.perf_counter(), mlp_layers(), load_contrast()
     names = models or [*known, *CONTROLS, "smollm2-135m"]
     tests: list[DepthTest] = []
     for name in names:

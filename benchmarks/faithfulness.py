@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.figures import SCALE, WIDTH
-from benchmarks.planted import planted_model
+from benchmarks.plants import planted_model
 from toxloc import Faithfulness, faithfulness, load_contrast, localize, plots
 from toxloc.cli.output import interval
 from toxloc.localization.score_names import ScoreName

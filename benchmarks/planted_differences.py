@@ -20,13 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import markdown as md
-from benchmarks.plants import CONTROLS, planted_model, plants
+from benchmarks.plants import CONTROLS, mlp_layers, planted_model
 from toxloc import ContrastSet, collect_contrast, load_contrast, localize, patch
 from toxloc.localization.difference_statistics import collect_differences
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.uncertainty import Uncertainty
 from toxloc.models.loaded import LoadedModel
-from toxloc.models.sites import Site
 from toxloc.support.files import write_json
 
 MEASURES = {"counterfactual": "`counterfactual`", "zero": "baseline of zero", "patching": "exact, by the mean"}
@@ -71,16 +70,6 @@ def layer_tests(lm: LoadedModel, pairs: ContrastSet, layer: int | None, seed: in
     exact = patch(lm, pairs, statistics.sites, by="mean", seed=seed)
     assert exact.uncertainty is not None
     yield test("patching", exact.effect, exact.uncertainty)
-
-
-def mlp_layers() -> dict[str, int]:
-    """Return the planted layer of every plant in one MLP, by the name of the plant."""
-    return {
-        name: site.layer
-        for name, plant in plants().items()
-        for site in plant.sites
-        if set(plant.sites) == {Site(site.layer)}
-    }
 
 
 def main(

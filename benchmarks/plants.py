@@ -101,6 +101,16 @@ def plants() -> dict[str, Plant]:
     return {name: Plant.of(name, entry) for name, entry in entries.items()}
 
 
+def mlp_layers() -> dict[str, int]:
+    """Return the planted layer of every plant in a single MLP or in its neurons, by the name of the plant."""
+    return {
+        name: site.layer
+        for name, plant in plants().items()
+        for site in plant.sites
+        if site.part == "mlp" and len(plant.sites) == 1
+    }
+
+
 def planted_model(name: str) -> LoadedModel:
     """Build a planted model from the clean one; "clean" and "toxloc-tiny" are the controls.
 

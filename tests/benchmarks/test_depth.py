@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from benchmarks import depth
 from benchmarks.depth import DepthTest, depth_tests, markdown
-from benchmarks.planted import planted_model
+from benchmarks.plants import planted_model
 from toxloc import load_contrast
 
 
