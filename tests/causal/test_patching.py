@@ -12,9 +12,12 @@ from tests.conftest import bits, random_model, same_bits
 from tests.localization.by_hand import ids_of
 from tests.localization.prefixes_by_hand import PAIRS, USABLE, difference_of, prefix_and_tokens
 from toxloc import ContrastSet, Meow2X, ToxlocError, localize, patch
-from toxloc.causal.replacement import PairReader, read_means, replaced_parts
+from toxloc.causal.replacement import replaced_parts
+from toxloc.localization.activation import read_means
 from toxloc.localization.first_difference import first_differences
+from toxloc.localization.pair_batch import PairReader
 from toxloc.localization.text_statistics import collect
+from toxloc.models.batching import encode
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Site
 
@@ -339,12 +342,13 @@ def test_the_mean_of_experts_in_every_layout(family):
     lm = random_model(family)
     sites = lm.sites("expert")
     parts = replaced_parts(lm, sites, "mean")
-    read_means(lm, parts, PAIRS.neutral, skip_first=True, max_length=128)
+    rows = encode(lm, PAIRS.neutral, 128)
+    read_means(lm, [part.activation for part in parts], rows, skip_first=True)
     s = collect(lm, PAIRS.neutral, sites=sites, gradients=False)
     for part in parts:
         site = part.part
         outputs = s.contributions.outputs[site].sum(0) / max(1, s.routed[site])
-        torch.testing.assert_close(part.constant, outputs.float(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(part.activation.constant, outputs.float(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,14 @@ class FirstDifference:
         prefix: the tokens that both texts begin with, including BOS if the model's texts begin with it.
         toxic: the further tokens of the toxic text, at least one.
         neutral: the further tokens of the neutral text, at least one; the first is not that of `toxic`.
+        counterfactual: the tokens of a counterfactual prefix, as many as those of `prefix`; None if none was given.
     """
 
     pair: int
     prefix: tuple[int, ...]
     toxic: tuple[int, ...]
     neutral: tuple[int, ...]
+    counterfactual: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,18 @@ class FirstDifferences:
     """
 
     usable: tuple[FirstDifference, ...]
-    differ_early: int
-    without_difference: int
+    differ_early: int = 0
+    without_difference: int = 0
+
+    @property
+    def n_left_out(self) -> int:
+        """Number of pairs that are left out."""
+        return self.differ_early + self.without_difference
+
+    @property
+    def have_counterfactuals(self) -> bool:
+        """Whether every usable pair has a counterfactual prefix."""
+        return all(difference.counterfactual is not None for difference in self.usable)
 
 
 def first_differences(lm: AnyModel, pairs: ContrastSet, max_length: int = 128) -> FirstDifferences:
