@@ -10,7 +10,7 @@ from ..localization.activation import Activation, read_means
 from ..localization.attribution_pass import AttributionPass
 from ..localization.pair_batch import PairReader
 from ..models.loaded import LoadedModel
-from ..models.sites import BySite, Site
+from ..models.sites import BySite
 from ..support.progress import track
 from .replacement import ReplacedPart
 
@@ -37,14 +37,16 @@ def estimated_effects(
         The sums of the effects over the pairs of each group, the sum of D over all pairs, and the mean effect of every
         unit of the sites of `parts`.
     """
-    columns = {part.activation: i for i, part in enumerate(parts) if isinstance(part.part, Site)}
-    keys = BySite({part.view.site: part.activation for part in parts if not isinstance(part.part, Site)})
+    columns = {part.activation: i for i, part in enumerate(parts) if part.unit is None}
+    keys = BySite({part.view.site: part.activation for part in parts if part.unit is not None})
     for part in parts:
         keys.setdefault(part.view.site, Activation.keys(lm, part.view.site))
-    chosen = {
-        site: np.array([(i, part.part[1]) for i, part in enumerate(parts) if part.activation is own], dtype=int)
-        for site, own in keys.items()
-    }
+    chosen = BySite(
+        {
+            site: [(i, part.unit) for i, part in enumerate(parts) if part.activation is own and part.unit is not None]
+            for site, own in keys.items()
+        }
+    )
     sums, total = np.zeros((int(group.max()) + 1, len(parts))), 0.0
     units = BySite({site: np.zeros(lm.at(site).n_units) for site in keys})
 
@@ -56,8 +58,8 @@ def estimated_effects(
         assert view is not None
         per_unit = view.per_unit(values).cpu().double().numpy()
         units[view.site] += per_unit.sum(0) / len(reader.pairs)
-        column, unit = chosen[view.site].reshape(-1, 2).T
-        np.add.at(sums, (group[index][:, None], column), per_unit[:, unit])
+        for i, unit in chosen[view.site]:
+            np.add.at(sums[:, i], group[index], per_unit[:, unit])
 
     activations = [*columns, *keys.values()]
     embedding = Activation.embedding(lm) if steps else None

@@ -29,7 +29,8 @@ class ReplacedPart:
     def __init__(self, lm: LoadedModel, part: Site | Unit, activation: Activation):
         self.lm, self.part, self.activation = lm, part, activation
         self.view: SiteView = lm.at(part if isinstance(part, Site) else part[0])
-        self.columns = slice(None) if isinstance(part, Site) else self.view.rows(part[1])
+        self.unit = None if isinstance(part, Site) else part[1]
+        self.columns = slice(None) if self.unit is None else self.view.rows(self.unit)
 
     @contextmanager
     def placed(self, new: Replacement) -> Iterator[None]:

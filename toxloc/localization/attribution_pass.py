@@ -4,9 +4,9 @@ Let x be an activation and x' what replaces it. The value of an element is dD/dx
 falls by the replacement. One forward and one backward pass per batch give the values of all sites.
 
 With integrated gradients, dD/dx is the mean of the gradients at inputs between the counterfactual input and the
-original one (EAP-IG, Hanna et al. 2024, arXiv:2403.17806). The counterfactual input replaces the token embeddings as the
-activations are replaced. The `steps` inputs lie at the centres of equal steps (midpoint rule); x - x' is still that of
-the original input.
+original one (EAP-IG, Hanna et al. 2024, arXiv:2403.17806). In the counterfactual input, the token embeddings are
+replaced at the same positions and in the same way as the activations. The inputs lie at the centres of equal steps
+(midpoint rule); x - x' is still that of the original input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,6 @@ from torch import Tensor
 from ..models.banks import Bank, Routed
 from ..models.loaded import LoadedModel
 from ..models.site_view import Hook
-from ..models.sites import Site
 from .activation import Activation
 from .pair_batch import PairBatch
 from .text_statistics import before_changes, frozen, with_gradient

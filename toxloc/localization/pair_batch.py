@@ -105,7 +105,8 @@ class PairBatch:
 
     def per_pair(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "n d"]:
         """Sum over the rows of each pair."""
-        return rows.unflatten(0, (-1, len(self.pairs))).sum(0)
+        summed: Tensor = rows.unflatten(0, (-1, len(self.pairs))).sum(0)
+        return summed
 
 
 class PairReader:
