@@ -19,7 +19,7 @@ from toxloc.localization.pair_batch import PairReader
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import BySite, Site
 
-from .patching_by_hand import HEAD, NEURON, mean_log_p, others, outputs_of, placed
+from .patching_by_hand import HEAD, NEURON, mean_log_p, mean_of, others, outputs_of, placed
 
 STEP = 2e-3  # smaller steps lose precision in families that compute their norms in float32
 GIVEN = {
@@ -57,7 +57,7 @@ def texts_of_pair(lm, i, other, by, over):
 def new_for(by, own, donor, mean, positions):
     """Return the new values of the positions [n, d]."""
     if by in ("zero", "mean"):
-        return (mean if by == "mean" else 0 * mean).expand(positions.stop - positions.start, -1)
+        return (mean if by == "mean" else torch.zeros_like(own[0])).expand(positions.stop - positions.start, -1)
     return torch.stack([donor[min(t, len(donor) - 1)] for t in range(positions.start, positions.stop)])
 
 
@@ -80,16 +80,22 @@ def slope(lm, part, embedded, positions, direction, value):
     return (8 * near - far) / (12 * STEP)
 
 
-def effect_of(lm, part, by, texts, steps=0, neutral=PAIRS.neutral):
+@cache
+def means_of(lm, part):
+    """Return the means of a part and of the token embeddings over the neutral texts."""
+    with torch.no_grad():
+        embedded = [lm.hf.get_input_embeddings()(ids_of(lm, text))[0, 1:] for text in PAIRS.neutral]
+    return mean_of(lm, part), torch.cat(embedded).mean(0)
+
+
+def effect_of(lm, part, by, texts, steps=0):
     """Return the estimate for one pair."""
     table, effect = lm.hf.get_input_embeddings(), 0.0
-    neutral_ids = [ids_of(lm, text) for text in neutral]
+    mean, mean_embedded = means_of(lm, part) if by == "mean" else (None, None)
     for sign, ids, donor_ids, positions, value in texts:
         with torch.no_grad():
             embedded, donor_embedded = table(ids)[0], table(donor_ids)[0]
-            mean_embedded = torch.cat([table(x)[0, 1:] for x in neutral_ids]).mean(0)
         own, donor = outputs_of(lm, ids, part), outputs_of(lm, donor_ids, part)
-        mean = torch.cat([outputs_of(lm, x, part)[1:] for x in neutral_ids]).mean(0)
         direction = own[positions] - new_for(by, own, donor, mean, positions)
         other_input = embedded.clone()
         other_input[positions] = new_for(by, embedded, donor_embedded, mean_embedded, positions)
