@@ -11,8 +11,8 @@ Three questions are answered for a model, on pairs of the built-in contrast set 
 * memory: the rise of the peak memory while some pairs are attributed, in a separate process for each number of pairs.
   The pairs are repeated from the start if more are needed. 1 MB is 10^6 bytes.
 * agreement: Spearman's rank correlation of the estimated and the exact effects of all MLPs and attentions, with a 95%
-  bootstrap interval over these sites, and the seconds that each took, for every replacement. D is that at the first
-  difference, except for `counterfactual`, where it is that over the endings.
+  bootstrap interval over these sites, and the processor's seconds that each took, for every replacement. D is that at
+  the first difference, except for `counterfactual`, where it is that over the endings.
 
 With `--out`, the answers are saved one by one, those in the file for the same number of pairs are kept, and the results
 of other models stay in it.
@@ -129,10 +129,10 @@ def peak_in_process(setting: Setting, count: int) -> int | None:
 
 
 def effects(lm: LoadedModel, pairs: ContrastSet, by: Any, method: Any) -> dict[str, Any]:
-    """Return the effects of all sites by one method, and the seconds that it took."""
-    began = time.perf_counter()
+    """Return the effects of all sites by one method, and the seconds of the processor that it took."""
+    began = time.process_time()
     result = toxloc.patch(lm, pairs, sites_of(lm), by, method=method, draws=0)
-    return {"seconds": time.perf_counter() - began, "over": result.over, "effect": result.effect.tolist()}
+    return {"seconds": time.process_time() - began, "over": result.over, "effect": result.effect.tolist()}
 
 
 def rank_correlation(a: Float[np.ndarray, "*draws n"], b: Float[np.ndarray, "*draws n"]) -> Float[np.ndarray, "*draws"]:
@@ -186,7 +186,7 @@ def agreement_markdown(results: Mapping[str, Any]) -> str:
                 cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
             seconds = md.SIDE_BY_SIDE.join(f"{methods[method]['seconds']:.1f}" for method in METHODS)
             rows.append([model, f"`{by}`", *cells, seconds])
-    head = ["model", "by", *(f"`{method}`" for method in ESTIMATES), f"seconds: {', '.join(METHODS)}"]
+    head = ["model", "by", *(f"`{method}`" for method in ESTIMATES), f"CPU seconds: {', '.join(METHODS)}"]
     return md.table(head, rows)
 
 

@@ -239,7 +239,7 @@ def test_attributions_of_experts_are_slopes_as_they_are_scaled_down(family):
     experts = lm.sites("expert", "shared_expert")
     result = patch(lm, PAIRS, experts, "zero", method="attribution", skip_first=False, draws=0)
     largest = sorted(experts, key=lambda site: -abs(result.effect[experts.index(site)]))[:3]
-    for site in largest:
+    for site in {*largest, *lm.sites("shared_expert")}:
         near, far = ((scaled_by(lm, site, 1 - size) - result.difference) / size for size in (4e-3, 8e-3))
         assert far - 2 * near == pytest.approx(result.effect[experts.index(site)], rel=0.03, abs=3e-3), site
 
@@ -248,6 +248,16 @@ def scaled_by(lm, site, factor):
     """Return D with what a site adds multiplied by a factor."""
     with Meow2X(layers=[site], scale=factor, mode="hooks").applied(lm):
         return patch(lm, PAIRS, lm.sites()[:1], method="attribution", draws=0).difference
+
+
+@pytest.mark.parametrize("method", ["attribution", "integrated"])
+def test_what_is_added_to_a_shared_expert_in_place_does_not_count(method):
+    """It has no bias, so its effect by zero is the sum over its neurons."""
+    lm = LoadedModel.from_hf(random_hf("llama4_text"), tokenizer(), hooks="modules")
+    (site,) = lm.sites("shared_expert")
+    result = patch(lm, PAIRS, [site], "zero", method=method, steps=2, draws=0)
+    assert result.effect[0] == pytest.approx(result.units[site].sum(), rel=1e-3)
+    assert abs(result.effect[0]) > 1e-2
 
 
 @pytest.mark.parametrize("method", ["attribution", "integrated"])

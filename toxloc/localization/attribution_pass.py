@@ -136,16 +136,13 @@ class AttributionPass:
         return self._input.view_as(x)
 
     def _on_values(self, activation: Activation) -> Callable[[Tensor], Tensor]:
-        assert activation.view is not None
-        # Llama 4 adds the routed experts' outputs to that of the shared expert in place.
-        in_place = activation.written and activation.view.site.part == "shared_expert"
-
         def hook(x: Tensor) -> Tensor:
             if self._input is None:
                 self._own[activation] = x.detach().reshape(*self.batch.tokens.ids.shape, -1)
             if torch.is_grad_enabled():
                 x = with_gradient(x, lambda gradient: self._reduce(activation, gradient))
-            return x.clone() if in_place else x
+            # Some models add to an output in place, as Llama 4 adds the routed experts' outputs to the shared expert's.
+            return x.clone() if activation.written else x
 
         return hook
 
