@@ -87,7 +87,7 @@ def main(
     tests: list[DepthTest] = []
     for name in names:
         lm = planted_model(name) if name in (*known, *CONTROLS) else load_model(name)
-        tests += depth_tests(lm, pairs, known[name].layer if name in known else None, seed)
+        tests += depth_tests(lm, pairs, known.get(name), seed)
     show(tests)
     if out is not None:
         result = {

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from toxloc import ContrastSet, ToxlocError, load_contrast
-from toxloc.localization.first_difference import first_differences
+from toxloc.localization.first_difference import FirstDifference, first_differences, first_differences_of
 
 TOXIC = ["They are all fools.", "Such a liar", "You are late", "We are here today", "It is a dull day."]
 NEUTRAL = ["They are all here now.", "Oh my friend", "You are late", "We are here", "It is a fine day."]
@@ -59,3 +61,48 @@ def test_most_built_in_pairs_are_usable(lm):
         158,
         0,
     )
+
+
+GIVEN = {
+    "prompts": ["They hate you. You are", "She hates him. He is"],
+    "toxic_words": [" stupid", " an idiot"],
+    "neutral_words": [" here", " the baker"],
+    "counterfactual_prompts": ["They like you. You are", "She likes him. He is"],
+}
+
+
+def test_prompts_with_given_words(lm):
+    given = first_differences_of(lm, **GIVEN)
+    ids = [[0, *lm.tokenizer(text)["input_ids"]] for text in ("She hates him. He is", "She likes him. He is")]
+    second = given.usable[1]
+    assert second == FirstDifference(
+        1,
+        tuple(ids[0]),
+        tuple(lm.tokenizer(" an idiot")["input_ids"]),
+        tuple(lm.tokenizer(" the baker")["input_ids"]),
+        tuple(ids[1]),
+    )
+    assert (len(given.usable), given.n_left_out, given.have_counterfactuals) == (2, 0, True)
+    plain = first_differences_of(lm, *list(GIVEN.values())[:3])
+    assert not plain.have_counterfactuals
+    assert plain.usable[1] == replace(second, counterfactual=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"toxic_words": [" stupid"]}, "1 toxic_words and 2 prompts were given"),
+        ({name: values[:1] for name, values in GIVEN.items()}, "give as many, 2 or more"),
+        ({"prompts": "They"}, "was given for prompts; give a list"),
+        ({"toxic_words": ["", " an idiot"]}, "does not split text 0 at the end of its prompt, 'They hate you"),
+        ({"neutral_words": [" here", " an apple"]}, "The continuations of prompt 1 begin with the same token"),
+        (
+            {"counterfactual_prompts": ["They really like you. You are", GIVEN["prompts"][1]]},
+            "Prompt 0 has 7 tokens and its counterfactual prompt 8",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_in_given_prompts_end_in_a_sentence(lm, changes, message):
+    with pytest.raises(ToxlocError, match=message):
+        first_differences_of(lm, **GIVEN | changes)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.planted import planted_model
+from benchmarks.plants import planted_model
 from tests.conftest import TEXTS
 from toxloc import ContrastSet, KnockoutTest, Localization, ToxlocError, confirm, load_contrast, localize
 from toxloc.localization.headline import agrees, headline_of

@@ -9,9 +9,10 @@ from benchmarks.families import random_hf, random_model, tokenizer
 from tests.conftest import bits, same_bits
 from toxloc import ContrastSet, LogitLens, Meow2X, ToxlocError
 from toxloc.localization import logit_lens as module
-from toxloc.localization.difference_statistics import groups_of_pairs, log_difference, prefix_batch
+from toxloc.localization.difference_statistics import groups_of_pairs
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.logit_lens import BASELINES, logit_lens
+from toxloc.localization.pair_batch import PairReader
 from toxloc.localization.uncertainty import Uncertainty
 from toxloc.models.loaded import LoadedModel
 
@@ -88,7 +89,8 @@ def test_every_depth_equals_the_plain_model_with_its_final_norm(family):
 def test_the_last_depth_is_the_log_probability_difference_of_the_model(any_family):
     usable = first_differences(any_family, PAIRS).usable
     with torch.no_grad():
-        exact = log_difference(any_family, *prefix_batch(any_family, usable, list(range(len(usable))))).mean().item()
+        reader = PairReader(any_family, usable, "zero", "first", skip_first=False)
+        exact = reader.batch(list(range(len(usable)))).difference().mean().item()
     assert logit_lens(any_family, PAIRS, "none", draws=0).difference[-1] == pytest.approx(exact, rel=1e-5, abs=1e-5)
 
 

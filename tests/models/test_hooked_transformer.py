@@ -116,8 +116,12 @@ def test_first_differences_equal_those_of_the_bridge(family):
         np.testing.assert_allclose(values, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
     for parts in (transformer.sites(), [(0, 3), (Site(1, "attention"), 1)]):
         for by in ("mean", "counterfactual", "resample", "zero"):
-            values, expected = (toxloc.patch(lm, SHARED, parts, by, draws=0).effect for lm in (transformer, bridge))
-            np.testing.assert_allclose(values, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
+            for method in ("exact", "attribution", "integrated"):
+                values, expected = (
+                    toxloc.patch(lm, SHARED, parts, by, method=method, steps=2, draws=0).effect
+                    for lm in (transformer, bridge)
+                )
+                np.testing.assert_allclose(values, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @with_class

@@ -23,12 +23,15 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 
 from ..errors import ToxlocError
+from ..localization.activation import read_means
 from ..localization.difference_statistics import groups_of_pairs
 from ..localization.first_difference import FEWEST_PAIRS, FirstDifference, first_differences
+from ..localization.pair_batch import By, Over, PairReader, Replacement
 from ..localization.result import Localization
 from ..localization.score_table import SCORES
 from ..localization.scored import mean_over_pairs
 from ..localization.uncertainty import DRAWS, Weights
+from ..models.batching import encode
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, BySite, Site
 from ..support.arguments import as_list, check_kind, short_repr, whole_number
@@ -37,7 +40,7 @@ from ..support.progress import track
 from ..texts.contrast import ContrastSet
 from .curve import matched_order
 from .knockout import unit_sizes
-from .replacement import By, Over, PairReader, ReplacedPart, ReplacedUnits, Replacement, read_means, replaced_parts
+from .replacement import ReplacedPart, ReplacedUnits, replaced_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -324,7 +327,8 @@ def faithfulness(
         usable, intact = _preferred(usable, intact)
         reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first)
     if by == "mean":
-        read_means(lm, parts, pairs.neutral, skip_first=skip_first, max_length=max_length)
+        neutral = encode(lm, pairs.neutral, max_length)
+        read_means(lm, [part.activation for part in parts], neutral, skip_first=skip_first)
     group = groups_of_pairs(len(usable))
     per_group = np.bincount(group).astype(np.float64)
     resampled = Weights.bootstrap(len(per_group), len(per_group), True, draws, seed)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ..errors import ToxlocError
-from ..models.batching import batches, groups_of_rows
+from ..models.batching import batches, groups_of_rows, pad
 from ..models.depths import hidden_by_depth
 from ..models.likelihood import log_probabilities, predicted
 from ..models.loaded import AnyModel, LoadedModel
@@ -23,8 +23,9 @@ from ..support.arguments import whole_number
 from ..support.progress import track
 from ..support.significance import ALPHA
 from ..texts.contrast import ContrastSet
-from .difference_statistics import groups_of_pairs, prefix_batch
+from .difference_statistics import groups_of_pairs
 from .first_difference import FirstDifference, first_differences
+from .pair_batch import first_tokens
 from .scored import estimate_over_pairs
 from .uncertainty import DRAWS, Uncertainty
 
@@ -237,15 +238,17 @@ class _Sums:
         self.hidden, self.directions = np.zeros((depths, d)), np.zeros((len(self.counts), d))
         self.centre = torch.zeros(d, device=lm.device)
         if baseline == "other_prefixes":
-            total = sum(self._directions(prefix_batch(lm, usable, index)[1:]).sum(0) for index in self.rows)
+            chosen = ([usable[i] for i in index] for index in self.rows)
+            total = sum(self._directions(first_tokens(lm, pairs)).sum(0) for pairs in chosen)
             self.centre += total / len(usable)
 
     def read(self, index: list[int]) -> None:
         """Run one batch of prefixes through the model."""
-        batch, *tokens = prefix_batch(self.lm, self.usable, index)
+        pairs = [self.usable[i] for i in index]
+        batch, tokens = pad(self.lm, [pair.prefix for pair in pairs], index, "right"), first_tokens(self.lm, pairs)
         last = torch.nn.functional.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()
         hidden = hidden_by_depth(self.lm, batch, last)
-        both = torch.stack(tokens, 1).repeat(len(hidden), 1)
+        both = tokens.T.repeat(len(hidden), 1)
         log_p = log_probabilities(self.lm, hidden.flatten(0, 1), both).unflatten(0, hidden.shape[:2])
         directions = self._directions(tokens) - self.centre
         values = log_p[..., 0] - log_p[..., 1] if self.baseline == "none" else (hidden.float() * directions).sum(-1)
@@ -254,7 +257,7 @@ class _Sums:
         np.add.at(self.sums, self.group[index], _array(values.T))
         np.add.at(self.directions, self.group[index], _array(directions))
 
-    def _directions(self, tokens: Sequence[Int[Tensor, " n"]]) -> Float[Tensor, "n d"]:
+    def _directions(self, tokens: Int[Tensor, "2 n"]) -> Float[Tensor, "n d"]:
         """Return w of some pairs, from their toxic and their neutral tokens."""
         W_U = self.lm.unembedding[0]
         toxic, neutral = (W_U[token.to(W_U.device)].float() for token in tokens)

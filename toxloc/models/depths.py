@@ -50,7 +50,7 @@ def hidden_by_depth(
             raise _refusal(lm)
         read.append(reduce(_before_unembedding(lm, residual[kept.to(residual.device)])))
 
-    with lm.hooks([(hook, watch) for hook in (lm.embedding_hook, *map(lm.block_hook, range(lm.n_layers)))]):
+    with lm.hooks([(hook, watch) for hook in (lm.entry_hook, *map(lm.block_hook, range(lm.n_layers)))]):
         output = reduce(lm.forward_hidden(batch.ids, batch.mask)[kept])
     if len(read) != lm.n_layers + 1 or not _is_same(read.pop(), output):
         raise _refusal(lm)

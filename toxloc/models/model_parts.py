@@ -66,8 +66,21 @@ class ModelParts:
     @property
     def device(self) -> torch.device:
         """Device of the embedding, which takes the token ids."""
+        return self.embedding.device
+
+    @property
+    def embedding(self) -> Float[Tensor, "n_rows d_embedding"]:
+        """The table of token embeddings."""
         table: Tensor = self.hooked.embed.W_E if self.hf is None else self.hf.get_input_embeddings().weight
-        return table.device
+        return table
+
+    @property
+    def embedding_hook(self) -> Hook:
+        """Hook for the token embeddings [batch, pos, d_embedding], without embeddings of positions."""
+        if self.tree is None:
+            return "hook_embed"
+        table = self.hf.get_input_embeddings()
+        return self.tree.returns(next(path for path, module in self.hf.named_modules() if module is table))
 
     def device_of(self, layer: int) -> torch.device:
         """Return the device of a layer: `device`, unless the model is spread over several devices."""
@@ -241,7 +254,7 @@ class ModelParts:
         return self.tree.returns(self.structure.blocks[layer])
 
     @property
-    def embedding_hook(self) -> Hook:
+    def entry_hook(self) -> Hook:
         """Hook for the residual stream before the first block of `hooked`."""
         name = "blocks.0.hook_resid_pre"
         if self.tree is None or name in self.hooked.hook_dict:
