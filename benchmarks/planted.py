@@ -76,14 +76,14 @@ class Finding:
     precision_in_site: float | None = None
 
     @property
-    def found(self) -> bool:
+    def first(self) -> bool:
         """Whether the true sites have higher scores than all other sites."""
         return self.rank == 1
 
     @property
     def significant(self) -> bool:
-        """Whether the true sites are found, with an adjusted p-value below .05."""
-        return self.found and self.p_true is not None and self.p_true < ALPHA
+        """Whether the true sites have higher scores than all other sites, with an adjusted p-value below .05."""
+        return self.first and self.p_true is not None and self.p_true < ALPHA
 
 
 def kind_of(plant: Plant) -> str:
@@ -178,7 +178,7 @@ def summary(results: Sequence[Finding]) -> list[dict[str, Any]]:
                     "contrast": contrast,
                     "score": score,
                     "plants": {kind: len(own) for kind, own in by_kind.items()},
-                    "found": {kind: sum(f.found for f in own) for kind, own in by_kind.items()},
+                    "first": {kind: sum(f.first for f in own) for kind, own in by_kind.items()},
                     "significant": {kind: sum(f.significant for f in own) for kind, own in by_kind.items()},
                     "mean_margin": _mean([f.margin for f in selected]),
                     "neuron_precision": _mean([f.precision for f in by_kind["neurons"]]),
@@ -255,7 +255,7 @@ def rows_by_score(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     kinds = [kind for kind in KINDS if plants_of[kind]]
     head = [
         "score",
-        *(f"{KINDS[kind]}: found, at p < .05, of {plants_of[kind]}" for kind in kinds),
+        *(f"{KINDS[kind]}: first, at p < .05, of {plants_of[kind]}" for kind in kinds),
         "margin",
         "neurons: precision@64",
         "within the true layer",
@@ -270,7 +270,7 @@ def rows_by_score(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for score in dict.fromkeys(row["score"] for row in result["summary"]):
         both = [row for row in result["summary"] if row["score"] == score]
-        cells = [[f"{row['found'][kind]}, {row['significant'][kind]}" for row in both] for kind in kinds]
+        cells = [[f"{row['first'][kind]}, {row['significant'][kind]}" for row in both] for kind in kinds]
         cells += [[_number(row[name], layout) for row in both] for name, layout in layouts.items()]
         rows.append([score, *map(md.SIDE_BY_SIDE.join, cells)])
     return head, rows

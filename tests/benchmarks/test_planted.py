@@ -38,25 +38,25 @@ def hand_made():
     return Localization({"mlp": mlp, "attention": attention}, {})
 
 
-def found(name, **sites):
+def finding_of(name, **sites):
     (finding,) = findings(hand_made(), name, "builtin", Plant(name, {Site.of(k): v for k, v in sites.items()}))
     return finding
 
 
 def test_findings_by_hand():
-    right, wrong = found("layer1", **{"1.mlp": None}), found("layer0", **{"0.mlp": None})
+    right, wrong = finding_of("layer1", **{"1.mlp": None}), finding_of("layer0", **{"0.mlp": None})
     assert (right.top, right.rank, right.p_adjusted, right.p_true, right.kind) == ("1.mlp", 1, 0.01, 0.01, "mlp")
-    assert right.margin == pytest.approx((4 - 3) / 5) and right.found and right.significant
-    assert (wrong.rank, wrong.p_true, wrong.found) == (4, 0.5, False)
+    assert right.margin == pytest.approx((4 - 3) / 5) and right.first and right.significant
+    assert (wrong.rank, wrong.p_true, wrong.first) == (4, 0.5, False)
     assert wrong.margin == pytest.approx((1 - 4) / 5)
-    two = found("both", **{"1.mlp": None, "1.attention": None})
-    assert (two.kind, two.rank, two.p_true, two.found, two.significant) == ("two", 1, 0.2, True, False)
+    two = finding_of("both", **{"1.mlp": None, "1.attention": None})
+    assert (two.kind, two.rank, two.p_true, two.first, two.significant) == ("two", 1, 0.2, True, False)
     assert two.margin == pytest.approx((3 - 2) / 5)
-    assert found("both", **{"1.mlp": None, "0.attention": None}).rank == 4
-    neuron = found("neurons1", **{"1.mlp": (0, 1)})
+    assert finding_of("both", **{"1.mlp": None, "0.attention": None}).rank == 4
+    neuron = finding_of("neurons1", **{"1.mlp": (0, 1)})
     assert (neuron.kind, neuron.precision, neuron.precision_in_site) == ("neurons", 0.5, 1.0)
     assert neuron.average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
-    head = found("head1", **{"1.attention": (1,)})
+    head = finding_of("head1", **{"1.attention": (1,)})
     assert (head.kind, head.rank, head.precision, head.precision_in_site) == ("head", 2, 0.0, 0.0)
     (control,) = findings(hand_made(), "clean", "builtin", None)
     assert (control.top, control.kind, control.rank, control.p_true) == ("1.mlp", None, None, None)
@@ -64,15 +64,15 @@ def test_findings_by_hand():
 
 def test_the_summary_by_hand():
     findings_of_all = [
-        found("layer1", **{"1.mlp": None}),
-        found("layer0", **{"0.mlp": None}),
-        found("neurons1", **{"1.mlp": (0, 1)}),
-        found("both", **{"1.mlp": None, "1.attention": None}),
+        finding_of("layer1", **{"1.mlp": None}),
+        finding_of("layer0", **{"0.mlp": None}),
+        finding_of("neurons1", **{"1.mlp": (0, 1)}),
+        finding_of("both", **{"1.mlp": None, "1.attention": None}),
         *findings(hand_made(), "clean", "builtin", None),
     ]
     (row,) = summary(findings_of_all)
     assert row["plants"] == {"mlp": 2, "neurons": 1, "attention": 0, "head": 0, "two": 1}
-    assert row["found"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 1}
+    assert row["first"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 1}
     assert row["significant"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 0}
     assert (row["neuron_precision"], row["neuron_precision_in_site"], row["head_precision"]) == (0.5, 1.0, None)
 
@@ -90,7 +90,7 @@ def test_attribution_finds_a_plant_and_removing_it_proves_it():
     held_out = rest.limited(48)
     loc = localize(lm, fit, ["attribution", "combined", "gradient_norm"])
     by_score = {f.score: f for f in findings(loc, "neurons3", "builtin", plant)}
-    assert by_score["attribution"].found
+    assert by_score["attribution"].first
     assert by_score["gradient_norm"].rank > 1
     chance = 64 / loc.activation_size.size
     assert by_score["combined"].precision > by_score["attribution"].precision > 5 * chance

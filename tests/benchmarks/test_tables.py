@@ -63,42 +63,34 @@ def test_pages_are_compared_and_written(tmp_path, monkeypatch):
 
 
 def test_planted_and_its_controls():
+    kinds = {"mlp": 8, "neurons": 0, "attention": 0, "head": 2, "two": 0}
     row = {
         "score": "attribution",
-        "layers_found": 7,
-        "layer_plants": 8,
-        "mean_rank": 1.25,
+        "plants": kinds,
+        "first": kinds | {"mlp": 7},
+        "significant": kinds | {"mlp": 6, "head": 0},
         "mean_margin": -0.5,
-        "precision_at_64": 0.125,
-        "average_precision": None,
-        "precision_in_layer": 1.0,
+        "neuron_precision": 0.125,
+        "neuron_precision_in_site": None,
+        "head_precision": 1.0,
     }
+    control = {"model": "clean", "contrast": "builtin", "score": "attribution", "rank": None, "p_true": None}
+    plant = {"model": "layer1", "score": "attribution", "p_adjusted": 0.1, "top": "1.mlp"}
     result = {
-        "summary": [row, row | {"layers_found": 8, "mean_rank": 1.0}],
+        "summary": [row, row | {"first": kinds}],
         "findings": [
-            {
-                "model": "clean",
-                "contrast": "builtin",
-                "score": "attribution",
-                "rank": None,
-                "top": 3,
-                "p_adjusted": 0.4,
-            },
-            {"model": "layer1", "contrast": "builtin", "score": "attribution", "rank": 1, "top": 1, "p_adjusted": 0.1},
-            {
-                "model": "clean",
-                "contrast": "sampled",
-                "score": "attribution",
-                "rank": None,
-                "top": 0,
-                "p_adjusted": None,
-            },
+            control | {"top": "3.attention", "p_adjusted": 0.4},
+            plant | {"contrast": "builtin", "rank": 1, "p_true": 0.1},
+            plant | {"contrast": "sampled", "rank": 2, "p_true": 0.0004},
+            control | {"contrast": "sampled", "top": "0.mlp", "p_adjusted": None},
         ],
     }
-    assert cells(planted.markdown(result).replace("\u00a0", " "))[1] == [
+    head, line = cells(planted.markdown(result).replace("\u00a0", " "))
+    assert head[1:3] == ["MLPs: first, at p < .05, of 8", "heads: first, at p < .05, of 2"]
+    assert line == [
         "`attribution`",
-        "7/8 · 8/8",
-        "1.2 · 1.0",
+        "7, 6 · 8, 6",
+        "2, 0 · 2, 0",
         "-0.50 · -0.50",
         "0.12 · 0.12",
         "– · –",
@@ -106,7 +98,12 @@ def test_planted_and_its_controls():
     ]
     assert cells(planted.controls_markdown(result)) == [
         ["score", "clean, built-in", "clean, sampled"],
-        ["`attribution`", "layer 3, p 0.400", "layer 0"],
+        ["`attribution`", "layer 3, attention, p 0.400", "layer 0"],
+    ]
+    assert cells(planted.plants_markdown(result, "attribution").replace("\u00a0", " "))[1] == [
+        "layer1",
+        "1 · 2",
+        "0.100 · 0.000",
     ]
 
 

@@ -11,8 +11,8 @@ from tests.localization.by_hand import ids_of
 from tests.localization.prefixes_by_hand import PAIRS, USABLE, difference_of, prefix_and_tokens
 from toxloc import ContrastSet, Localization, ToxlocError, faithfulness, localize, patch
 from toxloc.causal.faithfulness import SHARES
-from toxloc.causal.replacement import PairBatch, PairReader
 from toxloc.localization.first_difference import first_differences
+from toxloc.localization.pair_batch import PairBatch, PairReader
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Site
 

@@ -35,7 +35,7 @@ def test_rows_are_layers_and_heads_are_in_their_own_order(mixed):
     assert [list(row) for row in heat.z] == [[1.0, -7.0, 9.0], [0.5, 3.0, 2.0]]
     assert heat.zmin == -heat.zmax and 8.9 < heat.zmax <= 9
     assert figure.layout.title.text.startswith("Heads by attribution in m<br>")
-    assert "Which heads carry the score" in figure.layout.title.text
+    assert "which heads have the highest scores?" in figure.layout.title.text.replace("<br>", " ")
     assert heat.colorbar.title.text == "attribution (nats per token)"
     assert figure.layout.yaxis.autorange == "reversed"
 
@@ -60,7 +60,7 @@ def test_rows_are_queries_and_later_sources_are_empty(pattern):
     assert heat.text[2][1] == "at ly, from sil"
     assert figure.layout.xaxis.title.text == "source token" and figure.layout.yaxis.autorange == "reversed"
     assert figure.layout.title.text.startswith("Layer 3, head 2: what it reads<br>")
-    assert "From which earlier tokens" in figure.layout.title.text
+    assert "from which earlier tokens" in figure.layout.title.text
     assert heat.colorbar.title.text == "attention weight"
     norm = plots.attention_heatmap(Pattern(["a", "b", "c"], WEIGHTS, "norm")).data[0]
     assert norm.colorbar.title.text == "length of what the head writes"
@@ -80,7 +80,7 @@ def test_words_are_masked_by_default(pattern):
         assert list(axis.labelalias.values()) == ["Y··", "s··", "··"]
     everything = figure.update_layout(template=None).to_json()
     assert not any(piece in everything for piece in ("You", " sil", '"ly', "from ly", "at ly"))
-    assert "Words are masked" in figure.layout.title.text
+    assert "Words are masked" in figure.layout.title.text.replace("<br>", " ")
     assert "masked" not in plots.attention_heatmap(pattern, masked=False).layout.title.text
 
 

@@ -139,7 +139,7 @@ def plain(text: str) -> str:
 def lines(text: str, width: int, break_words: bool = True) -> str:
     """Return plain text as HTML for Plotly, in lines of at most `width` characters.
 
-    Longer words are broken, or have lines of their own if `break_words` is off.
+    Longer words are broken, or are put on separate lines if `break_words` is off.
     """
     too_long = break_words and any(len(word) > width for word in text.split())
     wrapped_lines = textwrap.wrap(text, width, break_on_hyphens=too_long, break_long_words=break_words)
