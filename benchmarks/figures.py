@@ -3,9 +3,10 @@
     python -m benchmarks.figures docs/assets
     python -m benchmarks.figures docs/assets --model toxloc-tiny --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Localizes the first model with every layer score on the built-in contrast set and writes `heatmap.png`, `depth.png`,
-`neurons.png` and `tokens.png`, which shows one toxic text, masked. With several models it also writes `models.png`,
-which compares the models by relative depth. Needs `toxloc[png]`. Takes about a minute on two cores for toxloc-tiny.
+Localizes the MLPs and attentions of the first model with every score on the built-in contrast set, and writes
+`heatmap.png`, `depth.png`, `neurons.png` and `tokens.png`, which shows one toxic text, masked. With several models it
+also writes `models.png`, which compares the models by relative depth. Needs `toxloc[png]`. Takes about a minute on two
+cores for toxloc-tiny.
 """
 
 from pathlib import Path
@@ -40,7 +41,8 @@ def main(
         # The layer score of `combined` equals that of attribution.
         every = tuple(name for name in get_args(ScoreName) if name != "combined" and SCORES[name].only is None)
         scores = every if first else (SCORE,)
-        statistics = collect_contrast(lm, contrast, curvature=first, peaks=first, differences=first)
+        sites = lm.sites("mlp", "attention")
+        statistics = collect_contrast(lm, contrast, sites=sites, curvature=first, peaks=first, differences=first)
         locs[lm.name] = loc = localize(lm, contrast, scores, statistics=statistics, seed=seed)
         if first:
             shown = load_contrast().toxic[text]

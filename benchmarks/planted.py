@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.plants import CONTROLS, Plant, planted_model, plants
-from toxloc import ContrastSet, Localization, ToxlocError, load_contrast, localize, plots
+from toxloc import ContrastSet, Localization, ToxlocError, contrast_from_model, load_contrast, localize, plots
 from toxloc.localization.first_difference import first_differences
 from toxloc.localization.score_names import ScoreName
 from toxloc.localization.score_table import SCORES
@@ -36,6 +36,7 @@ CONTRASTS = ("builtin", "sampled")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
 KINDS = {"mlp": "MLPs", "neurons": "neurons", "attention": "attentions", "head": "heads", "two": "two sites"}
 ALPHA = 0.05
+ROUNDS = 8  # of sampling
 
 DENSE_SCORES = tuple(name for name, score in SCORES.items() if score.only is None)
 
@@ -151,7 +152,7 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     """Return the built-in contrast set, or a contrast set sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
-    return ContrastSet.from_model(lm, n=pairs, max_rounds=4, seed=seed)
+    return contrast_from_model(lm, n=pairs, samples=8, max_rounds=ROUNDS, seed=seed)
 
 
 def scores_for(lm: LoadedModel, contrast: ContrastSet, scores: Sequence[str]) -> tuple[ScoreName, ...]:
@@ -199,8 +200,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; all by default.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; all by default.")] = None,
-    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 400,
-    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 64,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 520,
+    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 256,
     seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[

@@ -32,6 +32,7 @@ from benchmarks import (
     planted,
     planted_differences,
     planted_experts,
+    sites,
     speed,
     trne,
 )
@@ -87,6 +88,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "run": lambda: default_run.markdown(saved("run-tiny")),
     "coverage": lambda: coverage.markdown(saved("coverage")),
     "planted": lambda: planted.markdown(saved("planted")),
+    "plants": lambda: planted.plants_markdown(saved("planted")),
+    "sites": lambda: sites.markdown(saved("sites")),
     "planted-differences": lambda: planted_differences.markdown(saved("planted-differences")),
     "depth": lambda: depth.markdown(saved("depth")),
     "faithfulness": lambda: faithfulness.markdown(saved("faithfulness")),

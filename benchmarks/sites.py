@@ -1,0 +1,135 @@
+"""Which sites of real models push towards the toxic word, and whether removing them on held-out text agrees.
+
+    python -m benchmarks.sites paradetox.tsv --out benchmarks/results/sites.json
+
+Counterfactual attribution scores every MLP and attention of a model on pairs that share a prefix: on the built-in set,
+and on pairs of ParaDetox (s-nlp/paradetox, OpenRAIL++; the file is not part of the project). A fifth of the pairs is
+held out; sites with an adjusted p below .05 are removed there one by one. With `--out`, the results of other models and
+sets stay in the file.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import markdown as md
+from toxloc import ContrastSet, KnockoutTest, Localization, confirm, load_contrast, load_model, localize
+from toxloc.localization.first_difference import first_differences
+from toxloc.models.loaded import LoadedModel
+from toxloc.models.sites import Part, Site
+from toxloc.support.files import read_json, write_json
+
+MODELS = ("smollm2-135m", "gemma3-270m", "toxloc-tiny")
+PARTS: tuple[Part, ...] = ("mlp", "attention")
+SCORE = "counterfactual"
+SHOWN = 3  # sites of each sign
+HELD_OUT, MAX_HELD_OUT = 0.2, 60
+THIRDS = ("early", "middle", "late")
+
+
+def comparable(lm: LoadedModel, pairs: ContrastSet, count: int) -> ContrastSet:
+    """Return the first `count` pairs whose texts share a prefix and then differ."""
+    usable = [difference.pair for difference in first_differences(lm, pairs).usable][:count]
+    chosen = ([side[i] for i in usable] for side in (pairs.toxic, pairs.neutral))
+    return ContrastSet(*chosen, pairs.name, paired=True)
+
+
+def sites_of(lm: LoadedModel, pairs: ContrastSet, seed: int = 0) -> dict[str, Any]:
+    """Score all sites on most of the pairs, and remove those above chance on the others."""
+    began = time.perf_counter()
+    fit, held_out = pairs.split(1 - HELD_OUT, seed)
+    loc = localize(lm, fit, (SCORE,), parts=PARTS, seed=seed)
+    headline = confirm(KnockoutTest(lm, held_out.limited(MAX_HELD_OUT, seed), seed=seed), loc)
+    return {
+        "n_pairs": len(fit.toxic),
+        "n_held_out": min(MAX_HELD_OUT, len(held_out.toxic)),
+        "n_layers": lm.n_layers,
+        "sites": _rows(loc),
+        "headline": headline.to_dict(),
+        "seconds": round(time.perf_counter() - began),
+    }
+
+
+def _rows(loc: Localization) -> list[dict[str, Any]]:
+    rows = []
+    for part in loc.parts:
+        uncertainty = loc.part_uncertainty(SCORE, part)
+        assert uncertainty is not None
+        for i, site in enumerate(loc.sites(part)):
+            figures = {name: float(getattr(uncertainty, name)[i]) for name in ("low", "high", "z", "p_adjusted")}
+            rows.append({"site": str(site), "value": float(loc.layer_scores(SCORE, part)[i])} | figures)
+    return rows
+
+
+def third_of(site: Site, n_layers: int) -> str:
+    """Return whether a site lies in the early, middle or late third of the layers.
+
+    Example:
+        >>> third_of(Site(29), 30), third_of(Site(0), 30)
+        ('late', 'early')
+    """
+    return THIRDS[3 * site.layer // n_layers]
+
+
+def main(
+    paradetox: Annotated[Path, typer.Argument(help="File of ParaDetox.", exists=True, dir_okay=False)],
+    model: Annotated[list[str] | None, typer.Option(help="Model; repeat for several; all three by default.")] = None,
+    pairs: Annotated[int, typer.Option(help="Largest number of pairs.", min=20)] = 1500,
+    seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", dir_okay=False)] = None,
+) -> None:
+    """Score the MLPs and attentions of real models, and confirm those above chance."""
+    result: dict[str, Any] = {"models": {}}
+    if out is not None and out.exists():
+        result = read_json(out, "result of a benchmark")
+    result["command"] = f"python -m benchmarks.sites paradetox.tsv --pairs {pairs} --seed {seed}"
+    for name in model or MODELS:
+        lm = load_model(name)
+        sets = {"built-in": load_contrast(), "ParaDetox": load_contrast(str(paradetox))}
+        for title, contrast in sets.items():
+            result["models"].setdefault(name, {})[title] = sites_of(lm, comparable(lm, contrast, pairs), seed)
+            if out is not None:
+                write_json(out, result)
+    show(result)
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the rows of the table of the documentation."""
+    head, rows = _table(result)
+    table = Table(*head, title="Counterfactual attribution")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return a table for the documentation: one row per model and contrast set."""
+    return md.table(*_table(result))
+
+
+def _table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["model", "set, pairs", "highest: z, adjusted p", "lowest: z, adjusted p", "headline"]
+    rows = []
+    for name, sets in result["models"].items():
+        for title, scored in sets.items():
+            ranked = sorted(scored["sites"], key=lambda row: -row["z"])
+            cells = (_shown(some, scored["n_layers"]) for some in (ranked[:SHOWN], ranked[: -SHOWN - 1 : -1]))
+            rows.append([name, f"{title}, {scored['n_pairs']}", *cells, scored["headline"]["text"]])
+    return head, rows
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], n_layers: int) -> str:
+    texts = []
+    for row in rows:
+        site = Site.of(row["site"])
+        texts.append(f"{site.title} ({third_of(site, n_layers)}): {row['z']:+.1f}, {row['p_adjusted']:.3f}")
+    return "; ".join(texts)
+
+
+if __name__ == "__main__":
+    typer.run(main)
