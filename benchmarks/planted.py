@@ -1,6 +1,6 @@
 """Test whether the scores find toxicity where it was planted, in all planted models and two controls.
 
-    python -m benchmarks.planted                    # half an hour on one core; --out planted.json saves it
+    python -m benchmarks.planted                    # eight minutes on two cores; --out planted.json saves it
     python -m benchmarks.planted layer1 head5 --save planted       # writes the models as folders, to use elsewhere
 
 Each planted model is toxloc-tiny-clean in which a known part was trained on toxic text while all other weights were
@@ -36,7 +36,7 @@ CONTRASTS = ("builtin", "sampled")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
 KINDS = {"mlp": "MLPs", "neurons": "neurons", "attention": "attentions", "head": "heads", "two": "two sites"}
 ALPHA = 0.05
-ROUNDS = 8  # of sampling
+ROUNDS = 4  # of sampling
 
 DENSE_SCORES = tuple(name for name, score in SCORES.items() if score.only is None)
 
@@ -152,7 +152,7 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     """Return the built-in contrast set, or a contrast set sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
-    return contrast_from_model(lm, n=pairs, samples=8, max_rounds=ROUNDS, seed=seed)
+    return contrast_from_model(lm, n=pairs, max_rounds=ROUNDS, seed=seed)
 
 
 def scores_for(lm: LoadedModel, contrast: ContrastSet, scores: Sequence[str]) -> tuple[ScoreName, ...]:
@@ -200,8 +200,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; all by default.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; all by default.")] = None,
-    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 520,
-    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 256,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 400,
+    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 64,
     seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[
@@ -296,17 +296,22 @@ def controls_markdown(result: dict[str, Any]) -> str:
     return md.table(["score", *names], rows)
 
 
-def plants_markdown(result: dict[str, Any], score: str = "counterfactual") -> str:
-    """Return a table for the documentation: the result of one score for every plant, built-in and sampled."""
-    of_score = [f for f in result["findings"] if f["score"] == score]
-    by_key = {(f["model"], f["contrast"]): f for f in of_score}
+def plants_markdown(result: dict[str, Any], scores: Sequence[str] = ("attribution", "counterfactual")) -> str:
+    """Return a table for the documentation: the result of some scores for every plant, built-in and sampled."""
+    by_key = {(f["model"], f["contrast"], f["score"]): f for f in result["findings"] if f["rank"] is not None}
     rows = []
-    for model in dict.fromkeys(f["model"] for f in of_score if f["rank"] is not None):
-        both = [by_key.get((model, contrast)) for contrast in CONTRASTS]
-        ranks = [_number(f and f["rank"], "d") for f in both]
-        ps = [_number(f and f["p_true"], ".3f") for f in both]
-        rows.append([model, *map(md.SIDE_BY_SIDE.join, (ranks, ps))])
-    return md.table(["plant", "rank of the true site", "adjusted p"], rows)
+    for model in dict.fromkeys(f["model"] for f in result["findings"] if f["rank"] is not None):
+        cells = []
+        for score in scores:
+            both = [by_key.get((model, contrast, score)) for contrast in CONTRASTS]
+            cells.append([_number(f and f["rank"], "d") for f in both])
+            cells.append(["–" if f is None else _p(f["p_true"]) for f in both])
+        rows.append([model, *map(md.SIDE_BY_SIDE.join, cells)])
+    return md.table(["plant", *(f"`{score}`: {column}" for score in scores for column in ("rank", "adjusted p"))], rows)
+
+
+def _p(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _named(finding: dict[str, Any] | None) -> str:

@@ -100,10 +100,10 @@ def test_planted_and_its_controls():
         ["score", "clean, built-in", "clean, sampled"],
         ["`attribution`", "layer 3, attention, p 0.400", "layer 0"],
     ]
-    assert cells(planted.plants_markdown(result, "attribution").replace("\u00a0", " "))[1] == [
+    assert cells(planted.plants_markdown(result, ["attribution"]).replace("\u00a0", " "))[1] == [
         "layer1",
         "1 · 2",
-        "0.100 · 0.000",
+        "0.100 · <.001",
     ]
 
 
