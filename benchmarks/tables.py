@@ -32,7 +32,6 @@ from benchmarks import (
     planted,
     planted_differences,
     planted_experts,
-    sites,
     speed,
     trne,
 )
@@ -89,7 +88,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": lambda: coverage.markdown(saved("coverage")),
     "planted": lambda: planted.markdown(saved("planted")),
     "plants": lambda: planted.plants_markdown(saved("planted")),
-    "sites": lambda: sites.markdown(saved("sites")),
     "planted-differences": lambda: planted_differences.markdown(saved("planted-differences")),
     "depth": lambda: depth.markdown(saved("depth")),
     "faithfulness": lambda: faithfulness.markdown(saved("faithfulness")),

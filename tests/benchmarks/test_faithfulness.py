@@ -30,7 +30,7 @@ def test_the_command_prints_and_saves(tmp_path):
     app.command()(faithfulness.main)
     out = tmp_path / "faithfulness.json"
     done = CliRunner().invoke(
-        app, ["layer4", "--held-out", "60", "--controls", "1", "--out", str(out)], env={"COLUMNS": "200"}
+        app, ["layer4", "--held-out", "40", "--controls", "1", "--out", str(out)], env={"COLUMNS": "200"}
     )
     assert done.exit_code == 0, done.output
     (row,) = json.loads(out.read_text())["models"]

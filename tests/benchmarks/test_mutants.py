@@ -111,7 +111,7 @@ def test_the_table_counts_by_module():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_fault_that_a_test_sees_is_killed_and_the_module_as_written_survives(tmp_path):
     program = """
 import sys

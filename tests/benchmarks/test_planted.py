@@ -116,4 +116,4 @@ def test_the_command_prints_and_saves(tmp_path):
     saved = json.loads(out.read_text())
     assert [f["contrast"] for f in saved["findings"]] == ["builtin", "sampled"]
     assert saved["findings"][0]["rank"] == 1
-    assert "1/1" in done.output
+    assert "Planted toxicity" in done.output

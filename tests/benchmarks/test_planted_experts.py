@@ -165,7 +165,7 @@ def test_too_little_toxic_text_is_refused(tiny):
         planted.training_text(tiny, 2, everyday)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(planted.main)

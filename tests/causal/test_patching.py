@@ -156,7 +156,7 @@ def test_batches_do_not_change_the_result_and_the_model_is_unchanged(tiny, monke
     )
 
 
-@pytest.mark.parametrize("by", ["mean", "resample", "counterfactual"])
+@pytest.mark.parametrize("by", ["counterfactual"])  # the most rows per pair
 def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch, by):
     """All tensors together take as many bytes at the last batch as at the third."""
     alive = []
