@@ -20,13 +20,14 @@ from rich.table import Table
 from benchmarks import markdown as md
 from toxloc import ContrastSet, KnockoutTest, Localization, confirm, load_contrast, load_model, localize
 from toxloc.localization.first_difference import first_differences
+from toxloc.localization.score_names import ScoreName
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Part, Site
 from toxloc.support.files import read_json, write_json
 
 MODELS = ("smollm2-135m", "gemma3-270m", "toxloc-tiny")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
-SCORE = "counterfactual"
+SCORE: ScoreName = "counterfactual"
 SHOWN = 3  # sites of each sign
 HELD_OUT, MAX_HELD_OUT = 0.2, 60
 THIRDS = ("early", "middle", "late")
@@ -35,8 +36,8 @@ THIRDS = ("early", "middle", "late")
 def comparable(lm: LoadedModel, pairs: ContrastSet, count: int) -> ContrastSet:
     """Return the first `count` pairs whose texts share a prefix and then differ."""
     usable = [difference.pair for difference in first_differences(lm, pairs).usable][:count]
-    chosen = ([side[i] for i in usable] for side in (pairs.toxic, pairs.neutral))
-    return ContrastSet(*chosen, pairs.name, paired=True)
+    toxic, neutral = ([side[i] for i in usable] for side in (pairs.toxic, pairs.neutral))
+    return ContrastSet(toxic, neutral, pairs.name, paired=True)
 
 
 def sites_of(lm: LoadedModel, pairs: ContrastSet, seed: int = 0) -> dict[str, Any]:
