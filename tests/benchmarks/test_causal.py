@@ -8,7 +8,7 @@ from benchmarks import causal
 from toxloc.localization.score_table import SCORES
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(causal.main)

@@ -31,7 +31,7 @@ def test_the_table_by_hand():
     assert table[3].endswith(" | layer 0: +2.0 · +1.0 · .200 |")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(depth.main)

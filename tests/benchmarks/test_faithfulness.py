@@ -24,7 +24,7 @@ def test_the_table_by_hand():
     assert second == f"| layer1, 9 pairs | `auroc` | {cell} | {cell} | {cell} |"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(faithfulness.main)

@@ -37,7 +37,7 @@ def test_the_table_by_hand():
     assert table[4].startswith("| layer0 | +0.0 · +1.0 · 1.000 |")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     app = typer.Typer()
     app.command()(planted_differences.main)

@@ -169,9 +169,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch, by):
 
     monkeypatch.setattr(PairReader, "batch", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
-    pairs = ContrastSet(["You are a fool"] * 9, ["You are a friend"] * 9, paired=True)
+    pairs = ContrastSet(["You are a fool"] * 5, ["You are a friend"] * 5, paired=True)
     patch(tiny, pairs, tiny.sites(), by, draws=0)
-    assert len(alive) == 9
+    assert len(alive) == 5
     assert alive[-1] == alive[2]
 
 

@@ -168,9 +168,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch):
 
     monkeypatch.setattr(PairReader, "batch", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
-    pairs = toxloc.ContrastSet(["You are a fool"] * 12, ["You are a friend"] * 12, paired=True)
-    collected(tiny, tiny.sites(), pairs=pairs, group=np.zeros(12, dtype=np.int64))
-    assert len(alive) == 12
+    pairs = toxloc.ContrastSet(["You are a fool"] * 5, ["You are a friend"] * 5, paired=True)
+    collected(tiny, tiny.sites(), pairs=pairs, group=np.zeros(5, dtype=np.int64))
+    assert len(alive) == 5
     assert alive[-1] == alive[2]
 
 

@@ -185,14 +185,14 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch):
 
     def watched(*args):
         calls.append(None)
-        if len(calls) in (3, 12, 15, 24):
+        if len(calls) in (3, 5, 8, 10):
             gc.collect()
             alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
         return original(*args)
 
     monkeypatch.setattr(module, "hidden_by_depth", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
-    logit_lens(tiny, ContrastSet(["You are a fool"] * 12, ["You are a friend"] * 12, paired=True))
+    logit_lens(tiny, ContrastSet(["You are a fool"] * 5, ["You are a friend"] * 5, paired=True))
     third, last, third_neutral, last_neutral = alive
     assert third == last
     assert third_neutral == last_neutral

@@ -76,7 +76,10 @@ class ModelParts:
 
     @property
     def embedding_hook(self) -> Hook:
-        """Hook for the token embeddings [batch, pos, d_embedding], without embeddings of positions."""
+        """Hook for the token embeddings [batch, pos, d_embedding], without embeddings of positions.
+
+        In a HookedTransformer of BLOOM it comes after the norm of the embeddings.
+        """
         if self.tree is None:
             return "hook_embed"
         table = self.hf.get_input_embeddings()
