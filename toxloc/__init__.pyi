@@ -2,8 +2,8 @@ from . import plots as plots
 from .causal.confirmation import confirm as confirm
 from .causal.curve import KnockoutCurve as KnockoutCurve
 from .causal.curve import knockout_curve as knockout_curve
-from .causal.faithfulness import Faithfulness as Faithfulness
 from .causal.faithfulness import faithfulness as faithfulness
+from .causal.faithfulness_result import Faithfulness as Faithfulness
 from .causal.knockout import Knockout as Knockout
 from .causal.knockout import KnockoutTest as KnockoutTest
 from .causal.knockout import knockout as knockout

@@ -12,23 +12,19 @@ well reaches f = 1 with few units. Two areas over the share of kept units summar
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 
 from ..errors import ToxlocError
 from ..localization.activation import read_means
 from ..localization.difference_statistics import groups_of_pairs
 from ..localization.first_difference import FEWEST_PAIRS, FirstDifference, first_differences
-from ..localization.pair_batch import By, Over, PairReader, Replacement
+from ..localization.pair_batch import By, Over, PairReader
 from ..localization.result import Localization
-from ..localization.score_table import SCORES
 from ..localization.scored import mean_over_pairs
 from ..localization.uncertainty import DRAWS, Weights
 from ..models.batching import encode
@@ -36,193 +32,21 @@ from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, BySite, Site
 from ..support.arguments import as_list, check_kind, short_repr, whole_number
 from ..support.intervals import Interval, central_interval
-from ..support.progress import track
 from ..texts.contrast import ContrastSet
 from .curve import matched_order
+from .faithfulness_result import MEASURES, Area, Faithfulness, FaithfulnessCurve, Order
 from .knockout import unit_sizes
 from .replacement import ReplacedPart, ReplacedUnits, replaced_parts
+from .unit_sets import EMPTY, INTACT, UnitSets, read_sets
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Level = Literal["unit", "site"]
 Baseline = Literal["mean", "zero", "resample"]
-Order = Literal["kept", "kept_absolute", "removed"]
 OwnScores = Mapping[str, Mapping[AnySite, Any]]
-MEASURES: dict[Order, str] = {
-    "kept": "CPR",
-    "kept_absolute": "CMD",
-    "removed": "area",
-}  # name of the area of each order
-INTACT, EMPTY = 0, 1  # columns of the sets in which nothing and everything is replaced
 FEWEST_SHARES = 2  # that enclose an area
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # those of MIB
-
-
-@dataclass(frozen=True)
-class Area:
-    """The area of a curve over the share of units, and the same area of its random controls.
-
-    Attributes:
-        value: the area.
-        ci: 95% bootstrap interval of `value` over pairs.
-        controls: the area of each control.
-        above: `value` minus the mean of `controls`; NaN without controls.
-        above_ci: 95% bootstrap interval of `above` over pairs, for these controls.
-    """
-
-    value: float
-    ci: Interval
-    controls: tuple[float, ...]
-    above: float
-    above_ci: Interval
-
-
-@dataclass(frozen=True)
-class FaithfulnessCurve:
-    """Faithfulness at each share of units, for one score and one order.
-
-    Attributes:
-        score: name of the score.
-        order: "kept", if the units with the highest scores are kept; "kept_absolute", if those with the largest
-            absolute scores are kept; "removed", if those with the highest scores are removed and all others are kept.
-        difference: mean over pairs of D at each share.
-        faithfulness: f at each share.
-        low: lower end of the 95% bootstrap interval of f over pairs.
-        high: upper end of the interval.
-        controls: f of the random controls.
-        area: the area of the curve: CPR for "kept", CMD for "kept_absolute", and the area under f for "removed".
-    """
-
-    score: str
-    order: Order
-    difference: Float64[np.ndarray, " n_shares"]
-    faithfulness: Float64[np.ndarray, " n_shares"]
-    low: Float64[np.ndarray, " n_shares"]
-    high: Float64[np.ndarray, " n_shares"]
-    controls: Float64[np.ndarray, "n_controls n_shares"]
-    area: Area
-
-    @property
-    def score_title(self) -> str:
-        """Title of the score in figures."""
-        return SCORES[self.score].title if self.score in SCORES else self.score
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """Curves of faithfulness over the share of units that are kept or removed, for several scores.
-
-    Attributes:
-        curves: one curve per score and order.
-        shares: shares of the units.
-        counts: number of units at each share, rounded down.
-        n_units: number of units (or sites) of the localized parts.
-        level: "unit" or "site".
-        by: what replaces the units that are not kept.
-        over: what D compares: "first" or "ending".
-        n_pairs: number of pairs that D is averaged over.
-        n_left_out: number of other pairs.
-        intact: m(M), the mean over pairs of D in the intact model.
-        empty: m(∅), the mean over pairs of D with every unit replaced.
-        gap_ci: 95% bootstrap interval of `intact - empty` over pairs.
-        n_forward_passes: number of passes over the pairs.
-    """
-
-    curves: tuple[FaithfulnessCurve, ...]
-    shares: tuple[float, ...]
-    counts: tuple[int, ...]
-    n_units: int
-    level: str
-    by: str
-    over: str
-    n_pairs: int
-    n_left_out: int
-    intact: float
-    empty: float
-    gap_ci: Interval
-    n_forward_passes: int
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """Names of the scores."""
-        return tuple(dict.fromkeys(curve.score for curve in self.curves))
-
-    @property
-    def cpr(self) -> dict[str, Area]:
-        """CPR of each score: the area under f, with the units of the highest scores kept. Larger is better."""
-        return self._areas("kept")
-
-    @property
-    def cmd(self) -> dict[str, Area]:
-        """CMD of each score: the area between f and 1, with the units of the largest absolute scores kept.
-
-        Smaller is better.
-        """
-        return self._areas("kept_absolute")
-
-    def curve(self, score: str, order: Order = "kept") -> FaithfulnessCurve:
-        """Return the curve of a score. Raises ToxlocError if there is no such curve."""
-        for curve in self.curves:
-            if (curve.score, curve.order) == (score, order):
-                return curve
-        raise ToxlocError(
-            f"There is no curve of {score!r} in the order {order!r}; the scores are {', '.join(self.scores)}, and the "
-            f"orders {', '.join(MEASURES)}."
-        )
-
-    def table(self) -> "pd.DataFrame":
-        """Return one row per score, order and share: units, D, f with its interval, and the mean f of the controls.
-
-        Example:
-            >>> result.table().query("order == 'kept' and share == 0.1")     # doctest: +SKIP
-        """
-        import pandas as pd
-
-        frames = [
-            pd.DataFrame(
-                {
-                    "score": curve.score,
-                    "order": curve.order,
-                    "share": self.shares,
-                    "units": self.counts,
-                    "difference": curve.difference,
-                    "faithfulness": curve.faithfulness,
-                    "low": curve.low,
-                    "high": curve.high,
-                    "controls": curve.controls.mean(0) if len(curve.controls) else np.nan,
-                }
-            )
-            for curve in self.curves
-        ]
-        return pd.concat(frames, ignore_index=True)
-
-    def areas(self) -> "pd.DataFrame":
-        """Return one row per score and order: the area, the mean area of the controls, and their difference.
-
-        Example:
-            >>> result.areas().query("measure == 'CPR'").nlargest(1, "above_controls")     # doctest: +SKIP
-        """
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                "score": curve.score,
-                "order": curve.order,
-                "measure": MEASURES[curve.order],
-                "value": curve.area.value,
-                "low": curve.area.ci[0],
-                "high": curve.area.ci[1],
-                "controls": curve.area.value - curve.area.above,
-                "above_controls": curve.area.above,
-                "above_low": curve.area.above_ci[0],
-                "above_high": curve.area.above_ci[1],
-            }
-            for curve in self.curves
-        )
-
-    def _areas(self, order: Order) -> dict[str, Area]:
-        return {curve.score: curve.area for curve in self.curves if curve.order == order}
 
 
 def faithfulness(
@@ -309,20 +133,25 @@ def faithfulness(
     lengths = BySite({site: len(size) if level == "unit" else 1 for site, size in sizes.items()})
     values = _values(loc, scores, level, lengths)
 
-    sets = _Sets(lengths)
+    sets = UnitSets(lengths)
     counts = tuple(math.floor(share * sets.n_units + 1e-9) for share in shares)
     rng = np.random.default_rng([seed, 4])
     blocks = list(sizes.values()) if level == "unit" else _sizes_by_part(sizes)
     exchanges = [np.arange(sets.n_units), *(matched_order(blocks, rng) for _ in range(controls))]
     columns = {
-        (name, order): np.array([sets.columns(own[exchange], order, counts) for exchange in exchanges])
+        (name, order): np.array(
+            [
+                sets.columns((abs(own) if order == "kept_absolute" else own)[exchange], counts, order == "removed")
+                for exchange in exchanges
+            ]
+        )
         for name, own in values.items()
         for order in MEASURES
     }
 
     usable = first_differences(lm, pairs, max_length).usable
     reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first)
-    intact = _read(reader, parts, sets, [INTACT], np.arange(len(usable)))[:, 0]
+    intact = read_sets(reader, parts, sets, [INTACT], np.arange(len(usable)))[:, 0]
     if only_preferred:
         usable, intact = _preferred(usable, intact)
         reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first)
@@ -332,9 +161,9 @@ def faithfulness(
     group = groups_of_pairs(len(usable))
     per_group = np.bincount(group).astype(np.float64)
     resampled = Weights.bootstrap(len(per_group), len(per_group), True, draws, seed)
-    sums = np.c_[np.bincount(group, intact), _read(reader, parts, sets, [EMPTY], group)]
+    sums = np.c_[np.bincount(group, intact), read_sets(reader, parts, sets, [EMPTY], group)]
     gap_ci = _checked_gap(mean_over_pairs(sums, per_group, resampled), sums.sum(0) / len(usable))
-    sums = np.c_[sums, _read(reader, parts, sets, range(2, len(sets)), group)]
+    sums = np.c_[sums, read_sets(reader, parts, sets, range(2, len(sets)), group)]
     means = mean_over_pairs(sums, per_group, Weights.observed(len(per_group), len(per_group)))[0]
     drawn = _relative(mean_over_pairs(sums, per_group, resampled))
     return Faithfulness(
@@ -355,73 +184,6 @@ def faithfulness(
         gap_ci,
         len(sets),
     )
-
-
-class _Sets:
-    """The different sets of replaced units, each with a column in the results: `INTACT`, `EMPTY`, and further sets."""
-
-    def __init__(self, lengths: BySite[int]):
-        self.n_units = sum(lengths.values())
-        self._ends = np.cumsum(list(lengths.values()))[:-1]
-        self._packed: list[bytes] = []
-        self._columns: dict[bytes, int] = {}
-        for everything in (False, True):
-            self._add(np.full(self.n_units, everything))
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    def columns(self, values: Float64[np.ndarray, " n_units"], order: Order, counts: Sequence[int]) -> list[int]:
-        """Return the columns of the sets in the order of a score, one per count; sets that are new are added."""
-        rank = np.empty(self.n_units, dtype=np.int64)
-        highest_first = np.argsort(-np.abs(values) if order == "kept_absolute" else -values, kind="stable")
-        rank[highest_first] = np.arange(self.n_units)
-        return [self._add((rank < count) == (order == "removed")) for count in counts]
-
-    def replaced(self, column: int) -> "list[Bool[np.ndarray, ' _n']]":
-        """Return whether each unit is replaced, by site."""
-        bits = np.unpackbits(np.frombuffer(self._packed[column], np.uint8), count=self.n_units)
-        return np.split(bits.astype(bool), self._ends)
-
-    def _add(self, replaced: Bool[np.ndarray, " n_units"]) -> int:
-        packed = np.packbits(replaced).tobytes()
-        if packed not in self._columns:
-            self._columns[packed] = len(self)
-            self._packed.append(packed)
-        return self._columns[packed]
-
-
-@torch.inference_mode()
-def _read(
-    reader: PairReader,
-    parts: Sequence[ReplacedPart],
-    sets: _Sets,
-    columns: Sequence[int],
-    group: Int64[np.ndarray, " n_pairs"],
-) -> Float64[np.ndarray, "groups columns"]:
-    """Return the sum of D over the pairs of each group, with each of some sets replaced."""
-    sums = np.zeros((group.max() + 1, len(columns)))
-    for index in track(reader.groups(), "faithfulness"):
-        batch = reader.batch(index)
-        for i, column in enumerate(columns):
-            with _placed(parts, sets.replaced(column), batch.replacement):
-                np.add.at(sums[:, i], group[index], batch.difference())
-    return sums
-
-
-@contextmanager
-def _placed(
-    parts: Sequence[ReplacedPart], replaced: "Sequence[Bool[np.ndarray, ' _n']]", new: Replacement
-) -> Iterator[None]:
-    """Replace the chosen units of every part, or the chosen parts, for the duration of the block."""
-    with ExitStack() as stack:
-        for part, units in zip(parts, replaced, strict=True):
-            if not units.any():
-                continue
-            if isinstance(part, ReplacedUnits):
-                part.choose(units)
-            stack.enter_context(part.placed(new))
-        yield
 
 
 def _relative(means: Float64[np.ndarray, "*draws sets"]) -> Float64[np.ndarray, "*draws sets"]:
