@@ -6,8 +6,8 @@
 
 All other weights are frozen while the model is trained on toxic text. The command writes to `planted` one file per
 plant with the trained weights in fp16, and `ground_truth.json` with the site and the units of each plant. The plants in
-MLPs of layers and in neurons 1, 3 and 5 took about 7 minutes on one H100; each of the others took 10 to 20 minutes on
-one CPU core. Other hardware gives slightly different weights.
+MLPs of layers and in neurons 1, 3 and 5 took about 7 minutes on one H100; each of the others took about ten minutes of
+processor time on one CPU core. Other hardware gives slightly different weights.
 """
 
 import copy

@@ -14,7 +14,7 @@ well reaches f = 1 with few units. Two areas over the share of kept units summar
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -38,9 +38,6 @@ from .faithfulness_result import MEASURES, Area, Faithfulness, FaithfulnessCurve
 from .knockout import unit_sizes
 from .replacement import ReplacedPart, ReplacedUnits, replaced_parts
 from .unit_sets import EMPTY, INTACT, UnitSets, read_sets
-
-if TYPE_CHECKING:
-    pass
 
 Level = Literal["unit", "site"]
 Baseline = Literal["mean", "zero", "resample"]

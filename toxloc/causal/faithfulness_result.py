@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Order = Literal["kept", "kept_absolute", "removed"]
-MEASURES: dict[Order, str] = {
-    "kept": "CPR",
-    "kept_absolute": "CMD",
-    "removed": "area",
-}  # name of the area of each order
+# Name of the area of each order.
+MEASURES: dict[Order, str] = {"kept": "CPR", "kept_absolute": "CMD", "removed": "area"}
 
 
 @dataclass(frozen=True)
