@@ -1,6 +1,5 @@
 """Estimates are compared with slopes of D in the plain Hugging Face model in float64, from finite differences."""
 
-import gc
 from functools import cache
 
 import numpy as np
@@ -12,10 +11,10 @@ from benchmarks.families import random_hf, tokenizer
 from tests.conftest import bits, random_model, same_bits
 from tests.localization.by_hand import ids_of, rows_of
 from tests.localization.prefixes_by_hand import PAIRS, USABLE, difference_of, prefix_and_tokens
+from tests.tensors import alive_before_each_batch
 from toxloc import ContrastSet, Meow2X, ToxlocError, patch
 from toxloc.localization.difference_statistics import collect_differences
 from toxloc.localization.first_difference import first_differences, first_differences_of
-from toxloc.localization.pair_batch import PairReader
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import BySite, Site
 
@@ -275,16 +274,7 @@ def test_batches_do_not_change_the_result_and_the_model_is_unchanged(tiny, monke
 
 def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch):
     """All tensors together take as many bytes at the last batch as at the third."""
-    alive = []
-    original = PairReader.batch
-
-    def watched(*args):
-        gc.collect()
-        alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
-        return original(*args)
-
-    monkeypatch.setattr(PairReader, "batch", watched)
-    monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
+    alive = alive_before_each_batch(monkeypatch)
     pairs = ContrastSet(["You are a fool"] * 4, ["You are a friend"] * 4, paired=True)
     patch(tiny, pairs, tiny.sites(), "resample", method="integrated", steps=2, draws=0)
     assert len(alive) == 4

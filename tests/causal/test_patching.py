@@ -1,4 +1,3 @@
-import gc
 import itertools
 
 import numpy as np
@@ -11,10 +10,10 @@ from benchmarks.families import random_hf, tokenizer
 from tests.conftest import bits, random_model, same_bits
 from tests.localization.by_hand import ids_of
 from tests.localization.prefixes_by_hand import PAIRS, USABLE, difference_of, prefix_and_tokens
+from tests.tensors import alive_before_each_batch
 from toxloc import ContrastSet, Meow2X, ToxlocError, localize, patch
 from toxloc.causal.replacement import replaced_parts
 from toxloc.localization.activation import read_means
-from toxloc.localization.pair_batch import PairReader
 from toxloc.localization.text_statistics import collect
 from toxloc.models.batching import encode
 from toxloc.models.loaded import LoadedModel
@@ -159,16 +158,7 @@ def test_batches_do_not_change_the_result_and_the_model_is_unchanged(tiny, monke
 @pytest.mark.parametrize("by", ["counterfactual"])  # the most rows per pair
 def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch, by):
     """All tensors together take as many bytes at the last batch as at the third."""
-    alive = []
-    original = PairReader.batch
-
-    def watched(*args):
-        gc.collect()
-        alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
-        return original(*args)
-
-    monkeypatch.setattr(PairReader, "batch", watched)
-    monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
+    alive = alive_before_each_batch(monkeypatch)
     pairs = ContrastSet(["You are a fool"] * 5, ["You are a friend"] * 5, paired=True)
     patch(tiny, pairs, tiny.sites(), by, draws=0)
     assert len(alive) == 5

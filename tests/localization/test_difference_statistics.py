@@ -1,4 +1,3 @@
-import gc
 from contextlib import ExitStack
 
 import numpy as np
@@ -8,10 +7,10 @@ import torch
 import toxloc.models.batching
 from benchmarks.families import random_hf, tokenizer
 from tests.conftest import bits, random_model, same_bits
+from tests.tensors import alive_before_each_batch
 from toxloc import Meow2X, ToxlocError, collect_contrast
 from toxloc.localization.difference_statistics import collect_differences
 from toxloc.localization.first_difference import first_differences
-from toxloc.localization.pair_batch import PairReader
 from toxloc.models.activations import change, keys_of
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import BySite, Site
@@ -158,16 +157,7 @@ def test_batches_do_not_change_the_result_and_the_model_is_unchanged(tiny, monke
 
 def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch):
     """All tensors together take as many bytes at the last batch as at the third."""
-    alive = []
-    original = PairReader.batch
-
-    def watched(*args):
-        gc.collect()
-        alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
-        return original(*args)
-
-    monkeypatch.setattr(PairReader, "batch", watched)
-    monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 1)
+    alive = alive_before_each_batch(monkeypatch)
     pairs = toxloc.ContrastSet(["You are a fool"] * 5, ["You are a friend"] * 5, paired=True)
     collected(tiny, tiny.sites(), pairs=pairs, group=np.zeros(5, dtype=np.int64))
     assert len(alive) == 5

@@ -1,5 +1,3 @@
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -7,6 +5,7 @@ import torch
 import toxloc.models.batching
 from benchmarks.families import random_hf, random_model, tokenizer
 from tests.conftest import bits, same_bits
+from tests.tensors import bytes_alive
 from toxloc import ContrastSet, LogitLens, Meow2X, ToxlocError
 from toxloc.localization import logit_lens as module
 from toxloc.localization.difference_statistics import groups_of_pairs
@@ -186,8 +185,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tiny, monkeypatch):
     def watched(*args):
         calls.append(None)
         if len(calls) in (3, 5, 8, 10):
-            gc.collect()
-            alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+            alive.append(bytes_alive())
         return original(*args)
 
     monkeypatch.setattr(module, "hidden_by_depth", watched)

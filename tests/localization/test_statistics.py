@@ -1,5 +1,3 @@
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -7,6 +5,7 @@ import torch
 import toxloc.models.batching
 from benchmarks.families import DENSE
 from tests.conftest import TEXTS, random_model
+from tests.tensors import bytes_alive
 from toxloc import ContrastSet, ToxlocError, collect_contrast
 from toxloc.localization.moments import Moments
 from toxloc.localization.text_statistics import collect
@@ -113,8 +112,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(tiny, monkeypatch):
     def watched(*args, **kwargs):
         for batch in batches(*args, **kwargs):
             yield batch  # the pass reads the batch before it asks for the next
-            gc.collect()
-            alive.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+            alive.append(bytes_alive())
 
     monkeypatch.setattr("toxloc.localization.text_statistics.batches", watched)
     monkeypatch.setitem(toxloc.models.batching.TOKENS_PER_BATCH, "cpu", 16)
