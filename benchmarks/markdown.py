@@ -5,6 +5,16 @@ from collections.abc import Iterable, Sequence
 SIDE_BY_SIDE = "\u00a0·\u00a0"  # separates values in the same cell, without a line break
 
 
+def p_value(p: float) -> str:
+    """Return a p-value with three decimals, without a leading zero.
+
+    Example:
+        >>> p_value(0.0123), p_value(0.0004), p_value(1.0)
+        ('.012', '<.001', '1.000')
+    """
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False, labels: int = 1) -> str:
     """Return a table in Markdown.
 

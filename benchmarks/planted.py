@@ -305,13 +305,9 @@ def plants_markdown(result: dict[str, Any], scores: Sequence[str] = ("attributio
         for score in scores:
             both = [by_key.get((model, contrast, score)) for contrast in CONTRASTS]
             cells.append([_number(f and f["rank"], "d") for f in both])
-            cells.append(["–" if f is None else _p(f["p_true"]) for f in both])
+            cells.append(["–" if f is None else md.p_value(f["p_true"]) for f in both])
         rows.append([model, *map(md.SIDE_BY_SIDE.join, cells)])
     return md.table(["plant", *(f"`{score}`: {column}" for score in scores for column in ("rank", "adjusted p"))], rows)
-
-
-def _p(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _named(finding: dict[str, Any] | None) -> str:

@@ -117,8 +117,7 @@ def cell(test: dict[str, Any]) -> str:
     """Return z and p of the planted layer (of a control, the top layer), and the highest z of the other layers."""
     layer = int(np.argmax(test["z"])) if test["layer"] is None else test["layer"]
     others = max(np.delete(test["z"], layer))
-    p = test["p_adjusted"][layer]
-    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+    of_layer = f"{test['z'][layer]:+.1f}", f"{others:+.1f}", md.p_value(test["p_adjusted"][layer])
     shown = md.SIDE_BY_SIDE.join(of_layer)
     return shown if test["layer"] is not None else f"layer {layer}: {shown}"
 

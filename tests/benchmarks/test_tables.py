@@ -103,7 +103,7 @@ def test_planted_and_its_controls():
     assert cells(planted.plants_markdown(result, ["attribution"]).replace("\u00a0", " "))[1] == [
         "layer1",
         "1 · 2",
-        "0.100 · <.001",
+        ".100 · <.001",
     ]
 
 
