@@ -58,6 +58,7 @@ def test_findings_by_hand():
     assert neuron.average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
     head = finding_of("head1", **{"1.attention": (1,)})
     assert (head.kind, head.rank, head.precision, head.precision_in_site) == ("head", 2, 0.0, 0.0)
+    assert finding_of("head1", **{"1.attention": (0,)}).precision == 1.0  # the highest of all heads, not of all neurons
     (control,) = findings(hand_made(), "clean", "builtin", None)
     assert (control.top, control.kind, control.rank, control.p_true) == ("1.mlp", None, None, None)
 

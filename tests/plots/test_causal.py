@@ -158,6 +158,8 @@ def test_the_rise_on_toxic_and_on_neutral_text_is_shown(proof):
     toxic, neutral = trace_of(figure, "toxic text"), trace_of(figure, "neutral text")
     assert (list(toxic.x), list(toxic.y), list(neutral.y)) == ([0, 1], [3.0, 0.9], [1.0, 1.0])
     assert set(toxic.marker.color) != set(neutral.marker.color)
+    bars = next(trace for trace in figure.data if trace.type == "bar")  # the colour of the text that loses more
+    assert list(bars.marker.color) == [toxic.marker.color[0], neutral.marker.color[0]]
     assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["toxic text", "neutral text"]
     assert "breaks" not in figure.layout.title.text + str(figure.layout.annotations)
 

@@ -292,9 +292,9 @@ def _values(
 
 
 def _sizes_by_part(sizes: BySite[Float64[np.ndarray, " _n"]]) -> list[Float64[np.ndarray, " _n_sites"]]:
-    """Return the root mean square size of the sites of each part."""
+    """Return the mean square activation of the sites of each part, of which only the order counts."""
     return [
-        np.array([np.sqrt((size**2).mean()) for size in group.values()])
+        np.array([(size**2).mean() for size in group.values()])
         for group in (
             {site: size for site, size in sizes.items() if site.part == part}
             for part in dict.fromkeys(site.part for site in sizes)
