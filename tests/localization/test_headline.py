@@ -156,11 +156,11 @@ def test_a_localization_is_judged_over_all_parts_and_from_the_value_that_carries
         auroc.headline()
 
 
-def test_the_first_choice_is_the_counterfactual_score(tiny):
+def test_the_first_choice_is_attribution(tiny):
     pairs = ContrastSet([f"You are {t}" for t in TEXTS[:2]], [f"You are {t}" for t in TEXTS[2:4]], paired=True)
     loc = localize(tiny, pairs, ("attribution", "counterfactual"), parts=("mlp", "attention"), draws=20)
-    assert loc.headline().score == "counterfactual attribution"
-    assert loc.headline("attribution").score == "attribution"
+    assert loc.headline().score == "attribution"
+    assert loc.headline("counterfactual").score == "counterfactual attribution"
     assert repr(loc) == (
         "Localization(model 'random-gpt2', contrast 'custom'; 2 × mlp, 2 × attention; attribution, counterfactual): "
         + loc.headline().text

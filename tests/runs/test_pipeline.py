@@ -69,7 +69,7 @@ def test_scores_come_with_their_uncertainty_and_with_causal_proof(small_run):
 def test_the_headline_is_that_of_the_localization_and_the_removals(small_run):
     headline, proof = small_run.results["headline"], small_run.results["causal"]["proof"]
     loc = Localization.load(small_run.path / "localization")
-    assert headline["score"] == "counterfactual attribution"
+    assert headline["score"] == "attribution"
     removals = [
         Knockout(tuple(map(Site.of, k["layers"])), (), 0.0, *(k[name] for name in KNOCKED), tuple(k["effect_ci"]))
         for k in proof["layers"]

@@ -21,7 +21,7 @@ GREY = "#8a8f98"
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 # Characters per line that fit on a phone: of a title, of a note, and along an axis of 300 px.
-_TITLE_WIDTH, _NOTE_WIDTH, _AXIS_WIDTH = 37, 52, 34
+_TITLE_WIDTH, _NOTE_WIDTH, _AXIS_WIDTH = 37, 48, 34
 BASE: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 13},
