@@ -185,8 +185,8 @@ def agreement_markdown(results: Mapping[str, Any]) -> str:
                 value, (low, high) = agreement(methods["exact"], methods[method])
                 cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
             seconds = md.SIDE_BY_SIDE.join(f"{methods[method]['seconds']:.1f}" for method in METHODS)
-            rows.append([model, f"`{by}`", *cells, seconds])
-    head = ["model", "by", *(f"`{method}`" for method in ESTIMATES), f"CPU seconds: {', '.join(METHODS)}"]
+            rows.append([f"{model}, {result['sites']}, {result['pairs']}", f"`{by}`", *cells, seconds])
+    head = ["model, sites, pairs", "by", *(f"`{method}`" for method in ESTIMATES), f"CPU seconds: {', '.join(METHODS)}"]
     return md.table(head, rows)
 
 

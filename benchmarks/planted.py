@@ -1,6 +1,6 @@
 """Test whether the scores find toxicity where it was planted, in all planted models and two controls.
 
-    python -m benchmarks.planted                    # eight minutes on two cores; --out planted.json saves it
+    python -m benchmarks.planted                    # half an hour on one core; --out planted.json saves it
     python -m benchmarks.planted layer1 head5 --save planted       # writes the models as folders, to use elsewhere
 
 Each planted model is toxloc-tiny-clean in which a known part was trained on toxic text while all other weights were
@@ -36,7 +36,7 @@ CONTRASTS = ("builtin", "sampled")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
 KINDS = {"mlp": "MLPs", "neurons": "neurons", "attention": "attentions", "head": "heads", "two": "two sites"}
 ALPHA = 0.05
-ROUNDS = 4  # of sampling
+SAMPLES, ROUNDS = 8, 8  # completions per prompt and round, and rounds of sampling
 
 DENSE_SCORES = tuple(name for name, score in SCORES.items() if score.only is None)
 
@@ -152,7 +152,7 @@ def contrast_set(kind: str, lm: LoadedModel, pairs: int, seed: int) -> ContrastS
     """Return the built-in contrast set, or a contrast set sampled from the model."""
     if kind == "builtin":
         return load_contrast().limited(pairs, seed)
-    return contrast_from_model(lm, n=pairs, max_rounds=ROUNDS, seed=seed)
+    return contrast_from_model(lm, n=pairs, samples=SAMPLES, max_rounds=ROUNDS, seed=seed)
 
 
 def scores_for(lm: LoadedModel, contrast: ContrastSet, scores: Sequence[str]) -> tuple[ScoreName, ...]:
@@ -200,8 +200,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Plants and controls; all by default.")] = None,
     score: Annotated[list[str] | None, typer.Option(help="Score; repeat for several; all by default.")] = None,
-    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 400,
-    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 64,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of the built-in contrast set.", min=8)] = 520,
+    sampled_pairs: Annotated[int, typer.Option(help="Number of pairs sampled from each model.", min=8)] = 256,
     seed: Annotated[int, typer.Option(help="Seed for all random draws.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     figure: Annotated[
@@ -281,6 +281,20 @@ def markdown(result: dict[str, Any]) -> str:
     """Return the table of the documentation: one row per score."""
     head, rows = rows_by_score(result)
     return md.table(head, [[f"`{score}`", *cells] for score, *cells in rows])
+
+
+def score_markdown(result: dict[str, Any], *scores: str) -> str:
+    """Return a table for the page of a score, or of some scores: one row per figure, one column per contrast set."""
+    rows = []
+    for score in scores:
+        both = [row for row in result["summary"] if row["score"] == score]
+        name = f", `{score}`" if len(scores) > 1 else ""
+        total = sum(both[0]["plants"].values())
+        for figure, title in (("first", "planted sites first"), ("significant", "first, with adjusted p < .05")):
+            rows.append([f"{title}, of {total} models{name}", *(str(sum(row[figure].values())) for row in both)])
+        cells = [_number(row["neuron_precision"], ".2f") for row in both]
+        rows.append([f"share of planted neurons among the 64 highest{name}", *cells])
+    return md.table(["", "built-in pairs", "sampled from the model"], rows)
 
 
 def controls_markdown(result: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.planted_differences       # four minutes on one core; --out planted-differences.json saves it
 
-The models are those of `benchmarks.planted`: eleven with toxicity planted in a known layer, and two controls. On the
+The models are those of `benchmarks.planted` with toxicity planted in one MLP or its neurons, and two controls. On the
 built-in pairs that share a prefix, three measures compare the two texts of a pair at their first difference: the score
 `counterfactual`, the same score with a baseline of zero in place of the mean over neutral text, and the exact effect of
 replacing each layer by its mean (`toxloc.patch`).

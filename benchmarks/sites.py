@@ -1,17 +1,17 @@
-"""Which sites of real models push towards the toxic word, and whether removing them on held-out text agrees.
+"""Which sites of real models stand out, and whether removing them on held-out text agrees.
 
     python -m benchmarks.sites paradetox.tsv --out benchmarks/results/sites.json
 
-Counterfactual attribution scores every MLP and attention of a model on pairs that share a prefix: on the built-in set,
-and on pairs of ParaDetox (s-nlp/paradetox, OpenRAIL++; the file is not part of the project). A fifth of the pairs is
-held out; sites with an adjusted p below .05 are removed there one by one. With `--out`, the results of other models and
-sets stay in the file.
+Attribution and counterfactual attribution score every MLP and attention of a model on pairs that share a prefix: on the
+built-in set, and on pairs of ParaDetox (s-nlp/paradetox, OpenRAIL++; the file is not part of the project). A fifth of
+the pairs is held out; sites with an adjusted p below .05 are removed there one by one. With `--out`, the results of
+other models and sets stay in the file.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import markdown as md
 from toxloc import ContrastSet, KnockoutTest, Localization, confirm, load_contrast, load_model, localize
 from toxloc.localization.first_difference import first_differences
+from toxloc.localization.result import HEADLINES
 from toxloc.localization.score_names import ScoreName
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Part, Site
@@ -27,7 +28,7 @@ from toxloc.support.files import read_json, write_json
 
 MODELS = ("smollm2-135m", "gemma3-270m", "toxloc-tiny")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
-SCORE: ScoreName = "counterfactual"
+SCORES = cast("tuple[ScoreName, ...]", HEADLINES)
 SHOWN = 3  # sites of each sign
 HELD_OUT, MAX_HELD_OUT = 0.2, 60
 THIRDS = ("early", "middle", "late")
@@ -44,26 +45,27 @@ def sites_of(lm: LoadedModel, pairs: ContrastSet, seed: int = 0) -> dict[str, An
     """Score all sites on most of the pairs, and remove those above chance on the others."""
     began = time.perf_counter()
     fit, held_out = pairs.split(1 - HELD_OUT, seed)
-    loc = localize(lm, fit, (SCORE,), parts=PARTS, seed=seed)
-    headline = confirm(KnockoutTest(lm, held_out.limited(MAX_HELD_OUT, seed), seed=seed), loc)
+    loc = localize(lm, fit, SCORES, parts=PARTS, seed=seed)
+    test = KnockoutTest(lm, held_out.limited(MAX_HELD_OUT, seed), seed=seed)
     return {
         "n_pairs": len(fit.toxic),
         "n_held_out": min(MAX_HELD_OUT, len(held_out.toxic)),
         "n_layers": lm.n_layers,
-        "sites": _rows(loc),
-        "headline": headline.to_dict(),
+        "scores": {
+            score: {"sites": _rows(loc, score), "headline": confirm(test, loc, score).to_dict()} for score in SCORES
+        },
         "seconds": round(time.perf_counter() - began),
     }
 
 
-def _rows(loc: Localization) -> list[dict[str, Any]]:
+def _rows(loc: Localization, score: ScoreName) -> list[dict[str, Any]]:
     rows = []
     for part in loc.parts:
-        uncertainty = loc.part_uncertainty(SCORE, part)
+        uncertainty = loc.part_uncertainty(score, part)
         assert uncertainty is not None
         for i, site in enumerate(loc.sites(part)):
             figures = {name: float(getattr(uncertainty, name)[i]) for name in ("low", "high", "z", "p_adjusted")}
-            rows.append({"site": str(site), "value": float(loc.layer_scores(SCORE, part)[i])} | figures)
+            rows.append({"site": str(site), "value": float(loc.layer_scores(score, part)[i])} | figures)
     return rows
 
 
@@ -102,25 +104,27 @@ def main(
 def show(result: Mapping[str, Any]) -> None:
     """Print the rows of the table of the documentation."""
     head, rows = _table(result)
-    table = Table(*head, title="Counterfactual attribution")
+    table = Table(*head, title="Sites of real models")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return a table for the documentation: one row per model and contrast set."""
+    """Return a table for the documentation: one row per model, contrast set and score."""
     return md.table(*_table(result))
 
 
 def _table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["model", "set, pairs", "highest: z, adjusted p", "lowest: z, adjusted p", "headline"]
+    head = ["model", "set, pairs", "score", "highest z", "lowest z", "headline"]
     rows = []
     for name, sets in result["models"].items():
         for title, scored in sets.items():
-            ranked = sorted(scored["sites"], key=lambda row: -row["z"])
-            cells = (_shown(some, scored["n_layers"]) for some in (ranked[:SHOWN], ranked[: -SHOWN - 1 : -1]))
-            rows.append([name, f"{title}, {scored['n_pairs']}", *cells, scored["headline"]["text"]])
+            for score, found in scored["scores"].items():
+                ranked = sorted(found["sites"], key=lambda row: -row["z"])
+                cells = (_shown(some, scored["n_layers"]) for some in (ranked[:SHOWN], ranked[: -SHOWN - 1 : -1]))
+                of_set = name, f"{title}, {scored['n_pairs']}", f"`{score}`"
+                rows.append([*of_set, *cells, _named(found["headline"])])
     return head, rows
 
 
@@ -128,8 +132,24 @@ def _shown(rows: Sequence[Mapping[str, Any]], n_layers: int) -> str:
     texts = []
     for row in rows:
         site = Site.of(row["site"])
-        texts.append(f"{site.title} ({third_of(site, n_layers)}): {row['z']:+.1f}, {row['p_adjusted']:.3f}")
+        texts.append(f"{site.title} ({third_of(site, n_layers)}): {row['z']:+.1f}, p {md.p_value(row['p_adjusted'])}")
     return "; ".join(texts)
+
+
+def _named(headline: Mapping[str, Any]) -> str:
+    """Return the sites that a headline names, with the effect of removing the first, or why it names none."""
+    if headline["stands_out"]:
+        named = "; ".join(Site.of(name).title for name in (headline["site"], *headline["others"]))
+        return f"{named}: {_effect(headline['removal'])}"
+    if headline["removal"] is None:
+        return "none"
+    why = "breaks the model" if headline["removal"]["breaks_model"] else _effect(headline["removal"])
+    return f"none; {Site.of(headline['site']).title} not confirmed: {why}"
+
+
+def _effect(removal: Mapping[str, Any]) -> str:
+    low, high = removal["effect_ci"]
+    return f"{removal['effect']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -28,10 +28,13 @@ from benchmarks import (
     memory_limit,
     methods,
     mutants,
+    neuron_removal,
     patching_cost,
     planted,
     planted_differences,
     planted_experts,
+    planted_headlines,
+    sites,
     speed,
     trne,
 )
@@ -82,13 +85,32 @@ def effects(page: str) -> str:
     return methods.effects_markdown(runs, EFFECTS[page])
 
 
+PLANTED = {
+    "activation": ("activation",),
+    "attribution": ("attribution",),
+    "auroc": ("auroc",),
+    "combined": ("combined",),
+    "editability": ("editability",),
+    "gradient_norm": ("gradient_norm", "gradient_calibrated"),
+}
+
+
+def planted_scores(page: str) -> str:
+    """Return the table of a score's page."""
+    return planted.score_markdown(saved("planted"), *PLANTED[page])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": lambda: default_run.headline_markdown(saved("run-tiny"), saved("judges-smollm2")),
     "run": lambda: default_run.markdown(saved("run-tiny")),
     "coverage": lambda: coverage.markdown(saved("coverage")),
     "planted": lambda: planted.markdown(saved("planted")),
     "plants": lambda: planted.plants_markdown(saved("planted")),
+    "neuron-removal": lambda: neuron_removal.markdown(saved("neuron-removal")),
+    "planted-headlines": lambda: planted_headlines.counts_markdown(saved("planted-headlines")),
+    "headlines-by-plant": lambda: planted_headlines.markdown(saved("planted-headlines")),
     "planted-differences": lambda: planted_differences.markdown(saved("planted-differences")),
+    "sites": lambda: sites.markdown(saved("sites")),
     "depth": lambda: depth.markdown(saved("depth")),
     "faithfulness": lambda: faithfulness.markdown(saved("faithfulness")),
     "patching-agreement": lambda: patching_cost.agreement_markdown(saved("patching-cost")),
@@ -104,6 +126,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods-tiny-kl": lambda: methods.markdown(saved("methods-tiny-kl")),
     "methods-short": lambda: methods.markdown(saved("methods-smollm2"), methods.SHORT),
     **{f"effect-{page}": partial(effects, page) for page in EFFECTS},
+    **{f"planted-{page}": partial(planted_scores, page) for page in PLANTED},
     "evaluators": lambda: evaluators.markdown(judged()),
     "hatecheck": lambda: evaluators.hatecheck_markdown(judged()),
     "hatecheck-rtp": lambda: evaluators.functions_markdown(judged(), "toxloc-rtp"),

@@ -49,7 +49,7 @@ def test_the_command_saves_and_goes_on(tmp_path, monkeypatch):
     assert {method: len(done["effect"]) for method, done in known["effects"]["zero"].items()} == dict.fromkeys(
         patching_cost.METHODS, 16
     )
-    assert "| toxloc-tiny | `zero` |" in output
+    assert "| toxloc-tiny, 16, 4 | `zero` |" in output
     known["effects"]["zero"]["exact"]["seconds"] = 1234.5
     del known["effects"]["zero"]["integrated"]
     out.write_text(json.dumps(saved))
@@ -60,11 +60,13 @@ def test_the_tables_by_hand():
     methods = {method: {"effect": [1.0, 2, 3], "seconds": 2.0} for method in patching_cost.METHODS}
     result = {
         "model": "a model",
+        "sites": 3,
+        "pairs": 9,
         "memory": {"100": 5_000_000, "3000": None},
         "cost": {"of_plain": 2.125},
         "effects": {"mean": methods},
     }
     rows = agreement_markdown({"models": {"a": result}}).replace("\u00a0", " ").splitlines()
-    assert rows[2].startswith("| a | `mean` | 1.00 [1.00, 1.00] | 1.00 [")
+    assert rows[2].startswith("| a, 3, 9 | `mean` | 1.00 [1.00, 1.00] | 1.00 [")
     assert rows[2].endswith("| 2.0 · 2.0 · 2.0 |")
     assert cost_markdown({"models": {"a": result}}).splitlines()[2] == "| a model | 2.12 | 5 | – |"

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import planted
-from benchmarks.planted import findings, kind_of, retrieval, summary
+from benchmarks.planted import findings, kind_of, retrieval, score_markdown, summary
 from benchmarks.plants import Plant, planted_model, plants
 from toxloc import Localization, load_contrast, localize
 from toxloc.causal.curve import matched
@@ -76,6 +76,21 @@ def test_the_summary_by_hand():
     assert row["first"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 1}
     assert row["significant"] == {"mlp": 1, "neurons": 1, "attention": 0, "head": 0, "two": 0}
     assert (row["neuron_precision"], row["neuron_precision_in_site"], row["head_precision"]) == (0.5, 1.0, None)
+
+
+def test_the_table_of_a_score_by_hand():
+    plants_of = {"mlp": 2, "neurons": 1, "attention": 1, "head": 0, "two": 1}
+    row = {"score": "auroc", "plants": plants_of, "first": plants_of | {"mlp": 1}, "neuron_precision": 0.25}
+    row["significant"] = {"mlp": 1, "neurons": 0, "attention": 0, "head": 0, "two": 0}
+    other = row | {"first": row["significant"], "neuron_precision": None}
+    result = {"summary": [row | {"contrast": "builtin"}, other | {"contrast": "sampled"}, row | {"score": "other"}]}
+    table = score_markdown(result, "auroc")
+    assert table.splitlines()[2:] == [
+        "| planted sites first, of 5 models | 4 | 1 |",
+        "| first, with adjusted p < .05, of 5 models | 1 | 1 |",
+        "| share of planted neurons among the 64 highest | 0.25 | – |",
+    ]
+    assert "| planted sites first, of 5 models, `auroc` |" in score_markdown(result, "auroc", "auroc")
 
 
 def test_the_kind_of_every_published_plant_is_in_its_name():
