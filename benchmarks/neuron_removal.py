@@ -58,8 +58,8 @@ def removed(lm: LoadedModel, plant: Plant, pairs: ContrastSet, few: ContrastSet,
     """Remove every neuron of the planted layer, and rank them; scores use all pairs, removals only a few."""
     ((site, units),) = plant.sites.items()
     test = KnockoutTest(lm, few, seed=seed)
-    found = [test.remove([(site, unit)]) for unit in track(range(lm.at(site).n_units), plant.name)]
-    toxic, neutral = np.array([[k.toxic_rise, k.neutral_rise] for k in found]).T
+    removals = [test.remove([(site, unit)]) for unit in track(range(lm.at(site).n_units), plant.name)]
+    toxic, neutral = np.array([[k.toxic_rise, k.neutral_rise] for k in removals]).T
     loc = localize(lm, pairs, SCORES, draws=0, seed=seed)
     rankings = {"toxic": toxic, "difference": toxic - neutral}
     rankings |= {score: loc.neuron_scores(score)[site.layer] for score in SCORES}
@@ -102,9 +102,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a table: the precision of each ranking, by plant and in the mean."""
-    found = [[r["precision"][name] for name in RANKINGS] for r in result["removed"]]
+    precisions = [[r["precision"][name] for name in RANKINGS] for r in result["removed"]]
     names = [*(r["model"] for r in result["removed"]), "mean"]
-    values = [*found, np.mean(found, 0)]
+    values = [*precisions, np.mean(precisions, 0)]
     rows = [[name, *(f"{x:.2f}" for x in row)] for name, row in zip(names, values, strict=True)]
     return ["plant", *RANKINGS.values()], rows
 

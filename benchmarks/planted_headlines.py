@@ -105,15 +105,15 @@ def main(
 ) -> None:
     """Compare the headlines of every planted model with the truth."""
     began, known, pairs = time.perf_counter(), plants(), load_contrast()
-    found: list[Verdict] = []
+    reached: list[Verdict] = []
     for name in models or [*known, *CONTROLS]:
         true = known[name].sites if name in known else ()
-        found += verdicts(planted_model(name), name, pairs, true, seed)
+        reached += verdicts(planted_model(name), name, pairs, true, seed)
     result = {
         "command": f"python -m benchmarks.planted_headlines --seed {seed}",
         "seconds": round(time.perf_counter() - began),
         "n_pairs": len(pairs.toxic),
-        "verdicts": [asdict(v) | {"kind": v.kind} for v in found],
+        "verdicts": [asdict(v) | {"kind": v.kind} for v in reached],
     }
     head, rows = table(result)
     shown = Table(*head, title="Headlines, compared with what was planted")
@@ -144,17 +144,17 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     by_key = {(v["model"], v["score"]): v for v in result["verdicts"]}
     rows = []
     for model in dict.fromkeys(v["model"] for v in result["verdicts"]):
-        found = [by_key[model, score] for score in HEADLINES]
-        planted = "; ".join(Site.of(name).title for name in found[0]["true"]) or "–"
-        rows.append([model, planted, *map(_cell, found)])
+        of_model = [by_key[model, score] for score in HEADLINES]
+        planted = "; ".join(Site.of(name).title for name in of_model[0]["true"]) or "–"
+        rows.append([model, planted, *map(_cell, of_model)])
     return ["model", "planted", *HEADLINES], rows
 
 
-def _cell(found: dict[str, Any]) -> str:
-    if found["named"]:
-        return "; ".join(Site.of(name).title for name in found["named"])
-    if found["above_chance"] is not None:
-        return f"silent ({Site.of(found['above_chance']).title} not confirmed)"
+def _cell(entry: dict[str, Any]) -> str:
+    if entry["named"]:
+        return "; ".join(Site.of(name).title for name in entry["named"])
+    if entry["above_chance"] is not None:
+        return f"silent ({Site.of(entry['above_chance']).title} not confirmed)"
     return "silent"
 
 

@@ -120,11 +120,11 @@ def _table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, sets in result["models"].items():
         for title, scored in sets.items():
-            for score, found in scored["scores"].items():
-                ranked = sorted(found["sites"], key=lambda row: -row["z"])
+            for score, of_score in scored["scores"].items():
+                ranked = sorted(of_score["sites"], key=lambda row: -row["z"])
                 cells = (_shown(some, scored["n_layers"]) for some in (ranked[:SHOWN], ranked[: -SHOWN - 1 : -1]))
                 of_set = name, f"{title}, {scored['n_pairs']}", f"`{score}`"
-                rows.append([*of_set, *cells, _named(found["headline"])])
+                rows.append([*of_set, *cells, _named(of_score["headline"])])
     return head, rows
 
 
