@@ -118,7 +118,7 @@ def test_attribution_finds_a_plant_and_removing_it_proves_it():
     assert removed.effect_ci[0] > max(0, control.effect_ci[1])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_prints_and_saves(tmp_path):
     import typer
 

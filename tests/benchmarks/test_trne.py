@@ -50,7 +50,7 @@ def test_every_variant_is_a_setting_of_the_fit_and_other_than_the_defaults(lm):
         assert not set(settings) - {*signature(TRNE.fit).parameters}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_compares_with_the_defaults_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "trne.json"
