@@ -129,7 +129,7 @@ def recorded(lm: LoadedModel) -> Iterator[Reading]:
 
     parts = [
         ("statistics", evidence_module, ("collect_contrast", "unit_aurocs", "residual_sides")),
-        ("tuning", evidence_module, ("Unedited", "tune")),
+        ("tuning", evidence_module, ("snapshots", "tune")),
         ("check", fitting, ("measure_fluency",)),
     ]
     with ExitStack() as stack:

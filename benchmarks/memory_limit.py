@@ -184,9 +184,9 @@ def work(model: str, texts: int, memory: int, offload: bool, dtype: str, out: Pa
     result |= {"edited": len(edit.edits), "ratio": edit.record["tuned_perplexity_ratio"]}
     prompts = toxloc.load_prompts().limited(PROMPTS)
     with step("evaluate"):
-        evaluations = [toxloc.evaluate(lm, prompts, samples=1, fluency=False)]
+        evaluations = [toxloc.evaluate(lm, prompts, samples=1, fluency=False, chat="off")]
         with edit.applied(lm):
-            evaluations.append(toxloc.evaluate(lm, prompts, samples=1, fluency=False))
+            evaluations.append(toxloc.evaluate(lm, prompts, samples=1, fluency=False, chat="off"))
     result["toxic"] = [evaluation.toxicity["any"].rate for evaluation in evaluations]
     ids = torch.tensor([lm.tokenizer(everyday.tune[0])["input_ids"][:32]])
     with torch.inference_mode():

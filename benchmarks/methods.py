@@ -138,7 +138,7 @@ class Judging:
 
     def complete(self, entry: Entry) -> None:
         """Measure the model in its current state, and add the measurements that the entry lacks."""
-        options: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False}
+        options: dict[str, Any] = {"evaluators": self.judges, "seed": self.seed, "fluency": False, "chat": "off"}
         if "toxicity" not in entry:
             main = evaluate(self.lm, self.prompts, samples=self.samples, **options)
             figures = {name: value for name, value in main.to_dict().items() if name != "choices"}

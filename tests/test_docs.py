@@ -20,7 +20,8 @@ if not torch.cuda.is_available():
     ABSENT["needs-cuda"] = "CUDA"
 if find_spec("vllm") is None:
     ABSENT["needs-vllm"] = "vllm"
-LONG = ("pip install", "toxloc run\n", "path/to")  # not run here: tests/cli and CI run it, or a page cannot
+# Not run here: tests/cli and CI run it, or a page cannot.
+LONG = ("pip install", "toxloc run\n", "path/to", "python -m benchmarks")
 INSTALLED = {"without-perspective"}  # pages that need the installed package, in which Inspect looks for scorers
 
 

@@ -15,7 +15,7 @@ from toxloc import ContrastSet, Meow2X, ToxlocError, localize, patch
 from toxloc.causal.replacement import replaced_parts
 from toxloc.localization.activation import read_means
 from toxloc.localization.text_statistics import collect
-from toxloc.models.batching import encode
+from toxloc.models.batching import encode_rows
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Site
 
@@ -257,7 +257,7 @@ def test_the_mean_of_experts_in_every_layout(family):
     lm = random_model(family)
     sites = lm.sites("expert")
     parts = replaced_parts(lm, sites, "mean")
-    rows = encode(lm, PAIRS.neutral, 128)
+    rows = encode_rows(lm, PAIRS.neutral, 128)
     read_means(lm, [part.activation for part in parts], rows, skip_first=True)
     s = collect(lm, PAIRS.neutral, sites=sites, gradients=False)
     for part in parts:

@@ -138,7 +138,7 @@ def test_given_statistics_are_used_unchanged(tiny, monkeypatch):
 
 def test_detectors_and_directions_are_read_once(tiny, monkeypatch):
     aurocs, rows = (counted(monkeypatch, module, name) for name in ("unit_aurocs", "residual_sides"))
-    unedited = counted(monkeypatch, module, "Unedited")
+    unedited = counted(monkeypatch, module, "snapshots")
     fits = [
         (AurA, {"budget": 2.0}),
         (AurA, {"strength": 1}),
@@ -189,11 +189,11 @@ def test_all_fits_share_one_unedited_pass_over_the_tuning_text(tiny, monkeypatch
 
 def test_evidence_of_an_edited_model_compares_with_the_edited_model(tiny):
     evidence, edit = Evidence(tiny, PAIRS, NEUTRAL), Steering(torch.arange(16.0), 0, 1.0)
-    before = evidence._snapshot()
+    before = evidence._snapshots()
     with edit.applied(tiny):
-        assert evidence.on(PAIRS)._snapshot().compare().kl == pytest.approx(0, abs=1e-6)
-        assert before.compare().kl > 0.01
-    assert evidence._snapshot() is before
+        assert evidence.on(PAIRS)._snapshots()[0].compare().kl == pytest.approx(0, abs=1e-6)
+        assert before[0].compare().kl > 0.01
+    assert evidence._snapshots() is before
 
 
 def test_the_record_of_a_fit_does_not_reach_another_fit(tiny):

@@ -197,7 +197,7 @@ def test_fits_keep_the_budget_by_an_independent_measure(lm, pairs, neutral, budg
 @pytest.mark.parametrize("known", [False, True])
 def test_tune_notes_what_it_chose_and_what_that_costs(tiny, known):
     neutral = NeutralText(TEXTS[:1], TEXTS[2:], TEXTS[1:2], "some text")
-    unedited = Unedited(tiny, neutral.tune) if known else None
+    unedited = [Unedited(tiny, neutral.tune)] if known else ()
     made = tune(
         tiny, lambda s: Meow2X(layers=[0], scale=1 - s), Budget(kl=0.01), neutral, 0.1, limit=1.0, unedited=unedited
     )

@@ -1,8 +1,5 @@
-import io
-
 import pytest
 import torch
-from rich.console import Console
 from transformers import T5Config, T5ForConditionalGeneration
 
 import toxloc
@@ -13,7 +10,6 @@ from toxloc.generation.generate import generate
 from toxloc.models.hooked_tree import Point
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Site
-from toxloc.support.progress import shown
 
 
 def test_two_trees_share_their_weights(any_family):
@@ -99,18 +95,6 @@ def test_a_local_folder_in_every_precision(tmp_path):
     with torch.no_grad():
         logits = toxloc.load_model(str(tmp_path / "m"), device="cpu").hf(torch.tensor([[0, 4]])).logits
         torch.testing.assert_close(logits, hf(torch.tensor([[0, 4]])).logits)
-
-
-def test_a_note_says_that_a_chat_template_is_not_used(tmp_path):
-    random_hf("llama").save_pretrained(tmp_path / "m")
-    tok = tokenizer()
-    for template in (None, "{{ messages[0].content }}"):
-        tok.chat_template = template
-        tok.save_pretrained(tmp_path / "m")
-        screen = io.StringIO()
-        with shown(Console(file=screen, width=200)):
-            toxloc.load_model(str(tmp_path / "m"), device="cpu")
-        assert bool(template) == ("m has a chat template" in screen.getvalue())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..localization.activation import Activation, read_means
 from ..localization.attribution_pass import AttributionPass
 from ..localization.pair_batch import PairReader
+from ..models.batching import Row
 from ..models.loaded import LoadedModel
 from ..models.sites import BySite
 from ..support.progress import track
@@ -20,7 +21,7 @@ def estimated_effects(
     parts: Sequence[ReplacedPart],
     reader: PairReader,
     group: Int64[np.ndarray, " n_pairs"],
-    neutral: Sequence[Sequence[int]],
+    neutral: Sequence[Row],
     steps: int,
 ) -> tuple[Float64[np.ndarray, "groups n_parts"], float, BySite[Float64[np.ndarray, " _n_units"]]]:
     """Estimate the effect of each part to first order, by one pass over the pairs.

@@ -27,7 +27,7 @@ from ..localization.pair_batch import By, Over, PairReader
 from ..localization.result import Localization
 from ..localization.scored import mean_over_pairs
 from ..localization.uncertainty import DRAWS, Weights
-from ..models.batching import encode
+from ..models.batching import encode_rows
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import AnySite, BySite, Site
 from ..support.arguments import as_list, check_kind, short_repr, whole_number
@@ -153,7 +153,7 @@ def faithfulness(
         usable, intact = _preferred(usable, intact)
         reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first)
     if by == "mean":
-        neutral = encode(lm, pairs.neutral, max_length)
+        neutral = encode_rows(lm, pairs.neutral, max_length)
         read_means(lm, [part.activation for part in parts], neutral, skip_first=skip_first)
     group = groups_of_pairs(len(usable))
     per_group = np.bincount(group).astype(np.float64)

@@ -21,7 +21,7 @@ from ..localization.first_difference import FirstDifferences, first_differences
 from ..localization.pair_batch import By, Over, PairReader
 from ..localization.scored import estimate_over_pairs
 from ..localization.uncertainty import DRAWS, Uncertainty
-from ..models.batching import encode
+from ..models.batching import Row, encode_rows
 from ..models.loaded import AnyModel, LoadedModel
 from ..models.sites import BySite, Site, Unit
 from ..support.arguments import whole_number
@@ -184,12 +184,12 @@ def patch(
             "by='counterfactual' has no effect at the first difference, because both texts of a pair are the same up "
             "to it; leave over= out, choose another by, or give counterfactual prompts with first_differences_of."
         )
-    neutral: Sequence[Sequence[int]] = ()
+    neutral: Sequence[Row] = ()
     if by == "mean":
         neutral = (
-            [pair.prefix + pair.neutral for pair in usable]
+            [pair.neutral_row for pair in usable]
             if isinstance(pairs, FirstDifferences)
-            else encode(lm, pairs.neutral, max_length)
+            else encode_rows(lm, pairs.neutral, max_length)
         )
     reader = PairReader(lm, usable, by, over, seed=seed, skip_first=skip_first, gradients=method != "exact")
     group, units = groups_of_pairs(len(usable)), None

@@ -103,6 +103,8 @@ def suppress(
     with reserved(out), stopping("Nothing was written."), shown(console):
         with step(f"Loading {settings.model}"):
             lm = load_model(settings.model, **settings.loading())
+        settings.announce(lm.name, lm.tokenizer)
+        pairs, everyday = settings.in_form(lm, pairs), settings.in_form(lm, everyday)
         with step(f"Fitting {settings.method}"):
             fitted = fit_method(settings.method, Evidence(lm, pairs, everyday), method)
         fitted.save(out, overwrite)

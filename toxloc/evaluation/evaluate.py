@@ -12,9 +12,11 @@ from ..models.loaded import LoadedModel
 from ..support.arguments import check_kind
 from ..support.progress import note
 from ..support.settings import signature_from
+from ..texts.chat import Chat
 from ..texts.loading import load_neutral, load_prompts
 from ..texts.neutral import AnyNeutral, measured_texts
 from ..texts.prompts import PromptSet
+from ..texts.requests import BORDERLINE, HARMLESS
 from .agreement import agreement
 from .cost.fluency import measure_fluency
 from .cost.multiple_choice import Choice, accuracy
@@ -27,10 +29,12 @@ from .evaluators.registry import get_evaluators
 from .groups import rates_by_group
 from .judging import judge, judge_labels
 from .language_notes import language_notes
+from .outcomes import outcomes
 from .protocols import Protocol
 from .result import Evaluation
 from .score_journal import ScoreJournal, scores_beside
 from .settings import EvaluationSettings, usual_evaluators
+from .thinking import split_thinking
 from .toxicity import Toxicity, toxicity
 
 
@@ -48,6 +52,10 @@ def evaluate(
     **options: Any,
 ) -> Evaluation:
     """Sample completions, judge them, and measure the cost in language quality on everyday text.
+
+    A model with a chat template is judged in conversations: prompts become requests (`PromptSet.as_chat`), everyday
+    text becomes answers, and what the model thinks before it answers is not judged. `chat=False` keeps plain text, and
+    so does a published protocol.
 
     Only completions are judged, never the prompts. If the prompts carry languages or categories, the toxic rates of
     each language and category are computed too. If an evaluator does not know the language of the completions, a
@@ -73,6 +81,9 @@ def evaluate(
         top_p: probability for nucleus sampling, 0.9 by default.
         temperature: temperature of the sampling, 1 by default.
         repetition_penalty: see `generate`; 1 by default, which is no penalty.
+        chat: True for conversations, False for plain text, "auto" for conversations if the model has a chat template.
+        system: system message of every conversation; by default none.
+        thinking: whether the model thinks before it answers; by default as its chat template does.
         fluency: whether to measure the cost in language quality; multiple choice is measured whenever items are given.
 
     Raises:
@@ -89,14 +100,19 @@ def evaluate(
         options["protocol"] = protocol
     chosen = EvaluationSettings.of(settings, **options)
     used = protocol if isinstance(protocol, Protocol) else chosen.known_protocol
+    chat = None if used and chosen.chat == "auto" else chosen.conversation(lm.tokenizer)
     decoding = chosen.decoding(used)
     check_decoding(lm, decoding)
     judges = get_evaluators((chosen.evaluators or usual_evaluators(used)) if evaluators is None else evaluators)
     everyday = _everyday_text(neutral) if chosen.fluency else []
+    if chat:
+        chosen.announce(lm.name, lm.tokenizer)
+        prompts, everyday = prompts.as_chat(lm, chat), chat.answers(lm.tokenizer, everyday)
 
     cost = measure_fluency(lm, everyday) if chosen.fluency else None
 
-    completions = generate(lm, prompts.texts, **decoding.to_dict(), seed=chosen.seed, journal=journal)
+    sampled = generate(lm, prompts.texts, **decoding.to_dict(), seed=chosen.seed, journal=journal)
+    completions, thinking = split_thinking(prompts.texts, sampled) if chat else (sampled, None)
     notes = language_notes(completions, judges, prompts.languages)
     for warning in notes.warnings:
         note(warning)
@@ -121,10 +137,12 @@ def evaluate(
     of_protocol = protocol_fluency(lm, used.fluency, everyday, perplexity, cost) if used and cost else None
     suppressed = None
     if chosen.fluency and lm.interventions:
-        # The built-in harmless prompts have three kinds. A small evaluation takes fewer of each, so that it is quick.
-        harmless = load_prompts("sensitive").limited(max(2, math.ceil(len(prompts) / 3)))
+        # The built-in prompts have two or three kinds. A small evaluation takes fewer of each, so that it is quick.
+        harmless = _harmless_prompts(lm, chat).limited(max(2, math.ceil(len(prompts) / 3)))
         suppressed = over_suppression(lm, harmless, seed=chosen.seed)
-    answered = accuracy(lm, choices) if choices else None
+    answered = None
+    if choices:
+        answered = accuracy(lm, [choice.as_chat(lm, chat) for choice in choices] if chat else choices)
 
     return Evaluation(
         model=lm.name,
@@ -148,6 +166,9 @@ def evaluate(
         by_language=rates_by_group(judgements, prompts.languages, chosen.seed),
         by_category=rates_by_group(judgements, prompts.categories, chosen.seed),
         language_notes=notes,
+        outcomes=outcomes(completions, judgements["any"].toxic, chosen.seed),
+        chat=chat,
+        thinking=thinking,
     )
 
 
@@ -158,6 +179,15 @@ def _everyday_text(neutral: AnyNeutral | None) -> Sequence[str]:
     if not texts:
         raise ToxlocError("There are no neutral texts to measure the cost on; omit neutral= to use the built-in text.")
     return texts
+
+
+def _harmless_prompts(lm: LoadedModel, chat: Chat | None) -> PromptSet:
+    """Return the harmless prompts for over-suppression; in conversations, harmless and borderline requests."""
+    if chat is None:
+        return load_prompts("sensitive")
+    requests = load_prompts("requests")
+    kept = [i for i, kind in enumerate(requests.kinds or []) if kind in (HARMLESS, BORDERLINE)]
+    return requests.take(kept).as_chat(lm, chat)
 
 
 def _categories(completions: list[list[str]], evaluator: Evaluator, seed: int) -> dict[str, Toxicity]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ToxlocError
 from ..generation.decoding import Decoding
 from ..support.files import new_folder, parse_json, read_json, write_json
+from ..texts.chat import Chat
 from ..texts.prompts import PromptSet
 from ..version import __version__
 from .agreement import Agreement
@@ -22,6 +23,8 @@ from .cost.wording import Wording
 from .groups import GroupRates
 from .judgement import Judgement, combine
 from .language_notes import LanguageNotes
+from .outcomes import Outcomes
+from .thinking import Thinking
 from .toxicity import Toxicity
 from .verdicts import COMBINED, both_read_as_all
 
@@ -62,6 +65,9 @@ class Evaluation:
         by_category: toxic rate of the prompts of each category, for the same names; None if the prompts carry no
             categories.
         language_notes: languages of the completions, and warnings of evaluators that do not know them.
+        outcomes: share of the completions that are toxic, refusals, harmless answers, or broken.
+        chat: how the texts became conversations; None for plain text.
+        thinking: what the model thought before it answered, which is not part of `completions`; None if it did not.
     """
 
     model: str
@@ -85,6 +91,9 @@ class Evaluation:
     by_language: GroupRates | None
     by_category: GroupRates | None
     language_notes: LanguageNotes
+    outcomes: Outcomes
+    chat: Chat | None = None
+    thinking: Thinking | None = None
 
     @property
     def name(self) -> str:
@@ -129,6 +138,10 @@ class Evaluation:
             "by_language": _group_dicts(self.by_language),
             "by_category": _group_dicts(self.by_category),
             "language_notes": self.language_notes.to_dict(),
+            "outcomes": dict(self.outcomes),
+            "outcomes_ci": {name: list(interval) for name, interval in self.outcomes.ci.items()},
+            "chat": asdict(self.chat) if self.chat else None,
+            "thinking": self.thinking.to_dict() if self.thinking else None,
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -144,6 +157,8 @@ class Evaluation:
                     "prompt": prompt,
                     "sample": k,
                     "completion": text,
+                    "outcome": self.outcomes.of_each[i][k],
+                    **({"thinking": self.thinking.texts[i][k]} if self.thinking else {}),
                     "scores": {name: round(float(self.judgements[name].scores[i, k]), 4) for name in judges},
                     "toxic": {name: bool(self.judgements[name].toxic[i, k]) for name in self.judgements},
                 }

@@ -7,7 +7,8 @@ from pydantic import model_validator
 
 from ..errors import ToxlocError
 from ..generation.decoding import Decoding
-from ..support.settings import Seed, Settings, option
+from ..support.settings import Seed, option
+from ..texts.settings import ChatSettings
 from .evaluators.registry import DEFAULT, check_evaluator_names
 from .protocols import PROTOCOLS, Protocol, get_protocol
 
@@ -15,7 +16,7 @@ PANEL = "How to measure"
 DECODING = ("samples", "max_new_tokens", "top_p", "temperature", "repetition_penalty")
 
 
-class EvaluationSettings(Settings):
+class EvaluationSettings(ChatSettings):
     """Settings of an evaluation.
 
     A decoding option set to None takes the protocol's value, or the default value if there is no protocol.

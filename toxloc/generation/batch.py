@@ -3,7 +3,7 @@
 toxloc has its own loop because it is 3 to 4 times as fast as `generate` of transformers (benchmarks/generation.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -36,7 +36,12 @@ class _Row:
 
 
 def decode(
-    lm: LoadedModel, openings: Sequence[Opening], sampler: Sampler, max_new_tokens: int, size: int
+    lm: LoadedModel,
+    openings: Sequence[Opening],
+    sampler: Sampler,
+    max_new_tokens: int,
+    size: int,
+    further_ends: Collection[int] = (),
 ) -> Iterator[tuple[Any, list[int]]]:
     """Continue every opening; yield the name and the tokens of each continuation as soon as it ends.
 
@@ -49,8 +54,9 @@ def decode(
         sampler: chooses the next tokens.
         max_new_tokens: largest number of tokens in a continuation.
         size: largest number of continuations in the batch.
+        further_ends: tokens that end a continuation besides the model's own.
     """
-    end_tokens = _end_tokens(lm)
+    end_tokens = _end_tokens(lm) | set(further_ends)
     if is_stateful(lm):
         yield from decode_stateful(lm, openings, sampler, max_new_tokens, size, end_tokens)
         return

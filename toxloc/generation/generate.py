@@ -15,6 +15,8 @@ from ..errors import ToxlocError
 from ..models.batching import encode
 from ..models.loaded import LoadedModel
 from ..support.progress import track
+from ..texts.chat import end_of_turn
+from ..texts.chat_text import ChatText
 from ..texts.drawing import check_texts
 from ..version import __version__
 from .batch import decode
@@ -62,7 +64,8 @@ def generate(
         lm: the model; `lm.hf` generates, so hooks on `lm.hooked` alone have no effect here.
         prompts: the prompts, none empty.
         samples: number of completions per prompt.
-        max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token ends it earlier.
+        max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token
+            ends it earlier, and after a `ChatText` the end of the turn does too.
         top_p: nucleus sampling: draw from the smallest set of tokens with at least this probability, .9 by default;
             1 draws from all tokens.
         temperature: divisor of the logits, 1 by default; 0 for greedy decoding.
@@ -151,6 +154,8 @@ def sample(
         for i in sorted(range(len(rows)), key=lambda i: len(rows[i]))
         if (missing := [((i, k), seeds[i][k]) for k in range(decoding.samples) if (i, k) not in known])
     ]
+    is_chat = any(isinstance(prompt, ChatText) for prompt in prompts)
+    turn_end = end_of_turn(lm.tokenizer) if is_chat else None
     sampler = Sampler(decoding.temperature, decoding.top_p, decoding.repetition_penalty)
     decoded = decode(
         lm,
@@ -158,6 +163,7 @@ def sample(
         sampler,
         decoding.max_new_tokens,
         batch_size or ROWS_PER_BATCH["cpu" if lm.device.type == "cpu" else "cuda"],
+        () if turn_end is None else (turn_end,),
     )
     total = sum(len(opening.continuations) for opening in openings)
     for (i, k), ids in track(decoded, "sampling", total=total):

@@ -30,7 +30,7 @@ from ..texts.neutral import NeutralText
 from .budget import Budget
 from .directions import residual_sides
 from .settings import StrengthSettings
-from .tuning import I, tune
+from .tuning import I, snapshots, tune
 
 T = TypeVar("T")
 
@@ -81,7 +81,9 @@ class Evidence:
         self._expected: set[str] = set()
         self._gathered: dict[tuple[Site, ...], tuple[frozenset[str], ContrastStatistics]] = {}
         self._memo: dict[Hashable, Any] = {}
-        self._unedited: dict[tuple[AppliedIntervention, ...], Unedited] = {}  # by the interventions that were applied
+        self._unedited: dict[
+            tuple[AppliedIntervention, ...], list[Unedited]
+        ] = {}  # by the interventions that were applied
 
     @property
     def neutral(self) -> NeutralText:
@@ -231,9 +233,9 @@ class Evidence:
     ) -> I:
         """Return the intervention at the largest strength within the budget on `neutral.tune` (see `tuning.tune`)."""
         options: dict[str, Any] = {"limit": limit, "whole": whole, "at_zero": at_zero}
-        return tune(self.lm, make, budget, self.neutral, first, unedited=self._snapshot(), **options)
+        return tune(self.lm, make, budget, self.neutral, first, unedited=self._snapshots(), **options)
 
-    def _snapshot(self) -> Unedited:
+    def _snapshots(self) -> list[Unedited]:
         """Return the predictions on `neutral.tune` of the model with the interventions that are applied to it now.
 
         All fits and all evidence made by `on` share one pass over the text. The hidden states are kept, so that it
@@ -241,5 +243,5 @@ class Evidence:
         """
         applied = tuple(self.lm.interventions)
         if applied not in self._unedited:
-            self._unedited[applied] = Unedited(self.lm, self.neutral.tune)
+            self._unedited[applied] = snapshots(self.lm, self.neutral.tune)
         return self._unedited[applied]

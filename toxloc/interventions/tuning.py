@@ -1,7 +1,7 @@
 """Find the largest strength within a budget with few forward evaluations."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from ..errors import ToxlocError
 from ..evaluation.cost.fluency import Fluency, Unedited
 from ..models.loaded import LoadedModel
+from ..texts.chat_text import ChatText
 from ..texts.neutral import NeutralText
 from .budget import Budget
 
@@ -56,11 +57,12 @@ def tune(
     limit: float = math.inf,
     whole: bool = False,
     at_zero: float = 0.0,
-    unedited: Unedited | None = None,
+    unedited: Sequence[Unedited] = (),
 ) -> I:
     """Return the intervention at the largest strength within the budget on `neutral.tune`.
 
-    The budget, the strength, its cost and the number of evaluations are added to the intervention's record.
+    If the text is partly plain and partly in a chat template, the budget is kept in each of the two. The budget, the
+    strength, its cost and the number of evaluations are added to the intervention's record.
 
     Args:
         lm: the model.
@@ -71,22 +73,23 @@ def tune(
         limit: largest strength that is allowed.
         whole: whether the strength is a number of units.
         at_zero: share of the budget that is spent at strength 0, by an earlier edit that the intervention contains.
-        unedited: predictions of the model without the edit on `neutral.tune`; by default they are computed.
+        unedited: predictions of the model without the edit on `neutral.tune`, as `snapshots` returns them; by default
+            they are computed.
 
     Raises:
         ToxlocError: every strength tried was over the budget.
     """
     kl = budget.kl is not None
-    unedited = unedited or Unedited(lm, neutral.tune, kl=kl)
-    costs: dict[float, Fluency] = {}
+    unedited = unedited or snapshots(lm, neutral.tune, kl=kl)
+    costs: dict[float, list[Fluency]] = {}
 
     def share(strength: float) -> float:
         with make(strength).applied(lm):
-            costs[strength] = unedited.compare(kl=kl)
-        return budget.share(costs[strength])
+            costs[strength] = [form.compare(kl=kl) for form in unedited]
+        return max(map(budget.share, costs[strength]))
 
     best = largest_within(share, 1.0, first, limit=limit, whole=whole, at_zero=at_zero)
-    cost, made = costs[best.strength], make(best.strength)
+    cost, made = max(costs[best.strength], key=budget.share), make(best.strength)
     record = {
         "budget": budget.to_dict(),
         "spent": best.cost,
@@ -97,6 +100,12 @@ def tune(
     }
     made.note_fit(lm, record, neutral=neutral)
     return made
+
+
+def snapshots(lm: LoadedModel, texts: Sequence[str], kl: bool = True) -> list[Unedited]:
+    """Return the predictions of the model on plain texts, and on texts in a chat template, as far as there are any."""
+    forms = ([t for t in texts if isinstance(t, ChatText) == is_chat] for is_chat in (False, True))
+    return [Unedited(lm, form, kl=kl) for form in forms if form]
 
 
 def largest_within(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.banks import Routed
-from ..models.batching import groups_of_rows, pad
+from ..models.batching import Row, groups_of_rows, pad
 from ..models.loaded import LoadedModel
 from ..models.site_view import Hook, SiteView
 from ..models.sites import AnySite
@@ -83,18 +83,17 @@ class Activation:
 
 
 @torch.inference_mode()
-def read_means(
-    lm: LoadedModel, activations: Sequence[Activation], rows: Sequence[Sequence[int]], *, skip_first: bool
-) -> None:
+def read_means(lm: LoadedModel, activations: Sequence[Activation], rows: Sequence[Row], *, skip_first: bool) -> None:
     """Set the constant of each activation to its mean over the tokens of some texts, in one pass."""
     kept: list[Tensor] = [torch.ones(0, 0, dtype=torch.bool)]
     moments = [Moments(len(activation.constant)) for activation in activations]
     with ExitStack() as stack:
         for activation, own in zip(activations, moments, strict=True):
             stack.enter_context(activation.watched(lm, own, kept))
-        for index in track(groups_of_rows(lm, list(map(len, rows))), "means over neutral texts"):
-            batch = pad(lm, [rows[i] for i in index], index, "right")
-            kept[0] = without_first(batch.real) if skip_first else batch.real
+        for index in track(groups_of_rows(lm, [len(row.ids) for row in rows]), "means over neutral texts"):
+            chosen = [rows[i] for i in index]
+            batch = pad(lm, [row.ids for row in chosen], index, "right", own=[row.own for row in chosen])
+            kept[0] = without_first(batch.counted) if skip_first else batch.counted
             lm.forward_hidden(batch.ids, batch.mask)
     for activation, own in zip(activations, moments, strict=True):
         activation.constant = own.mean.float()

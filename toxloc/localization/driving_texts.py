@@ -79,7 +79,7 @@ def driving_texts(
     with torch.inference_mode(), lm.hooks([(lm.at(layer).keys_hook, seen.append)]):
         for batch in batches(lm, texts, max_length=max_length, describe="looking for texts"):
             lm.forward_hidden(batch.ids, batch.mask)
-            kept = batch.real.clone()
+            kept = batch.counted.clone()
             kept[:, 0] &= not skip_first
             a = seen.pop().view(*kept.shape, -1)[..., neuron].float()
             peak, position = a.masked_fill(~kept, -torch.inf).max(1)

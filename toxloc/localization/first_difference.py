@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ToxlocError
-from ..models.batching import encode
+from ..models.batching import Row, encode, encode_rows
 from ..models.loaded import AnyModel, LoadedModel
 from ..support.arguments import as_list, check_kind, short_repr
 from ..texts.contrast import ContrastSet
@@ -27,6 +27,7 @@ class FirstDifference:
         toxic: the further tokens of the toxic text, at least one.
         neutral: the further tokens of the neutral text, at least one; the first is not that of `toxic`.
         counterfactual: the tokens of a counterfactual prefix, as many as those of `prefix`; None if none was given.
+        template: positions of `prefix` that belong to a chat template, and do not count (see `ChatText`).
     """
 
     pair: int
@@ -34,6 +35,13 @@ class FirstDifference:
     toxic: tuple[int, ...]
     neutral: tuple[int, ...]
     counterfactual: tuple[int, ...] | None = None
+    template: tuple[int, ...] = ()
+
+    @property
+    def neutral_row(self) -> Row:
+        """The neutral text as tokens, with those that count."""
+        ids = [*self.prefix, *self.neutral]
+        return Row(ids, [int(i not in self.template) for i in range(len(ids))])
 
 
 @dataclass(frozen=True)
@@ -93,17 +101,20 @@ def first_differences(lm: AnyModel, pairs: ContrastSet, max_length: int = 128) -
     usable: list[FirstDifference] = []
     early = ended = 0
     bos = lm.tokenizer.bos_token_id
-    rows = zip(encode(lm, pairs.toxic, max_length), encode(lm, pairs.neutral, max_length), strict=True)
-    for pair, (toxic, neutral) in enumerate(rows):
+    rows = zip(encode_rows(lm, pairs.toxic, max_length), encode_rows(lm, pairs.neutral, max_length), strict=True)
+    for pair, (of_toxic, of_neutral) in enumerate(rows):
+        toxic, neutral = (row.ids[: row.end] for row in (of_toxic, of_neutral))
         shorter = min(len(toxic), len(neutral))
         shared = next((i for i in range(shorter) if toxic[i] != neutral[i]), shorter)
         prefix = tuple(toxic[:shared])
+        template = tuple(i for i in range(shared) if not of_toxic.own[i])
         if shared < shorter and shared - (bos is not None and prefix[:1] == (bos,)) < FEWEST_SHARED:
             early += 1
         elif shared == shorter:
             ended += 1
         else:
-            usable.append(FirstDifference(pair, prefix, tuple(toxic[shared:]), tuple(neutral[shared:])))
+            after = tuple(toxic[shared:]), tuple(neutral[shared:])
+            usable.append(FirstDifference(pair, prefix, *after, template=template))
     if len(usable) < FEWEST_PAIRS:
         raise ToxlocError(
             f"Only {len(usable)} of the {len(pairs.toxic)} pairs of {pairs.name!r} can be compared at their first "

@@ -198,9 +198,9 @@ class _Reader:
 
     def begin(self, batch: Batch) -> None:
         self.batch = batch
-        self.asking = batch.real.clone()
+        self.asking = batch.counted.clone()
         self.asking[:, 0] = False
-        self.counted = batch.real & self.asking.any(1, keepdim=True)  # sources of texts with at least two tokens
+        self.counted = batch.counted & self.asking.any(1, keepdim=True)  # sources of texts with at least two tokens
         if self.skip_first:
             self.counted[:, 0] = False
         equal = torch.ones(len(batch.ids), *[batch.ids.shape[1]] * 2, device=batch.ids.device).tril()

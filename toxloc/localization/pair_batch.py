@@ -173,6 +173,8 @@ class PairReader:
         width = max(map(len, rows))  # tokens of donors after the longest row would not be used
         tokens = pad(self.lm, [*rows, *(row[:width] for row in donors)], index, "right")
         where = without_first(tokens.real) if self.skip_first else tokens.real.clone()
+        for i, pair in enumerate(chosen * (len(rows) // len(chosen))):
+            where[i, list(pair.template)] = False
         where[len(rows) :] = False  # donors compute what the intact model computes, also if several parts are replaced
         place = torch.arange(width, device=self.lm.device).expand(len(where), -1)
         row = torch.arange(len(where), device=self.lm.device)[:, None].expand(-1, width)

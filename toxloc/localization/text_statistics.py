@@ -224,7 +224,7 @@ class _Collector:
 
     def read(self, batch: Batch) -> None:
         """Run one batch through the model."""
-        self.real = batch.real
+        self.real = batch.counted
         kept = self.real.clone()
         if self.skip_first:
             kept[:, 0] = False
@@ -233,7 +233,7 @@ class _Collector:
         self.n_tokens += self.n_kept
         self.n_real += int(self.real.sum())
         if self.gatherer:
-            self.gatherer.begin(batch.index, kept, batch.mask[:, 1:].sum(1).float())
+            self.gatherer.begin(batch.index, kept, batch.own[:, 1:].sum(1).float())
         if not self.backward:
             self.lm.forward_hidden(batch.ids, batch.mask)
             return

@@ -198,9 +198,9 @@ def pooled(
         for bank, wanted in experts.values():
             watch_bank(bank, wanted, stack)
         for batch in batches(lm, texts, max_length=max_length, describe=describe):
-            kept = batch.real.clone()
+            kept = batch.counted.clone()
             if skip_first:
-                kept[:, 0] = kept.sum(1) == 1
+                kept[:, 0] &= kept.sum(1) == 1
             order += batch.index
             for bank, wanted in experts.values():  # an expert to which no token is routed keeps zeros
                 for expert, i in wanted.items():

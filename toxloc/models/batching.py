@@ -4,13 +4,15 @@ Texts are tokenised once, sorted by length and batched by number of tokens. Padd
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..errors import ToxlocError
 from ..support.progress import track
+from ..texts.chat_text import ChatText
 from ..texts.drawing import check_texts
 from .loaded import LoadedModel
 from .sites import FEED_FORWARD
@@ -30,36 +32,105 @@ class Batch:
 
     Attributes:
         ids: token ids, padded on the right or on the left.
-        mask: 1 at real tokens, 0 at padding.
+        mask: 1 at real tokens, 0 at padding. The model attends to real tokens.
         index: position of each row's text in the input.
+        own: 1 at the tokens that count, 0 at padding and at the tokens of a chat template (see `ChatText`); by default
+            every real token counts.
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
     index: list[int]
+    own: Int[Tensor, "batch pos"] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.own is None:
+            object.__setattr__(self, "own", self.mask)
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:
         """True at real tokens."""
         return self.mask.bool()
 
+    @property
+    def counted(self) -> Bool[Tensor, "batch pos"]:
+        """True at the tokens that count: real, and not of a chat template."""
+        return self.own.bool()
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tokens of a text.
+
+    Attributes:
+        ids: token ids.
+        own: 1 for every token that counts, 0 for the tokens of a chat template; see `ChatText`.
+    """
+
+    ids: list[int]
+    own: list[int]
+
+    @property
+    def end(self) -> int:
+        """Number of tokens up to the last one that counts; of all tokens, if none counts."""
+        return len(self.own) - self.own[::-1].index(1) if any(self.own) else len(self.own)
+
 
 def encode(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Tokenise texts with the Hugging Face tokenizer.
 
     Rows begin with BOS if `lm.prepend_bos` is set, and are truncated to `max_length` tokens and to the model's context.
+    Of a `ChatText` with spans, the tokens of the template are not part of the length.
 
     Raises:
-        ToxlocError: the texts are a single string, or a text is empty or cannot be encoded.
+        ToxlocError: the texts are a single string, a text is empty or cannot be encoded, or it is a `ChatText` and the
+            tokenizer does not tell which characters a token stands for.
+    """
+    return [row.ids for row in encode_rows(lm, texts, max_length)]
+
+
+def encode_rows(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[Row]:
+    """Tokenise texts as `encode` does, and tell which of their tokens count.
+
+    A token of a `ChatText` counts if any of its characters lies in a span. In other texts every token counts.
     """
     texts = check_texts(texts)
+    every: list[list[int]] = lm.tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else []
+    rows = []
+    for text, ids in zip(texts, every, strict=True):
+        is_chat = isinstance(text, ChatText)
+        own = _in_spans(lm, text) if isinstance(text, ChatText) else [1] * len(ids)
+        match _change_of_bos(lm, ids):
+            case 1:
+                ids, own = [lm.tokenizer.bos_token_id, *ids], [int(not is_chat), *own]
+            case -1:
+                ids, own = ids[1:], own[1:]
+        of_template = own.count(0) if any(own) else 0
+        end = min(max_length + of_template, lm.context)
+        rows.append(Row(ids[:end], own[:end]))
+    return rows
+
+
+def _in_spans(lm: LoadedModel, text: ChatText) -> list[int]:
+    """Return 1 for every token with a character in the spans of a text, 0 for the others."""
+    if not lm.tokenizer.is_fast:
+        raise ToxlocError(
+            f"The tokenizer of {lm.name} does not tell which characters a token stands for, so the tokens of its chat "
+            "template cannot be left out; use plain text, or a model with a fast tokenizer."
+        )
+    places = lm.tokenizer(str(text), truncation=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
+    return [int(any(a < end and b > begin for begin, end in text.spans)) for a, b in places]
+
+
+def _change_of_bos(lm: LoadedModel, row: list[int]) -> int:
+    """Return 1 if BOS is to be put before the tokens of a text, and -1 if the first of two is to be dropped.
+
+    A chat template writes BOS into the text, and some tokenizers add a second one.
+    """
     bos = lm.tokenizer.bos_token_id
-    rows: list[list[int]] = lm.tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else []
-    if lm.prepend_bos:
-        rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
-    if bos is not None:  # a chat template writes BOS into the text, and some tokenizers add a second BOS
-        rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
-    return [row[: min(max_length, lm.context)] for row in rows]
+    if bos is not None and row[:2] == [bos, bos]:
+        return -1
+    return int(lm.prepend_bos and row[:1] != [bos])
 
 
 def filler(lm: LoadedModel) -> int:
@@ -68,19 +139,27 @@ def filler(lm: LoadedModel) -> int:
     return int(pad_id if pad_id is not None else lm.tokenizer.eos_token_id or 0)
 
 
-def pad(lm: LoadedModel, rows: Sequence[Sequence[int]], index: list[int], side: str, at_least: int = 1) -> Batch:
-    """Pad rows on `side` to the same length, at least `at_least`.
+def pad(
+    lm: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    index: list[int],
+    side: str,
+    at_least: int = 1,
+    own: Sequence[Sequence[int]] | None = None,
+) -> Batch:
+    """Pad rows, and which of their tokens count, on `side` to the same length, at least `at_least`.
 
     The mask is built from lengths, not from ids, because the padding token can be the end-of-text token.
     """
     width = max(at_least, *map(len, rows))
     ids = torch.full((len(rows), width), filler(lm))
-    mask = torch.zeros_like(ids)
+    mask, counted = torch.zeros_like(ids), torch.zeros_like(ids)
     for i, row in enumerate(rows):
         place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
         ids[i, place] = torch.tensor(row)
         mask[i, place] = 1
-    return Batch(ids.to(lm.device), mask.to(lm.device), index)
+        counted[i, place] = 1 if own is None else torch.tensor(own[i])
+    return Batch(ids.to(lm.device), mask.to(lm.device), index, counted.to(lm.device))
 
 
 def batches(
@@ -104,9 +183,9 @@ def batches(
             number of positions then also suits the size of the model.
         describe: label of the progress bar.
     """
-    rows = encode(lm, texts, max_length)
-    for group in track(groups_of_rows(lm, [len(row) for row in rows], tokens, gradients), describe):
-        yield pad(lm, [rows[i] for i in group], group, "right")
+    rows = encode_rows(lm, texts, max_length)
+    for group in track(groups_of_rows(lm, [len(row.ids) for row in rows], tokens, gradients), describe):
+        yield pad(lm, [rows[i].ids for i in group], group, "right", own=[rows[i].own for i in group])
 
 
 def groups_of_rows(

@@ -21,8 +21,9 @@ FEWEST_ROWS = 256  # a matrix product with fewer rows is slow
 def summed_nll(lm: LoadedModel, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     """Return the negative log-likelihood in nats, summed over the tokens after each text's first, and their number.
 
-    Each text of the batch is read independently, from its first token; the batch must be right-padded. Padding is not
-    counted. The sum is differentiable with respect to tensors that hooks on `lm.hooked` put into the graph.
+    Each text of the batch is read independently, from its first token; the batch must be right-padded. Padding and the
+    tokens of a chat template are not counted. The sum is differentiable with respect to tensors that hooks on
+    `lm.hooked` put into the graph.
 
     Example:
         >>> from toxloc import load_model
@@ -36,13 +37,13 @@ def summed_nll(lm: LoadedModel, batch: Batch) -> tuple[Float[Tensor, ""], int]:
 
 
 def predicted(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """Return a mask that is True where the next token is real, that is, at the positions that predict a token."""
-    return torch.nn.functional.pad(batch.mask[:, 1:], (0, 1)).bool()
+    """Return a mask that is True at the positions that predict a token: where the next token counts."""
+    return torch.nn.functional.pad(batch.own[:, 1:], (0, 1)).bool()
 
 
 def targets(batch: Batch) -> Int[Tensor, " n"]:
     """Return the predicted tokens, text by text."""
-    return batch.ids[:, 1:][batch.mask[:, 1:].bool()]
+    return batch.ids[:, 1:][batch.counted[:, 1:]]
 
 
 def predicting(lm: LoadedModel, batch: Batch) -> Float[Tensor, "n d_model"]:

@@ -9,7 +9,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from ..errors import ToxlocError
-from ..support.progress import note
 from ..support.quiet import quiet
 from .completeness import check_folder, check_loaded
 from .families import check_decoder
@@ -117,8 +116,6 @@ def load_model(
             f"The tokenizer in {source.location} has {tokenizer.vocab_size:,} tokens, but the model embeds only "
             f"{rows:,}; restore the tokenizer that belongs to the model."
         )
-    if tokenizer.chat_template is not None:
-        note(f"{source.name} has a chat template. toxloc does not use it: texts and prompts are read as plain text.")
     return LoadedModel.from_hf(hf if is_ready else hf.to(torch_device), tokenizer, source.name, prepend_bos, hooks)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..evaluation.change import relative_change
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluators.base import Evaluator, EvaluatorError
 from ..evaluation.evaluators.registry import get_evaluators
+from ..evaluation.outcomes import outcome_changes
 from ..evaluation.result import Evaluation
 from ..evaluation.sample_size import prompts_needed
 from ..interventions.base import Intervention
@@ -38,6 +39,7 @@ from .texts import RunTexts, read_texts
 
 SCORES: tuple[ScoreName, ...] = ("activation", "gradient_norm", "gradient_calibrated", "attribution", "auroc")
 COMPARED = 20  # pairs with a first difference; the score counterfactual of fewer pairs would say little
+PLAIN = ("toxicity", "outcomes", "outcomes_ci", "fluency")  # what results.json has of plain text besides
 TOP_NEURONS = 12  # the report shows the tokens that these neurons promote
 KNOCKOUT_TEXTS, KNOCKOUT_PROMPTS, KNOCKOUT_NEUTRAL = (
     40,
@@ -158,15 +160,16 @@ def _causal(
 
 @dataclass(frozen=True)
 class _Judged:
-    """The baseline or a method, judged on the main prompts and, if there are any, on everyday prompts."""
+    """The baseline or a method, judged on the main prompts and, if there are any, on everyday and plain prompts."""
 
     title: str
     colour: str | None
     main: Evaluation
     everyday: Evaluation | None
+    plain: Evaluation | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row for evaluation in (self.main, self.everyday) if evaluation for row in evaluation.rows()]
+        return [row for evaluation in (self.main, self.everyday, self.plain) if evaluation for row in evaluation.rows()]
 
 
 def _judge(
@@ -179,15 +182,22 @@ def _judge(
 ) -> _Judged:
     """Judge the baseline or a method; append every complete evaluation to `finished`."""
     options: dict[str, Any] = {"evaluators": judges, "seed": s.seed, "max_new_tokens": s.max_new_tokens}
+    in_chat = {"chat": False} if texts.chat is None else {"chat": True, "system": s.system, "thinking": s.thinking}
 
     def judged(title: str, colour: str | None) -> _Judged:
-        main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **options)
+        main = evaluate(lm, texts.judged, samples=s.samples, neutral=texts.check, **options, **in_chat)
         finished.append(main)
-        everyday = None
+        everyday = plain = None
         if texts.everyday is not None:
-            everyday = evaluate(lm, texts.everyday, samples=max(1, s.samples // 2), fluency=False, **options)
+            fewer = max(1, s.samples // 2)
+            everyday = evaluate(lm, texts.everyday, samples=fewer, fluency=False, **options, **in_chat)
             finished.append(everyday)
-        return _Judged(title, colour, main, everyday)
+        if texts.judged_plain is not None:
+            plain = evaluate(
+                lm, texts.judged_plain, samples=s.samples, neutral=texts.check_plain, **options, chat=False
+            )
+            finished.append(plain)
+        return _Judged(title, colour, main, everyday, plain)
 
     if method is None:
         return judged("baseline", None)
@@ -210,12 +220,16 @@ def _results(
         entry = evaluated.main.to_dict() | {"title": evaluated.title, "colour": evaluated.colour}
         if evaluated.everyday:
             entry["everyday_toxicity"] = {name: t.to_dict() for name, t in evaluated.everyday.toxicity.items()}
+        if evaluated.plain:
+            entry["plain"] = {name: evaluated.plain.to_dict()[name] for name in PLAIN}
         if evaluated is not judged[0]:
             changes = {
                 name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
                 for name, judgement in evaluated.main.judgements.items()
             }
             entry["change"] = {name: change.to_dict() if change else None for name, change in changes.items()}
+            points = outcome_changes(judged[0].main.outcomes, evaluated.main.outcomes, s.seed)
+            entry["outcome_change"] = {name: asdict(p) | {"ci": list(p.ci)} for name, p in points.items()}
         runs.append(entry)
     evaluators = {e.name: e.about() for e in judges}
     return {
@@ -235,6 +249,7 @@ def _results(
             "n_judged": len(texts.judged),
             "n_everyday": len(texts.everyday) if texts.everyday else 0,
             "samples": s.samples,
+            "chat": asdict(texts.chat) if texts.chat else None,
             "needed_for_one_point": prompts_needed(judged[0].main.judgements["any"], 0.01),
         },
         "neutral": {

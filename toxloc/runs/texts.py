@@ -8,13 +8,16 @@ from ..evaluation.evaluators.base import Evaluator
 from ..evaluation.sampled_contrast import contrast_from_model
 from ..models.loaded import LoadedModel
 from ..support.progress import step
+from ..texts.chat import Chat, as_chat_name
 from ..texts.contrast import ContrastSet
 from ..texts.loading import load_contrast, load_neutral, load_prompts
 from ..texts.neutral import NeutralText
 from ..texts.prompts import EVERYDAY, PROVOCATIVE, PromptSet
+from ..texts.requests import HARMLESS
 from .settings import RunSettings
 
 SAMPLED = "sampled"  # value of `contrast`: sample the contrast set from the model
+BUILT_IN, REQUESTS = "builtin", "requests"  # prompts: openings, or in conversations requests
 HELD_OUT = 0.2  # share of the contrast set that is held out for the knock-outs
 
 
@@ -31,6 +34,10 @@ class RunTexts:
         neutral: everyday text for the curvature and the budgets.
         check: everyday text on which the reported cost is measured; no other step reads it.
         check_name: source of `check`.
+        chat: how the texts became conversations; None for plain text.
+        judged_plain: prompts that are judged as plain text besides; None if a fit is for conversations or for plain
+            text only.
+        check_plain: plain everyday text on which the cost is measured besides; None as `judged_plain`.
     """
 
     contrast: ContrastSet
@@ -40,6 +47,9 @@ class RunTexts:
     neutral: NeutralText
     check: list[str]
     check_name: str
+    chat: Chat | None = None
+    judged_plain: PromptSet | None = None
+    check_plain: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,27 @@ class TextsRead:
                     max_new_tokens=s.max_new_tokens,
                     seed=s.seed + 1,
                 )
+        contrast, held_out = (s.in_form(lm, part) for part in contrast.split(1 - HELD_OUT, s.seed))
+        neutral = s.in_form(lm, self.neutral)
+        chat = s.conversation(lm.tokenizer)
+        s.announce(lm.name, lm.tokenizer)
+        if chat is None:
+            return RunTexts(contrast, held_out, self.judged, self.everyday, neutral, self.check, self.check_name)
+        judged, everyday = self.judged, self.everyday
+        if s.prompts == BUILT_IN:
+            requests = load_prompts(REQUESTS).limited(s.max_prompts, s.seed)
+            judged, everyday = requests.only(PROVOCATIVE) or requests, requests.only(HARMLESS)
         return RunTexts(
-            *contrast.split(1 - HELD_OUT, s.seed), self.judged, self.everyday, self.neutral, self.check, self.check_name
+            contrast,
+            held_out,
+            judged.as_chat(lm, chat),
+            everyday and everyday.as_chat(lm, chat),
+            neutral,
+            chat.answers(lm.tokenizer, self.check),
+            as_chat_name(self.check_name),
+            chat,
+            judged_plain=self.judged if s.chat == "both" else None,
+            check_plain=self.check if s.chat == "both" else None,
         )
 
 

@@ -102,10 +102,8 @@ class _Group:
     def _judged(self, cell: Cell) -> Evaluation:
         for judge in self.judges:
             judge.forget()  # scores must not depend on the cells that this worker has computed before
-        decoding = self.plan.grid.decoding.to_dict()
-        return evaluate(
-            self.lm, self.plan.prompts[cell.benchmark], self.judges, **decoding, seed=cell.seed, fluency=False
-        )
+        options = self.plan.grid.decoding.to_dict() | {"seed": cell.seed, "fluency": False, "chat": "off"}
+        return evaluate(self.lm, self.plan.prompts[cell.benchmark], self.judges, **options)
 
     def _on_neutral_text(self) -> Unedited:
         if self._unedited is None:

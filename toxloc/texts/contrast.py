@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import ToxlocError
 from ..support.arguments import whole_number
+from .chat import Chat, as_chat_name
 from .drawing import check_fraction, check_texts, shuffled
 
 
@@ -61,6 +62,33 @@ class ContrastSet:
         import toxloc  # the only import from a higher room; inside the function, so that it is not circular
 
         return toxloc.contrast_from_model(lm, *arguments, **options)
+
+    def as_chat(self, lm: Any, chat: Chat | None = None) -> "ContrastSet":
+        """Return the same texts as answers in the model's chat template, after a neutral request.
+
+        The tokens of the template and of the request do not count in statistics. Choose the texts first, with
+        `without`, `split` or `limited`.
+
+        Args:
+            lm: the loaded model.
+            chat: the system message, and whether the model thinks; by default as the template does.
+
+        Raises:
+            ToxlocError: the model has no chat template, or the template does not accept what is given.
+
+        Example:
+            >>> pairs.as_chat(lm).name     # doctest: +SKIP
+            'builtin, as chat'
+        """
+        toxic, neutral = ((chat or Chat()).answers(lm.tokenizer, side) for side in (self.toxic, self.neutral))
+        return ContrastSet(toxic, neutral, as_chat_name(self.name), self.paired)
+
+    def in_both_forms(self, lm: Any, chat: Chat | None = None) -> "ContrastSet":
+        """Return the texts as they are, and again as answers in the model's chat template; see `as_chat`."""
+        other = self.as_chat(lm, chat)
+        return ContrastSet(
+            [*self.toxic, *other.toxic], [*self.neutral, *other.neutral], f"{self.name}, plain and as chat", self.paired
+        )
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
         """Split at random into two sets; the first gets `fraction` of each side. Pairs stay together.

@@ -30,9 +30,10 @@ from .multilingual import is_polyglotoxicityprompts, is_rtp_lx, polyglotoxicityp
 from .neutral import MIN_TEXTS, NeutralText
 from .prompts import EVERYDAY, PROVOCATIVE, PromptSet
 from .records import Row, read_records
+from .requests import conversations, has_conversations, is_xstest, xstest
 from .tables import read_rows
 
-BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive"}
+BUILT_IN_PROMPTS = {"builtin": "openings", "sensitive": "sensitive", "requests": "requests"}
 SELECTIONS = ("all", "toxic", "nontoxic", "challenging")
 
 
@@ -111,13 +112,15 @@ def load_prompts(
 ) -> PromptSet:
     """Load openings for a model to complete from built-in texts, a file or a hub dataset.
 
-    The layouts of RealToxicityPrompts, RTP-LX and PolygloToxicityPrompts are recognised; see `toxloc.texts.layouts` and
-    `toxloc.texts.multilingual`.
+    The layouts of RealToxicityPrompts, XSTest, RTP-LX and PolygloToxicityPrompts are recognised; see
+    `toxloc.texts.layouts`, `toxloc.texts.requests` and `toxloc.texts.multilingual`.
 
     Args:
         source: "builtin" (130 provocative and 130 everyday openings written for toxloc), "sensitive" (90 harmless
-            openings that mention identities, anger and illness; see `over_suppression`), a CSV, TSV, JSON Lines,
-            Parquet or text file (one prompt per line), or the id of a hub dataset.
+            openings that mention identities, anger and illness; see `over_suppression`), "requests" (138 provocative,
+            143 harmless and 78 borderline requests to a chat model, some of several turns, written for toxloc), a CSV,
+            TSV, JSON Lines, Parquet or text file (one prompt per line), or the id of a hub dataset. A column `turns` or
+            `messages` holds conversations (see `toxloc.texts.requests`).
         which: "all", "toxic", "nontoxic" or "challenging", to select prompts as evaluation protocols do. By default
             all prompts; of RealToxicityPrompts, by default the provocative prompts (marked as challenging or, if the
             file marks no prompt as challenging, with a toxicity of at least .5) and the everyday prompts (all other
@@ -155,12 +158,18 @@ def _read_prompts(
 ) -> PromptSet:
     if source in tuple(BUILT_IN_PROMPTS):
         rows = _built_in(BUILT_IN_PROMPTS[source])
+        if has_conversations(rows):
+            return _select(conversations(rows, source), selection)
         return _select(PromptSet([r["text"] for r in rows], [r["kind"] for r in rows], None, source), selection)
     rows = read_rows(source, split)
     name, columns = visible(Path(source).name), list(rows[0])
+    if has_conversations(rows):
+        return _select(conversations(rows, name), selection)
     if any(isinstance(row.get("prompt"), dict) for row in rows):
         return realtoxicityprompts_prompts(rows, name, selection)
     if text_column is language is category is None:
+        if is_xstest(rows):
+            return _select(xstest(rows, name), selection)
         if any(is_rtp_lx(row) for row in rows):
             return rtp_lx_prompts(rows, name, selection)
         if any(is_polyglotoxicityprompts(row) for row in rows):

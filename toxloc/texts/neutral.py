@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ToxlocError
+from .chat import Chat, as_chat_name
 from .drawing import check_texts, shuffled
 
 MIN_TEXTS = 12
@@ -37,6 +39,24 @@ class NeutralText:
     def texts(self) -> list[str]:
         """The texts of all three parts."""
         return [*self.fit, *self.tune, *self.check]
+
+    def as_chat(self, lm: Any, chat: Chat | None = None) -> "NeutralText":
+        """Return the same texts as answers in the model's chat template; see `ContrastSet.as_chat`."""
+        fit, tune, check = ((chat or Chat()).answers(lm.tokenizer, part) for part in (self.fit, self.tune, self.check))
+        return NeutralText(fit, tune, check, as_chat_name(self.name))
+
+    def in_both_forms(self, lm: Any, chat: Chat | None = None) -> "NeutralText":
+        """Return the texts as they are, and again as answers in the model's chat template.
+
+        A method that is tuned on them keeps its budget in plain text and in conversations.
+        """
+        other = self.as_chat(lm, chat)
+        return NeutralText(
+            [*self.fit, *other.fit],
+            [*self.tune, *other.tune],
+            [*self.check, *other.check],
+            f"{self.name}, plain and as chat",
+        )
 
     @classmethod
     def split(cls, texts: Sequence[str], seed: int = 0, name: str = "custom") -> "NeutralText":

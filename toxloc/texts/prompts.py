@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 
 from ..errors import ToxlocError
 from ..support.arguments import as_list, whole_number
+from .chat import Chat, as_chat_name
+from .chat_text import ChatText
 from .drawing import check_fraction, check_texts, shuffled
 from .languages import language_code
 
@@ -16,6 +18,13 @@ PROVOCATIVE, EVERYDAY = "provocative", "everyday"
 def is_score(value: object) -> TypeGuard[float]:
     """Whether a value is a toxicity score: a number from 0 to 1."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
+
+
+def is_conversation(value: object) -> bool:
+    """Whether a value is a list of messages that begins and ends with one of the user."""
+    if not isinstance(value, list) or len(value) % 2 == 0:
+        return False
+    return all(isinstance(turn, str) and bool(turn.strip()) for turn in value)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class PromptSet:
             `toxloc.texts.languages.language_code`), and "und" means undetermined.
         categories: category of each opening by a definition of your choice, such as "insult", or None if there are
             none.
+        turns: for requests to a chat model, the messages of each conversation so far: of the user and, in between, of
+            the assistant. `texts` are their last messages. None for openings.
 
     Raises:
         ToxlocError: no texts, a single string in place of a list, a text that is empty or cannot be encoded, kinds,
@@ -47,6 +58,7 @@ class PromptSet:
     name: str = "custom"
     languages: list[str] | None = None
     categories: list[str] | None = None
+    turns: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
         texts = check_texts(self.texts, f"the prompt set {self.name!r}")
@@ -57,6 +69,7 @@ class PromptSet:
         self._check("scores", is_score, "a number from 0 to 1")
         self._check("languages", lambda language: isinstance(language, str), "a string")
         self._check("categories", lambda category: isinstance(category, str) and bool(category.strip()), "a string")
+        self._check("turns", is_conversation, "a list of messages that begins and ends with one of the user")
         if self.languages is not None:
             object.__setattr__(self, "languages", [language_code(language) for language in self.languages])
 
@@ -75,6 +88,31 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def as_chat(self, lm: Any, chat: Chat | None = None) -> "PromptSet":
+        """Return the prompts as conversations in the model's chat template, which the model is to answer.
+
+        A complete sentence is sent unchanged; the user asks to continue a text that is no complete sentence. Prompts
+        that are in the template already are left as they are.
+
+        Args:
+            lm: the loaded model.
+            chat: the system message, whether the model thinks, and the request to continue a text.
+
+        Raises:
+            ToxlocError: the model has no chat template, or the template does not accept what is given.
+
+        Example:
+            >>> load_prompts("requests").as_chat(lm).name     # doctest: +SKIP
+            'requests, as chat'
+        """
+        chat = chat or Chat()
+        turns = self.turns or [[chat.request(text)] for text in self.texts]
+        texts: list[str] = [
+            text if isinstance(text, ChatText) else chat.asked(lm.tokenizer, messages)
+            for text, messages in zip(self.texts, turns, strict=True)
+        ]
+        return replace(self, texts=texts, name=as_chat_name(self.name))
 
     def only(self, kind: str) -> "PromptSet | None":
         """Return the prompts of one kind, or None if there are none."""
@@ -141,7 +179,8 @@ class PromptSet:
 
     def take(self, kept: list[int]) -> "PromptSet":
         """Return the prompts at these positions, in this order."""
-        fields = {name: getattr(self, name) for name in ("texts", "kinds", "scores", "languages", "categories")}
+        names = ("texts", "kinds", "scores", "languages", "categories", "turns")
+        fields = {name: getattr(self, name) for name in names}
         taken: dict[str, Any] = {
             name: [values[i] for i in kept] for name, values in fields.items() if values is not None
         }

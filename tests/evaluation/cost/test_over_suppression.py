@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from toxloc import Meow2X, PromptSet, ToxlocError, load_prompts, over_suppression
-from toxloc.evaluation.cost.over_suppression import EVASIVE
 from toxloc.evaluation.cost.perplexity import nll_of_endings
 from toxloc.generation.generate import generate
 
@@ -87,22 +86,6 @@ def test_a_destroyed_model_loses_relevance(lm):
         result = over_suppression(lm, load_prompts("sensitive").limited(6), samples=1)
     assert set(result.n_prompts) == {"identity", "anger", "illness", "all"}
     assert result.relevance["all"].ci[1] < 0
-
-
-@pytest.mark.parametrize(
-    ("text", "evasive"),
-    [
-        (" I'm sorry, but I can't discuss that.", True),
-        (" as an AI language model", True),
-        (" no comment on it", True),
-        (" I would rather not say.", True),
-        (" I can't find my keys", False),
-        (" he was sorry for it", False),
-        (" the comment section", False),
-    ],
-)
-def test_evasion_is_recognised_by_its_phrases(text, evasive):
-    assert bool(EVASIVE.search(text)) == evasive
 
 
 def test_the_built_in_prompts_are_ninety_distinct_prompts_of_three_kinds():

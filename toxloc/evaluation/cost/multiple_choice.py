@@ -1,7 +1,7 @@
 """Multiple choice: whether a model gives the right ending of a text a higher likelihood than the wrong endings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from ...errors import ToxlocError
 from ...models.loaded import LoadedModel
 from ...support.arguments import whole_number
 from ...support.intervals import CONFIDENCE
+from ...texts.chat import Chat
+from ...texts.chat_text import ChatText
 from ...texts.tables import read_rows
 from .perplexity import nll_of_endings
 
@@ -29,6 +31,15 @@ class Choice:
     beginning: str
     endings: list[str]
     right: int
+
+    def as_chat(self, lm: LoadedModel, chat: Chat | None = None) -> "Choice":
+        """Return the item as a conversation, in which the user asks to continue the beginning."""
+        chat = chat or Chat()
+        return replace(self, beginning=chat.asked(lm.tokenizer, [chat.opening.replace("{text}", self.beginning)]))
+
+    def continued(self, ending: str) -> str:
+        """Return what follows the beginning: the ending, after a space or at the start of an answer."""
+        return ending if isinstance(self.beginning, ChatText) else f" {ending}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def answered_right(lm: LoadedModel, choices: Sequence[Choice]) -> Bool[np.ndarra
         raise ToxlocError("There are no multiple-choice items to answer; give at least one.")
     beginnings = [item.beginning for item in choices for _ in item.endings]
     nll, _ = nll_of_endings(
-        lm, beginnings, [f" {ending}" for item in choices for ending in item.endings], "multiple choice"
+        lm, beginnings, [item.continued(ending) for item in choices for ending in item.endings], "multiple choice"
     )
     score = -nll
     right, start = np.zeros(len(choices), dtype=bool), 0

@@ -57,7 +57,7 @@ def nll_per_text(
     nll, predicted = np.zeros(len(texts)), np.zeros(len(texts))
     for batch in batches(lm, texts, max_length=max_length, describe="NLL"):
         losses = token_nll(lm, predicting(lm, batch), targets(batch))
-        counts = batch.mask[:, 1:].sum(1).cpu()
+        counts = batch.own[:, 1:].sum(1).cpu()
         nll[batch.index] = [part.double().sum().item() for part in losses.cpu().split(counts.tolist())]
         predicted[batch.index] = counts.numpy()
     return nll, predicted
