@@ -24,7 +24,7 @@ def test_the_table_has_a_row_for_each_run_and_shows_which_steps_were_reached():
     assert cells[2] == ["m", "7.1, float32, in memory", "6", "61 s\u00a0·\u00a01.3", *["–"] * 6, "ended"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_steps_are_done_and_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     work("toxloc-tiny", 12, 1 << 28, True, "float32", tmp_path / "result.json")

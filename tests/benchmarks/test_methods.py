@@ -67,7 +67,7 @@ def test_the_command_compares_methods_at_one_price_saves_and_goes_on(tmp_path, m
     assert "seed=0, not 1" in str(other.exception)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_budgets_in_kl(tmp_path):
     done = command("--method", "TRNE", *SMALL[2:], "--unit", "kl", "--budget", "0.02", "--out", tmp_path / "out.json")
     assert done.exit_code == 0, done.output
