@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 SIDE_BY_SIDE = "\u00a0·\u00a0"  # separates values in the same cell, without a line break
 
 
@@ -13,6 +16,14 @@ def p_value(p: float) -> str:
         ('.012', '<.001', '1.000')
     """
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def show(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
+    """Print a table on the terminal."""
+    shown = Table(*head, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False, labels: int = 1) -> str:

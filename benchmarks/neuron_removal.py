@@ -14,8 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.planted import kind_of, retrieval
@@ -88,11 +86,7 @@ def main(
         }
         if out is not None:
             write_json(out, result)
-    head, rows = table(result)
-    shown = Table(*head, title="Planted neurons among the 64 highest")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    md.show(*table(result), title="Planted neurons among the 64 highest")
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -19,8 +19,6 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from jaxtyping import Bool, Float64
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.plants import CONTROLS, Plant, planted_model, plants
@@ -333,19 +331,14 @@ def _named(finding: dict[str, Any] | None) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print the summary, and the site that every score names in the controls."""
-    console = Console()
     if result["summary"]:
-        head, rows = rows_by_score(result)
-        table = Table(*head, title=f"Planted toxicity: {md.SIDE_BY_SIDE.join(CONTRASTS)}")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    controls = Table("model", "contrast", "score", "names", "adjusted p", title="Controls: nothing planted")
-    for f in result["findings"]:
-        if f["rank"] is None:
-            named = f["model"], f["contrast"], f["score"], Site.of(f["top"]).title
-            controls.add_row(*named, _number(f["p_adjusted"], ".3f"))
-    console.print(controls)
+        md.show(*rows_by_score(result), title=f"Planted toxicity: {md.SIDE_BY_SIDE.join(CONTRASTS)}")
+    controls = [
+        [f["model"], f["contrast"], f["score"], Site.of(f["top"]).title, _number(f["p_adjusted"], ".3f")]
+        for f in result["findings"]
+        if f["rank"] is None
+    ]
+    md.show(["model", "contrast", "score", "names", "adjusted p"], controls, title="Controls: nothing planted")
 
 
 def _number(value: float | int | None, layout: str) -> str:

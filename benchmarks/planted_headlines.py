@@ -11,11 +11,9 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import markdown as md
 from benchmarks.planted import PARTS
@@ -23,7 +21,6 @@ from benchmarks.plants import CONTROLS, planted_model, plants
 from toxloc import KnockoutTest, confirm, load_contrast, localize
 from toxloc.localization.headline import Headline
 from toxloc.localization.result import HEADLINES
-from toxloc.localization.score_names import ScoreName
 from toxloc.models.loaded import LoadedModel
 from toxloc.models.sites import Site
 from toxloc.support.files import write_json
@@ -78,7 +75,7 @@ def verdicts(
 ) -> Iterator[Verdict]:
     """Localize on most of the pairs, confirm on the others, and compare the headline of each score with the truth."""
     fit, held_out = pairs.split(FIT, seed)
-    loc = localize(lm, fit, cast("tuple[ScoreName, ...]", HEADLINES), parts=PARTS, seed=seed)
+    loc = localize(lm, fit, HEADLINES, parts=PARTS, seed=seed)
     test = KnockoutTest(lm, held_out, seed=seed)
     for score in HEADLINES:
         yield verdict(name, score, true, confirm(test, loc, score))
@@ -115,11 +112,7 @@ def main(
         "n_pairs": len(pairs.toxic),
         "verdicts": [asdict(v) | {"kind": v.kind} for v in reached],
     }
-    head, rows = table(result)
-    shown = Table(*head, title="Headlines, compared with what was planted")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    md.show(*table(result), title="Headlines, compared with what was planted")
     if out is not None:
         write_json(out, result)
 

@@ -11,11 +11,9 @@ other models and sets stay in the file.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import markdown as md
 from toxloc import ContrastSet, KnockoutTest, Localization, confirm, load_contrast, load_model, localize
@@ -28,7 +26,6 @@ from toxloc.support.files import read_json, write_json
 
 MODELS = ("smollm2-135m", "gemma3-270m", "toxloc-tiny")
 PARTS: tuple[Part, ...] = ("mlp", "attention")
-SCORES = cast("tuple[ScoreName, ...]", HEADLINES)
 SHOWN = 3  # sites of each sign
 HELD_OUT, MAX_HELD_OUT = 0.2, 60
 THIRDS = ("early", "middle", "late")
@@ -45,14 +42,14 @@ def sites_of(lm: LoadedModel, pairs: ContrastSet, seed: int = 0) -> dict[str, An
     """Score all sites on most of the pairs, and remove those above chance on the others."""
     began = time.perf_counter()
     fit, held_out = pairs.split(1 - HELD_OUT, seed)
-    loc = localize(lm, fit, SCORES, parts=PARTS, seed=seed)
+    loc = localize(lm, fit, HEADLINES, parts=PARTS, seed=seed)
     test = KnockoutTest(lm, held_out.limited(MAX_HELD_OUT, seed), seed=seed)
     return {
         "n_pairs": len(fit.toxic),
         "n_held_out": min(MAX_HELD_OUT, len(held_out.toxic)),
         "n_layers": lm.n_layers,
         "scores": {
-            score: {"sites": _rows(loc, score), "headline": confirm(test, loc, score).to_dict()} for score in SCORES
+            score: {"sites": _rows(loc, score), "headline": confirm(test, loc, score).to_dict()} for score in HEADLINES
         },
         "seconds": round(time.perf_counter() - began),
     }
@@ -98,16 +95,7 @@ def main(
             result["models"].setdefault(name, {})[title] = sites_of(lm, comparable(lm, contrast, pairs), seed)
             if out is not None:
                 write_json(out, result)
-    show(result)
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Print the rows of the table of the documentation."""
-    head, rows = _table(result)
-    table = Table(*head, title="Sites of real models")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    md.show(*_table(result), title="Sites of real models")
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -64,8 +64,8 @@ def generate(
         lm: the model; `lm.hf` generates, so hooks on `lm.hooked` alone have no effect here.
         prompts: the prompts, none empty.
         samples: number of completions per prompt.
-        max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token
-            ends it earlier, and after a `ChatText` the end of the turn does too.
+        max_new_tokens: largest number of tokens in a completion, 20 by default; an end-of-text token ends it earlier,
+            and after a `ChatText` the end of the turn does too.
         top_p: nucleus sampling: draw from the smallest set of tokens with at least this probability, .9 by default;
             1 draws from all tokens.
         temperature: divisor of the logits, 1 by default; 0 for greedy decoding.

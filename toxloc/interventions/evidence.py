@@ -81,9 +81,8 @@ class Evidence:
         self._expected: set[str] = set()
         self._gathered: dict[tuple[Site, ...], tuple[frozenset[str], ContrastStatistics]] = {}
         self._memo: dict[Hashable, Any] = {}
-        self._unedited: dict[
-            tuple[AppliedIntervention, ...], list[Unedited]
-        ] = {}  # by the interventions that were applied
+        # By the interventions that were applied.
+        self._unedited: dict[tuple[AppliedIntervention, ...], list[Unedited]] = {}
 
     @property
     def neutral(self) -> NeutralText:

@@ -14,6 +14,7 @@ from ..errors import ToxlocError
 from ..models.sites import UNITS, BySite, Site, Unit
 from ..support.files import new_folder, read_json, read_tensors, write_json
 from .headline import Headline, Removal, headline_of
+from .score_names import ScoreName
 from .score_table import SCORES, Score
 from .uncertainty import Uncertainty
 
@@ -25,7 +26,7 @@ FORMAT_VERSION = 3
 READABLE = (2, 3)  # version 2 stores MLPs only
 MLP = "mlp"
 # Scores that can have a headline, the default first (`benchmarks.planted_headlines` compares them).
-HEADLINES = ("attribution", "counterfactual")
+HEADLINES: tuple[ScoreName, ...] = ("attribution", "counterfactual")
 
 
 @dataclass(frozen=True)

@@ -98,21 +98,27 @@ def encode_rows(lm: LoadedModel, texts: Sequence[str], max_length: int) -> list[
     every: list[list[int]] = lm.tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else []
     rows = []
     for text, ids in zip(texts, every, strict=True):
-        is_chat = isinstance(text, ChatText)
-        own = _in_spans(lm, text) if isinstance(text, ChatText) else [1] * len(ids)
+        own = _in_spans(lm, text, len(ids)) if isinstance(text, ChatText) else [1] * len(ids)
         match _change_of_bos(lm, ids):
             case 1:
-                ids, own = [lm.tokenizer.bos_token_id, *ids], [int(not is_chat), *own]
+                ids, own = [lm.tokenizer.bos_token_id, *ids], [int(not isinstance(text, ChatText)), *own]
             case -1:
                 ids, own = ids[1:], own[1:]
         of_template = own.count(0) if any(own) else 0
         end = min(max_length + of_template, lm.context)
+        if of_template and not any(own[:end]):
+            raise ToxlocError(
+                f"An answer begins after the {lm.context:,} tokens that {lm.name} can read; shorten the system message "
+                "or the request."
+            )
         rows.append(Row(ids[:end], own[:end]))
     return rows
 
 
-def _in_spans(lm: LoadedModel, text: ChatText) -> list[int]:
+def _in_spans(lm: LoadedModel, text: ChatText, n_tokens: int) -> list[int]:
     """Return 1 for every token with a character in the spans of a text, 0 for the others."""
+    if not text.spans:  # a prompt
+        return [0] * n_tokens
     if not lm.tokenizer.is_fast:
         raise ToxlocError(
             f"The tokenizer of {lm.name} does not tell which characters a token stands for, so the tokens of its chat "

@@ -221,7 +221,8 @@ def _results(
         if evaluated.everyday:
             entry["everyday_toxicity"] = {name: t.to_dict() for name, t in evaluated.everyday.toxicity.items()}
         if evaluated.plain:
-            entry["plain"] = {name: evaluated.plain.to_dict()[name] for name in PLAIN}
+            plain = evaluated.plain.to_dict()
+            entry["plain"] = {name: plain[name] for name in PLAIN}
         if evaluated is not judged[0]:
             changes = {
                 name: relative_change(judged[0].main.judgements[name], judgement, s.seed)
