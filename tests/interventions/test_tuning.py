@@ -11,6 +11,7 @@ from toxloc.evaluation.cost.fluency import Unedited, measure_fluency
 from toxloc.evaluation.cost.perplexity import mean_nll
 from toxloc.interventions.budget import Budget
 from toxloc.interventions.tuning import largest_within, tune
+from toxloc.texts.chat_text import ChatText
 
 
 def searched(cost, budget, first, **options):
@@ -212,3 +213,27 @@ def test_tune_notes_what_it_chose_and_what_that_costs(tiny, known):
     assert made.record["texts"] == {"neutral": "some text"}
     assert made.fitted_on == {"name": "random-gpt2", "fingerprint": tiny.fingerprint}
     assert tiny.interventions == []
+
+
+def test_the_budget_is_kept_in_plain_text_and_in_conversations(tiny):
+    """The strength is that of the form in which the edit costs more."""
+    plain, as_chat = TEXTS[3:4], [ChatText(TEXTS[4], [(5, len(TEXTS[4]))])]
+    budget = Budget(kl=0.01)
+
+    def tuned(texts):
+        return tune(
+            tiny,
+            lambda s: Meow2X(layers=[0], scale=1 - s),
+            budget,
+            NeutralText(TEXTS[:1], texts, TEXTS[1:2]),
+            0.1,
+            limit=1.0,
+        )
+
+    alone = {form: tuned(texts).record["strength"] for form, texts in (("plain", plain), ("chat", as_chat))}
+    both = tuned([*plain, *as_chat])
+    assert alone["plain"] != pytest.approx(alone["chat"], rel=0.02)
+    assert both.record["strength"] == pytest.approx(min(alone.values()), rel=0.02)
+    with both.applied(tiny):
+        costs = [measure_fluency(tiny, texts).kl for texts in (plain, as_chat)]
+    assert max(costs) == pytest.approx(both.record["tuned_kl"], rel=1e-3) and max(costs) <= 0.01
